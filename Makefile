@@ -1,0 +1,43 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3.11
+VENV   ?= .venv
+OUT    ?= runs/demo
+TARGET ?= pencil sketch
+GOLDEN ?= tests/golden
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.zeroshift-setup
+
+.PHONY: setup demo test lint bench golden
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/zeroshift adapt --target "$(TARGET)" --out "$(OUT)"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# One thread a process keeps the numbers the same on every machine.
+test: export OMP_NUM_THREADS = 1
+test: lint
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+golden: export OMP_NUM_THREADS = 1
+golden: setup
+	ZEROSHIFT_GOLDEN="$(GOLDEN)" $(BIN)/python -m pytest -q -rs tests -k golden
+	$(BIN)/python tests/golden_groups.py "$(GOLDEN)"
+
+bench: setup
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

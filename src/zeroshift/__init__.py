@@ -1,0 +1,63 @@
+"""Move a pretrained image generator into a domain that exists only as words.
+
+Importing the package loads nothing heavy: every public name below is fetched from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapt import adapt as adapt
+    from .config import AdaptConfig as AdaptConfig
+    from .errors import InputError as InputError
+    from .errors import RunError as RunError
+    from .errors import ZeroshiftError as ZeroshiftError
+    from .registry import load_clip as load_clip
+    from .registry import load_generator as load_generator
+    from .sample import load as load
+    from .sample import sample as sample
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdaptConfig": "config",
+    "InputError": "errors",
+    "RunError": "errors",
+    "ZeroshiftError": "errors",
+    "adapt": "adapt",
+    "load": "sample",
+    "load_clip": "registry",
+    "load_generator": "registry",
+    "sample": "sample",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'zeroshift' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"zeroshift.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Package(ModuleType):
+    """The package module, in which a verb wins over the submodule of the same name.
+
+    Importing `zeroshift.adapt` would bind the module to `zeroshift.adapt` and hide the function; this binds the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
