@@ -1,0 +1,246 @@
+"""CLIP through transformers: any CLIPModel (hub id or folder) and the built-in ones, frozen, with soft prompts.
+
+Pictures come in as BCHW in [-1, 1]; CLIP's own range and size exist only in this file. Features leave un-normalised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroshift.errors import InputError
+from zeroshift.text import IMAGENET, BytePairTokenizer, HubTokenizer, TemplateBank, Tokenizer, WordTokenizer
+
+# Constants of the processor published with OpenAI CLIP.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_VOCABULARY = 49408
+
+Resize = Literal["antialias", "noantialias"]
+
+
+class ClipModel(nn.Module):
+    """One CLIP: a transformers CLIPModel or VisionTextDualEncoderModel (as `.model`) with its tokenizer and constants.
+
+    Frozen and in evaluation mode unless `frozen=False`, which training a built-in CLIP needs. Half-precision models give float32
+    features.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        resolution: int,
+        name: str = "clip",
+        mean: Sequence[float] = OPENAI_MEAN,
+        std: Sequence[float] = OPENAI_STD,
+        templates: TemplateBank = IMAGENET,
+        context: str = "a photo of a",
+        resize: Resize = "antialias",
+        frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        if resize not in ("antialias", "noantialias"):
+            raise InputError(f'unknown resize filter "{resize}". Use "antialias" or, for old results, "noantialias".')
+        # Sub-modules have no declared type in torch; transformers' towers are reached by name.
+        self.model: Any = model
+        self.tokenizer, self.name, self.resolution = tokenizer, name, resolution
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.templates, self.context, self.resize = templates, context, resize
+        self.embed_dim: int = self.model.text_projection.out_features
+        self.text_width: int = self.model.text_projection.in_features
+        self.context_length: int = self.model.text_model.config.max_position_embeddings
+        self.frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+        self.train(not frozen)
+
+    def train(self, mode: bool = True) -> ClipModel:
+        """Training mode, which a frozen CLIP never enters: its batch statistics must not move."""
+        return super().train(mode and not self.frozen)
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines in the contrastive loss: exp of the stored logarithm, 100 for released models."""
+        return math.exp(float(self.model.logit_scale.detach()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.model.text_projection.weight.dtype
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """CLIP's input from pictures BCHW in [-1, 1]: shorter side to the resolution, centre crop, mean and deviation.
+
+        Differentiable, in the pictures' own precision (float32 at least).
+        """
+        images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        images = _centre_crop(_resize((images + 1) / 2, self.resolution, self.resize), self.resolution)
+        mean, std = (images.new_tensor(each).view(1, 3, 1, 1) for each in (self.mean, self.std))
+        return (images - mean) / std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features B,E of pictures BCHW in [-1, 1], un-normalised, differentiable."""
+        return self.encode_pixels(self.preprocess(images))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Features B,E of already preprocessed pictures, un-normalised."""
+        pooled = self.model.vision_model(pixel_values=pixels.to(self.dtype)).pooler_output.flatten(1)
+        return _full(self.model.visual_projection(pooled))
+
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
+        """Ids B,T on the model's device, zero padded to the context length."""
+        texts = [texts] if isinstance(texts, str) else texts
+        return self.tokenizer(texts, self.context_length).to(self.model.text_projection.weight.device)
+
+    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
+        """Features B,E of texts or token ids B,T, un-normalised, read at the end token.
+
+        Note: padding after the longest text is cut off, which changes nothing because attention is causal.
+        """
+        ids_BT = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        end_B = self._ends(ids_BT)
+        return self._read(self.model.text_model.embeddings.token_embedding(ids_BT[:, : int(end_B.max()) + 1]), end_B)
+
+    def encode_prompts(self, prompts: Tensor, text: str) -> Tensor:
+        """Features B,E of `text` with the embeddings of its first M words replaced by `prompts` B,M,D, un-normalised.
+
+        Positions are added after the replacement; the feature is read at the end token of the text as written.
+        """
+        batch, num_words, width = prompts.shape
+        if width != self.text_width:
+            raise InputError(f"prompts are {width} wide, the text tower of {self.name} is {self.text_width} wide. Make one head per CLIP.")
+        ids_1T = self.tokenize(text)
+        end_1 = self._ends(ids_1T)
+        if num_words >= int(end_1):
+            raise InputError(f'"{text}" has {int(end_1) - 1} tokens, too few for {num_words} learned words. Use a longer context.')
+        tokens = self.model.text_model.embeddings.token_embedding(ids_1T[:, : int(end_1) + 1]).expand(batch, -1, -1)
+        tokens_BTD = torch.cat([tokens[:, :1], prompts.to(tokens.dtype), tokens[:, 1 + num_words :]], dim=1)
+        return self._read(tokens_BTD, end_1.expand(batch))
+
+    def embed_tokens(self, text: str) -> Tensor:
+        """Token embeddings T,D of a text's words, without start and end."""
+        ids_1T = self.tokenize(text)
+        return self.model.text_model.embeddings.token_embedding(ids_1T[0, 1 : int(self._ends(ids_1T))])
+
+    def _ends(self, ids_BT: Tensor) -> Tensor:
+        found_BT = ids_BT == self.tokenizer.end_id
+        if not bool(found_BT.any(dim=1).all()):
+            raise InputError(f"a row of token ids lacks the end token {self.tokenizer.end_id}. Tokenise with this model's tokenizer.")
+        return found_BT.int().argmax(dim=1)
+
+    def _read(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
+        """Text feature B,E from token embeddings: positions, causal blocks, last norm and projection of row `end_B`."""
+        from transformers.masking_utils import create_causal_mask
+
+        tower = self.model.text_model
+        hidden_BTD = tower.embeddings(inputs_embeds=tokens_BTD)
+        mask = create_causal_mask(config=tower.config, inputs_embeds=hidden_BTD, attention_mask=None, past_key_values=None)
+        hidden_BTD = tower.encoder(inputs_embeds=hidden_BTD, attention_mask=mask, is_causal=True).last_hidden_state
+        rows_BD = hidden_BTD[torch.arange(len(hidden_BTD), device=end_B.device), end_B]
+        return _full(self.model.text_projection(tower.final_layer_norm(rows_BD)))
+
+
+def _full(features: Tensor) -> Tensor:
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def _resize(images: Tensor, resolution: int, filter_: Resize) -> Tensor:
+    """Bicubic, shorter side to `resolution`, the other truncated to an integer; the same picture where it fits already."""
+    height, width = images.shape[-2:]
+    short, long = min(height, width), max(height, width)
+    if short == resolution:
+        return images
+    other = int(resolution * long / short)
+    size = (resolution, other) if height <= width else (other, resolution)
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=filter_ == "antialias")
+
+
+def _centre_crop(images: Tensor, resolution: int) -> Tensor:
+    """The middle square; an odd surplus puts the first row at the half rounded to even, as torchvision does."""
+    top, left = (round((side - resolution) / 2) for side in images.shape[-2:])
+    return images[..., top : top + resolution, left : left + resolution]
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Transformers initialises from the global generator: lend it a seed and put its state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def build_dual_encoder(
+    vocab_size: int,
+    *,
+    vision: Literal["convnext", "resnet"] = "convnext",
+    widths: Sequence[int] = (48, 96, 192),
+    depths: Sequence[int] = (1, 2, 2),
+    patch_size: int = 4,
+    activation: str = "gelu",
+    embed_dim: int = 128,
+    text_width: int = 128,
+    text_layers: int = 3,
+    text_heads: int = 4,
+    context_length: int = 48,
+    resolution: int = 64,
+    seed: int = 0,
+) -> Any:
+    """A small untrained VisionTextDualEncoderModel with a convolutional vision tower and a CLIP text tower, for WordTokenizer.
+
+    `patch_size` is the stride of the ConvNeXt stem; a ResNet stem always divides by 4.
+    """
+    import transformers
+
+    text = transformers.CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=text_width,
+        intermediate_size=4 * text_width,
+        num_hidden_layers=text_layers,
+        num_attention_heads=text_heads,
+        max_position_embeddings=context_length,
+        projection_dim=embed_dim,
+        pad_token_id=0,
+        bos_token_id=WordTokenizer.start_id,
+        eos_token_id=WordTokenizer.end_id,
+    )
+    if vision == "convnext":
+        tower = transformers.ConvNextConfig(
+            num_stages=len(widths),
+            hidden_sizes=list(widths),
+            depths=list(depths),
+            patch_size=patch_size,
+            hidden_act=activation,
+            layer_scale_init_value=0.5,
+            image_size=resolution,
+            hidden_size=widths[-1],
+        )
+    elif vision == "resnet":
+        tower = transformers.ResNetConfig(
+            embedding_size=widths[0],
+            hidden_sizes=list(widths),
+            depths=list(depths),
+            layer_type="basic",
+            hidden_act=activation,
+            image_size=resolution,
+            hidden_size=widths[-1],
+        )
+    else:
+        raise InputError(f'unknown vision tower "{vision}". Use "convnext" or "resnet".')
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(tower, text, projection_dim=embed_dim)
+    with _own_randomness(seed):
+        model = transformers.VisionTextDualEncoderModel(config)
+        # The stock deviation of 0.02 is meant for wide towers and long trainings.
+        for module in model.vision_model.modules():
+            if vision == "convnext" and isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    return model
