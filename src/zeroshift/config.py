@@ -1,0 +1,336 @@
+"""Every knob of a run as frozen, keyword-only dataclasses; the docstring under a field is its help text everywhere."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, dataclass_transform
+
+import pydantic
+import tyro
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from .errors import InputError
+
+Method = Literal["ipl", "nada"]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+def _config(cls: type) -> Any:
+    """Pydantic dataclass whose construction raises one InputError that lists every problem found."""
+    options = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    made = dataclass(cls, frozen=True, kw_only=True, config=options)
+    build: Callable[..., None] = made.__init__
+
+    @functools.wraps(build)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            build(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise InputError(_explain(made, error)) from None
+
+    made.__init__ = checked
+    return made
+
+
+@_config
+class MapperConfig:
+    """Stage 1: learn the words. A mapper turns every style into the words of its own prompt."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Steps of stage 1."""
+    batch: Annotated[int, Field(ge=2)] = 32
+    """Pictures per step of stage 1. The contrastive loss tells the pictures of one batch apart, so at least 2."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate of the mapper (Adam, betas 0.9 and 0.999)."""
+    context: str = ""
+    """Words that the learned ones replace, and the text of the residual feature. Empty: the context that each CLIP brings."""
+    lambda_domain: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the domain regularisation. Small keeps more of the source, large approaches NADA's one direction."""
+    lambda_source: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the source label's part of the domain regularisation."""
+    prompt_init: Literal["random", "tokens"] = "random"
+    """Where the words start: the mapper's random output (as published) or the context's own token vectors plus a small change."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the mapper's hidden layers; 0 takes the style width."""
+    depth: Annotated[int, Field(ge=1)] = 4
+    """Layers of the mapper."""
+
+
+@_config
+class TrainConfig:
+    """Stage 2: move the generator along the directions of the words."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Steps of stage 2."""
+    batch: Annotated[int, Field(ge=1)] = 2
+    """Pictures per step of stage 2."""
+    lr: Annotated[float, Field(gt=0)] = 0.002
+    """Learning rate before the published factor 4/5 (Adam, betas 0 and 0.99 ** 0.8)."""
+    layers: str = "adaptive"
+    """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`, `texture`, ...), or
+    layer names separated by commas. `inspect` and `--dry-run` list the names."""
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """Layers that adaptive selection frees; unset: two thirds of them."""
+    select_every: Annotated[int, Field(ge=1)] = 1
+    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
+    select_batch: Annotated[int, Field(ge=1)] = 8
+    """Pictures per adaptive selection."""
+    free_rgb: bool = False
+    """Frees the to-RGB layers too, whatever was selected: needed where the target has other colours."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay per step of the averaged weights, which are the result of the run."""
+
+
+@_config
+class LossConfig:
+    """Weights of the losses of stage 2, within each CLIP."""
+
+    direction: Annotated[float, Field(ge=0)] = 1.0
+    """Angle between the picture's direction and the text's direction."""
+    global_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Distance of the adapted picture to the target label (the global loss)."""
+    manifold: Annotated[float, Field(ge=0)] = 0.0
+    """Difference between the picture pair's similarity and the label pair's."""
+    patch: Annotated[float, Field(ge=0)] = 0.0
+    """Directions of the parts of one 510 px patch; needs pictures larger than 510 px."""
+
+
+@_config
+class QuirkConfig:
+    """Choices in which the authors' code differs from what is correct; the defaults are correct."""
+
+    residual: Literal["corrected", "published"] = "corrected"
+    """Residual text of stage 2: context and label, or the bare context of the published code."""
+    layer_map: Literal["exact", "published"] = "exact"
+    """Layers that a latent stands for in adaptive selection: those it drives, or the published list, which is off by one."""
+    noise: Literal["live", "independent", "buffers", "off"] = "live"
+    """Noise in the pictures of training: fresh and shared by source and target, fresh for each (as published), the
+    generator's registered maps, or none."""
+    frozen_adam: Literal["skip", "decay"] = "skip"
+    """Adam's treatment of tensors that are frozen in a step: skipped, or fed zero gradients as with PyTorch before 2.0."""
+    resize: Literal["antialias", "noantialias"] = "antialias"
+    """Filter that brings pictures to CLIP's size."""
+    image_floor: Annotated[float, Field(ge=0)] = 0.05
+    """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor would poison Adam's
+    second moment for a thousand steps. 0 is as published."""
+    logit_scale_over_100: bool = False
+    """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine itself."""
+
+
+@_config
+class RunConfig:
+    """How the run is carried out and recorded."""
+
+    recipe: str = ""
+    """Name of the recipe that the values came from."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every draw: the same seed, options and thread count give the same weights, bit for bit on a CPU."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the heavy parts; bf16 is for GPUs that have it."""
+    log_every: Annotated[int, Field(ge=1)] = 1
+    """Steps between lines of metrics.jsonl."""
+    grid_every: Annotated[int, Field(ge=0)] = 50
+    """Steps of stage 2 between sample grids; 0 draws none."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between checkpoints."""
+    samples: Annotated[int, Field(ge=1)] = 8
+    """Pictures in a sample grid, of the seeds 0, 1, 2, ..."""
+    truncation: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Truncation of the sample grids: 1 is the full variety, 0 the average picture."""
+    tensorboard: bool = False
+    """Writes TensorBoard scalars into the run folder too."""
+
+
+@_config
+class AdaptConfig:
+    """One adaptation: a source generator, two labels, a method, and how to run it."""
+
+    target: str
+    """Label of the domain to move to, such as "pencil sketch"."""
+    source: str = "photo"
+    """Label of what the source generator makes: "photo" for changes of style, "human" for changes of identity."""
+    method: Method = "ipl"
+    """`ipl`: every picture gets its own direction, from its own learned words. `nada`: one direction for all."""
+    generator: str = "portraits"
+    """Source generator: a built-in name, a file, or a hub id."""
+    clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
+    """CLIPs that guide: built-in names, folders, or hub ids."""
+    clip_weights: tuple[float, ...] = ()
+    """One weight per CLIP; empty: 1 each."""
+    out: Path | None = None
+    """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
+    mapper: MapperConfig = MapperConfig()
+    """Stage 1 (ipl only)."""
+    train: TrainConfig = TrainConfig()
+    """Stage 2."""
+    losses: LossConfig = LossConfig()
+    """Weights of the losses of stage 2."""
+    quirks: QuirkConfig = QuirkConfig()
+    """Correct or as published, one by one."""
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
+    """How the run is carried out."""
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> "AdaptConfig":
+        if problems := list(_conflicts(self)):
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Run folder: `out`, or a name made of method, target and seed."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
+        return self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One weight per CLIP."""
+        return self.clip_weights or (1.0,) * len(self.clip)
+
+
+OFFICIAL_QUIRKS = QuirkConfig(
+    residual="published",
+    layer_map="published",
+    noise="independent",
+    frozen_adam="decay",
+    resize="noantialias",
+    image_floor=0.0,
+    logit_scale_over_100=True,
+)
+"""The bundle behind `compat="official"`."""
+
+
+def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptConfig:
+    """Config with the overrides applied and everything checked at once.
+
+    An override names a field (`target`), a field of a section that no other section has (`seed`, `residual`), a section
+    (`train={"steps": 100}`, merged into what is there), or `compat="official"`.
+    """
+    tree: dict[str, Any] = to_dict(config) if config is not None else {}
+    compat = overrides.pop("compat", "corrected")
+    if compat not in ("corrected", "official"):
+        raise InputError(f"compat must be 'corrected' or 'official', got {compat!r}.")
+    if compat == "official":
+        tree["quirks"] = to_dict(OFFICIAL_QUIRKS)
+    for name, value in overrides.items():
+        section = _section_of(name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            tree[name] = to_dict(value)
+        elif section is None and name in SECTIONS and isinstance(value, Mapping):
+            tree[name] = {**tree.get(name, {}), **value}
+        elif section is None:
+            tree[name] = value
+        else:
+            tree[section] = {**tree.get(section, {}), name: value}
+    return from_dict(tree)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Config as plain JSON values."""
+    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
+    """Config from plain values; every problem of every section in one InputError."""
+    return AdaptConfig(**tree)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One "name: old -> new" for every value in which two configs as plain values differ."""
+    lines: list[str] = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines
+
+
+SECTIONS: dict[str, type] = {
+    "mapper": MapperConfig,
+    "train": TrainConfig,
+    "losses": LossConfig,
+    "quirks": QuirkConfig,
+    "run": RunConfig,
+}
+"""The sections of AdaptConfig."""
+
+
+def _section_of(name: str) -> str | None:
+    """Section that an override belongs to; None for a field of AdaptConfig itself."""
+    own = [field.name for field in dataclasses.fields(AdaptConfig)]
+    if name in own:
+        return None
+    homes = [section for section, made in SECTIONS.items() if name in {field.name for field in dataclasses.fields(made)}]
+    if len(homes) == 1:
+        return homes[0]
+    if homes:
+        choices = " or ".join(f"{home}={{{name!r}: ...}}" for home in homes)
+        raise InputError(f"{name!r} is an option of several sections; write {choices}.")
+    raise InputError(
+        f"unknown option {name!r}; there are {', '.join(own)} and the options of the sections {', '.join(SECTIONS)}."
+    )
+
+
+def _conflicts(config: AdaptConfig) -> list[str]:
+    """What is wrong with the values taken together, one sentence each."""
+    problems: list[str] = []
+    for name in ("source", "target"):
+        if not getattr(config, name).strip():
+            problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
+    if config.source.strip() and config.source.strip().lower() == config.target.strip().lower():
+        problems.append(f"source and target are both {config.target!r}, so there is no direction; change one of them.")
+    if not config.generator.strip():
+        problems.append("generator is empty; give a built-in name such as 'portraits', a file, or a hub id.")
+    if not config.clip or any(not name.strip() for name in config.clip):
+        problems.append(f"clip must name at least one CLIP and no empty name, got {list(config.clip)}.")
+    if config.clip_weights and len(config.clip_weights) != len(config.clip):
+        problems.append(f"clip_weights has {len(config.clip_weights)} for {len(config.clip)} CLIPs; give each one, or none.")
+    if config.clip_weights and (min(config.clip_weights) < 0 or max(config.clip_weights) == 0):
+        problems.append(f"clip_weights must not be negative and not all 0, got {list(config.clip_weights)}.")
+    if not any(to_dict(config.losses).values()):
+        problems.append("all weights of losses are 0, so nothing would be learned; set losses.direction to 1.")
+    if config.train.layers != "adaptive" and config.train.top_k is not None:
+        problems.append(f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs 'adaptive'.")
+    if not config.train.layers.strip():
+        problems.append("train.layers is empty; use 'adaptive', a phase, or layer names separated by commas.")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.run.device):
+        problems.append(f"device must be auto, cpu, mps, cuda or cuda:N, got {config.run.device!r}.")
+    return problems
+
+
+def _explain(made: type, error: pydantic.ValidationError) -> str:
+    """The problems in words: which option, what it should be, what it was, and the default to go back to."""
+    lines: list[str] = []
+    section = [] if made is AdaptConfig else [key for key, cls in SECTIONS.items() if cls is made]
+    for item in error.errors():
+        if item["type"] == "value_error":
+            lines += str(item["ctx"]["error"]).splitlines() if "ctx" in item else [item["msg"]]
+            continue
+        path = [str(part) for part in item["loc"]]
+        name = ".".join([*section, *path])
+        if item["type"] in ("missing", "missing_argument"):
+            lines.append(f"{name} is missing.")
+        elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"unknown option {name}.")
+        else:
+            what = item["msg"].removeprefix("Input ").replace("should be", "must be")
+            lines.append(f"{name} {what}, got {item['input']!r}{_default(made, path)}.")
+    return lines[0] if len(lines) == 1 else f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _default(made: type, path: list[str]) -> str:
+    """Hint at the default value of a field, where it has one."""
+    owner: Any = SECTIONS.get(path[0], made) if made is AdaptConfig else made
+    known = {field.name: field.default for field in dataclasses.fields(owner)}
+    value = known.get(path[-1], dataclasses.MISSING)
+    value = getattr(value, "default", value)
+    simple = isinstance(value, (int, float, str)) and value != ""
+    return f"; the default is {value!r}" if simple else ""
