@@ -1,0 +1,385 @@
+"""StyleGAN2 generator and discriminator, with the parameter names of the widely used PyTorch checkpoints.
+
+Karras et al., Analyzing and Improving the Image Quality of StyleGAN (2020). The numbers equal those of the common PyTorch
+implementation: the golden tests compare pictures, activations, logits and gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zeroshift import ops
+from zeroshift.errors import InputError
+from zeroshift.generators import Layer, LayerKind, Noise
+
+Modulation = Literal["auto", "scale", "grouped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN2Config:
+    """Architecture of a generator and of the discriminator that belongs to it.
+
+    Channels at side r are min(channel_max, channel_base / r) where `channel_base` is given. Otherwise they follow the published
+    table: 512 up to 32 px, then 256, 128, 64, 32, 16 times `channel_multiplier`, each at most `channel_max`.
+    """
+
+    size: int
+    latent_dim: int = 512
+    style_dim: int = 512
+    mapping_depth: int = 8
+    channel_multiplier: int = 2
+    channel_max: int = 512
+    channel_base: int | None = None
+    lr_mlp: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.size not in (16, 32, 64, 128, 256, 512, 1024):
+            raise InputError(f"size must be a power of two from 16 to 1024, got {self.size}.")
+        for name in ("latent_dim", "style_dim", "mapping_depth", "channel_multiplier", "channel_max"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.channel_base is not None and self.channel_base < self.size:
+            raise InputError(f"channel_base must be at least the size {self.size}, got {self.channel_base}.")
+        if not self.lr_mlp > 0:
+            raise InputError(f"lr_mlp must be positive, got {self.lr_mlp}. The published value is 0.01.")
+
+    def channels(self, side: int) -> int:
+        """Number of channels at a side of 4, 8, ... size pixels."""
+        if self.channel_base is not None:
+            return min(self.channel_max, max(1, self.channel_base // side))
+        published = 512 if side <= 32 else 16384 // side * self.channel_multiplier
+        return min(self.channel_max, published)
+
+
+def resolve_modulation(modulation: Modulation, device: torch.device) -> ops.ModulationPath:
+    """The path that `modulation` means on a device; "auto" takes the one that `benchmarks/modulation.py` measured faster."""
+    if modulation == "auto":
+        return "scale"
+    return modulation
+
+
+class EqualLinear(nn.Module):
+    """Linear layer whose weight is scaled at run time by learning-rate multiplier / sqrt(fan-in). Always in the weight's precision."""
+
+    def __init__(self, num_in: int, num_out: int, *, bias_init: float = 0.0, lr_mul: float = 1.0, activate: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_out, num_in))
+        self.bias = nn.Parameter(torch.full((num_out,), bias_init))
+        self.scale, self.lr_mul, self.activate = lr_mul / math.sqrt(num_in), lr_mul, activate
+
+    def reset(self, rng: torch.Generator) -> None:
+        nn.init.normal_(self.weight, std=1.0 / self.lr_mul, generator=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.weight.dtype)
+            if self.activate:
+                return ops.scaled_leaky_relu(F.linear(x, self.weight * self.scale), self.bias * self.lr_mul)
+            return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
+
+
+class PixelNorm(nn.Module):
+    """Mean square 1 over the features of BZ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.pixel_norm(x)
+
+
+class Bias(nn.Module):
+    """Bias and scaled leaky ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.scaled_leaky_relu(x, self.bias)
+
+
+class ModulatedConv2d(nn.Module):
+    """Convolution modulated by a style, see `ops.modulated_conv2d`."""
+
+    kernel: Tensor | None
+
+    def __init__(self, num_in: int, num_out: int, side: int, style_dim: int, *, demodulate: bool = True, up: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, num_out, num_in, side, side))
+        self.modulation = EqualLinear(style_dim, num_in, bias_init=1.0)
+        self.scale, self.demodulate = 1.0 / math.sqrt(num_in * side * side), demodulate
+        self.register_buffer("kernel", ops.fir_kernel(gain=4.0) if up else None, persistent=False)
+
+    def reset(self, rng: torch.Generator) -> None:
+        nn.init.normal_(self.weight, generator=rng)
+
+    def forward(self, x: Tensor, w: Tensor, path: ops.ModulationPath) -> Tensor:
+        weight, style = self.weight * self.scale, self.modulation(w)
+        return ops.modulated_conv2d(x, weight, style, demodulate=self.demodulate, path=path, up_kernel=self.kernel)
+
+
+class NoiseInjection(nn.Module):
+    """Adds a noise map times one learned strength."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        return x if noise is None else x + (self.weight * noise).to(x.dtype)
+
+
+class StyledConv(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, activation."""
+
+    def __init__(self, num_in: int, num_out: int, style_dim: int, *, up: bool = False) -> None:
+        super().__init__()
+        self.conv = ModulatedConv2d(num_in, num_out, 3, style_dim, up=up)
+        self.noise = NoiseInjection()
+        self.activate = Bias(num_out)
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, path: ops.ModulationPath) -> Tensor:
+        return self.activate(self.noise(self.conv(x, w, path), noise))
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to three channels, added to the enlarged picture of the side below."""
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, style_dim: int) -> None:
+        super().__init__()
+        self.conv = ModulatedConv2d(channels, 3, 1, style_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
+        self.register_buffer("kernel", ops.fir_kernel(gain=4.0), persistent=False)
+
+    def forward(self, x: Tensor, w: Tensor, below: Tensor | None, path: ops.ModulationPath) -> Tensor:
+        rgb = self.conv(x, w, path).to(self.bias.dtype) + self.bias
+        if below is None:
+            return rgb
+        with torch.autocast(x.device.type, enabled=False):
+            return rgb + ops.fir_upsample(below, self.kernel)
+
+
+class ConstantInput(nn.Module):
+    """The learned 4x4 start of every picture."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.input = nn.Parameter(torch.empty(1, channels, 4, 4))
+
+    def reset(self, rng: torch.Generator) -> None:
+        nn.init.normal_(self.input, generator=rng)
+
+
+class StyleGAN2Generator(nn.Module):
+    """Noise z -> style w -> picture; weights drawn from `seed` alone.
+
+    Order of computation: constant, conv1 (latent 0), to_rgb1 (latent 1), then per side convs.(2j) enlarging (latent 2j+1),
+    convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
+    """
+
+    latent_avg: Tensor
+
+    def __init__(self, config: StyleGAN2Config, *, modulation: Modulation = "auto", seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.modulation = config, modulation
+        self.image_size, self.latent_dim, self.style_dim = config.size, config.latent_dim, config.style_dim
+        levels = int(math.log2(config.size)) - 2
+        self.num_latents = 2 * levels + 2
+        widths = [config.latent_dim] + [config.style_dim] * config.mapping_depth
+        mapping = [EqualLinear(a, b, lr_mul=config.lr_mlp, activate=True) for a, b in zip(widths, widths[1:], strict=False)]
+        self.style = nn.Sequential(PixelNorm(), *mapping)
+        width, below = config.style_dim, config.channels(4)
+        self.input = ConstantInput(below)
+        self.conv1 = StyledConv(below, below, width)
+        self.to_rgb1 = ToRGB(below, width)
+        self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
+        for level in range(1, levels + 1):
+            channels = config.channels(4 << level)
+            self.convs.append(StyledConv(below, channels, width, up=True))
+            self.convs.append(StyledConv(channels, channels, width))
+            self.to_rgbs.append(ToRGB(channels, width))
+            below = channels
+        self.register_buffer("latent_avg", torch.zeros(width))
+        rng = torch.Generator().manual_seed(seed)
+        _reset(self, rng)
+        for index, shape in enumerate(self.noise_shapes()):
+            self.noises.register_buffer(f"noise_{index}", torch.randn(shape, generator=rng))
+
+    def map(self, z: Tensor) -> Tensor:
+        """Styles BS of noise BZ."""
+        if z.dim() != 2 or z.shape[1] != self.latent_dim:
+            raise InputError(f"z must have shape (batch, {self.latent_dim}), got {tuple(z.shape)}.")
+        return self.style(z)
+
+    @overload
+    def synthesize(self, w: Tensor, noise: Noise = ..., *, features: Literal[False] = ...) -> Tensor: ...
+    @overload
+    def synthesize(self, w: Tensor, noise: Noise = ..., *, features: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
+    def synthesize(self, w: Tensor, noise: Noise = "buffers", *, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Pictures BCHW, about [-1, 1] and not clamped, of styles BS (one for all layers) or BKS (one per latent).
+
+        noise: "buffers" the registered maps, "off" none, or one map per convolution as `noise_shapes()` says (batch 1 or B).
+        With `features` also the outputs of the styled convolutions (0 = conv1), in order.
+        """
+        rows, maps = self._rows(w), self._noise_maps(noise, w.shape[0])
+        path = resolve_modulation(self.modulation, w.device)
+        x = self.input.input.expand(w.shape[0], -1, -1, -1)
+        x = self.conv1(x, rows[0], maps[0], path)
+        rgb = self.to_rgb1(x, rows[1], None, path)
+        activations = [x]
+        for index, conv in enumerate(self.convs):
+            x = conv(x, rows[index + 1], maps[index + 1], path)
+            activations.append(x)
+            if index % 2 == 1:
+                rgb = self.to_rgbs[index // 2](x, rows[index + 2], rgb, path)
+        return (rgb, activations) if features else rgb
+
+    def forward(self, z: Tensor, noise: Noise = "buffers") -> Tensor:
+        """Pictures of noise BZ, un-truncated."""
+        return self.synthesize(self.map(z), noise)
+
+    def noise_shapes(self) -> list[tuple[int, int, int, int]]:
+        """Shapes of the noise maps: one of 4 px, then two per side."""
+        sides = [4 << ((index + 1) // 2) for index in range(self.num_latents - 1)]
+        return [(1, 1, side, side) for side in sides]
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Every parameter once, in the order of computation, each group with the latent that drives it."""
+        entries: list[tuple[str, int | None, LayerKind]] = [(f"style.{i + 1}", None, "mapping") for i in range(len(self.style) - 1)]
+        entries += [("input", None, "const"), ("conv1", 0, "conv"), ("to_rgb1", 1, "rgb")]
+        for level in range(len(self.to_rgbs)):
+            entries += [(f"convs.{2 * level}", 2 * level + 1, "conv"), (f"convs.{2 * level + 1}", 2 * level + 2, "conv")]
+            entries += [(f"to_rgbs.{level}", 2 * level + 3, "rgb")]
+        names = [name for name, _ in self.named_parameters()]
+        return tuple(
+            Layer(name, latent, kind, tuple(n for n in names if n.startswith(name + "."))) for name, latent, kind in entries
+        )
+
+    def clone(self) -> Self:
+        """An independent copy with equal weights; gradients are not copied."""
+        twin = copy.deepcopy(self)
+        twin.zero_grad(set_to_none=True)
+        return twin
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all weights, noise maps and the average style, on their device."""
+        return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+
+    def _rows(self, w: Tensor) -> Sequence[Tensor]:
+        if w.dim() == 2 and w.shape[1] == self.style_dim:
+            return [w] * self.num_latents
+        if w.dim() == 3 and w.shape[1:] == (self.num_latents, self.style_dim):
+            return w.unbind(dim=1)
+        expected = f"(batch, {self.style_dim}) or (batch, {self.num_latents}, {self.style_dim})"
+        raise InputError(f"w must have shape {expected}, got {tuple(w.shape)}.")
+
+    def _noise_maps(self, noise: Noise, batch: int) -> Sequence[Tensor | None]:
+        shapes = self.noise_shapes()
+        if isinstance(noise, str):
+            if noise == "off":
+                return [None] * len(shapes)
+            if noise == "buffers":
+                return [self.noises.get_buffer(f"noise_{index}") for index in range(len(shapes))]
+            raise InputError(f'noise must be "buffers", "off" or a sequence of maps, got "{noise}".')
+        if len(noise) != len(shapes):
+            raise InputError(f"noise needs {len(shapes)} maps, got {len(noise)}. See noise_shapes().")
+        for given, shape in zip(noise, shapes, strict=True):
+            if given.dim() != 4 or given.shape[1:] != shape[1:] or given.shape[0] not in (1, batch):
+                raise InputError(f"a noise map must have shape (1 or {batch}, *{shape[1:]}), got {tuple(given.shape)}.")
+        return list(noise)
+
+
+class EqualConv2d(nn.Module):
+    """Convolution whose weight is scaled at run time by 1 / sqrt(fan-in); no bias."""
+
+    def __init__(self, num_in: int, num_out: int, side: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_out, num_in, side, side))
+        self.scale, self.stride, self.padding = 1.0 / math.sqrt(num_in * side * side), stride, padding
+
+    def reset(self, rng: torch.Generator) -> None:
+        nn.init.normal_(self.weight, generator=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
+
+
+class Smooth(nn.Module):
+    """Low-pass filter before down-sampling."""
+
+    kernel: Tensor
+
+    def __init__(self, padding: int, stride: int = 1) -> None:
+        super().__init__()
+        self.padding, self.stride = padding, stride
+        self.register_buffer("kernel", ops.fir_kernel(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.fir_filter(x, self.kernel, self.padding, self.stride)
+
+
+class ResidualBlock(nn.Module):
+    """Half the side: (down-sampled two-convolution branch + down-sampled skip) / sqrt(2)."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(EqualConv2d(num_in, num_in, 3, padding=1), Bias(num_in))
+        self.conv2 = nn.Sequential(Smooth(padding=2), EqualConv2d(num_in, num_out, 3, stride=2), Bias(num_out))
+        # The filter takes the stride of the 1x1 convolution behind it: a quarter of the work, the same numbers.
+        self.skip = nn.Sequential(Smooth(padding=1, stride=2), EqualConv2d(num_in, num_out, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = self.conv1(x)
+        second = self.conv2(first)
+        return (second + self.skip(x)) / ops.SQRT2, first, second
+
+
+class StyleGAN2Discriminator(nn.Module):
+    """Pictures BCHW in [-1, 1] -> logits (B, 1); weights drawn from `seed` alone.
+
+    Note. The minibatch standard deviation couples the pictures of a batch: a logit depends on its neighbours.
+    """
+
+    def __init__(self, config: StyleGAN2Config, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        sides = [config.size >> k for k in range(int(math.log2(config.size)) - 1)]
+        widths = [config.channels(side) for side in sides]
+        blocks = [ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        self.convs = nn.Sequential(nn.Sequential(EqualConv2d(3, widths[0], 1), Bias(widths[0])), *blocks)
+        last = widths[-1]
+        self.final_conv = nn.Sequential(EqualConv2d(last + 1, last, 3, padding=1), Bias(last))
+        self.final_linear = nn.Sequential(EqualLinear(last * 16, last, activate=True), EqualLinear(last, 1))
+        _reset(self, torch.Generator().manual_seed(seed))
+
+    @overload
+    def forward(self, image: Tensor, *, features: Literal[False] = ...) -> Tensor: ...
+    @overload
+    def forward(self, image: Tensor, *, features: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
+    def forward(self, image: Tensor, *, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits; with `features` also the outputs of both convolutions of every residual block, in order."""
+        size = self.config.size
+        if image.dim() != 4 or image.shape[1:] != (3, size, size):
+            raise InputError(f"pictures must have shape (batch, 3, {size}, {size}), got {tuple(image.shape)}.")
+        x = self.convs[0](image)
+        maps: list[Tensor] = []
+        for block in list(self.convs)[1:]:
+            x, first, second = block(x)
+            maps += [first, second]
+        x = self.final_conv(ops.minibatch_std(x))
+        logits = self.final_linear(x.flatten(1))
+        return (logits, maps) if features else logits
+
+
+def _reset(module: nn.Module, rng: torch.Generator) -> None:
+    for part in module.modules():
+        if isinstance(part, EqualLinear | EqualConv2d | ModulatedConv2d | ConstantInput):
+            part.reset(rng)
