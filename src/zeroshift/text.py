@@ -24,34 +24,113 @@ from zeroshift.errors import InputError
 
 # ImageNet and part sentences: published with OpenAI CLIP and StyleGAN-NADA (both MIT licence).
 _IMAGENET = (
-    "a bad photo of a {}.", "a sculpture of a {}.", "a photo of the hard to see {}.", "a low resolution photo of the {}.",
-    "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.", "a cropped photo of the {}.", "a tattoo of a {}.",
-    "the embroidered {}.", "a photo of a hard to see {}.", "a bright photo of a {}.", "a photo of a clean {}.",
-    "a photo of a dirty {}.", "a dark photo of the {}.", "a drawing of a {}.", "a photo of my {}.", "the plastic {}.",
-    "a photo of the cool {}.", "a close-up photo of a {}.", "a black and white photo of the {}.", "a painting of the {}.",
-    "a painting of a {}.", "a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}.",
-    "a cropped photo of a {}.", "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.", "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}.",
-    "a {} in a video game.", "a photo of one {}.", "a doodle of a {}.", "a close-up photo of the {}.", "a photo of a {}.",
-    "the origami {}.", "the {} in a video game.", "a sketch of a {}.", "a doodle of the {}.", "a origami {}.",
-    "a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.",
-    "a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
-    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}.",
-    "a pixelated photo of a {}.", "itap of the {}.", "a jpeg corrupted photo of the {}.", "a good photo of a {}.",
-    "a plushie {}.", "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.", "the cartoon {}.",
-    "art of the {}.", "a drawing of the {}.", "a photo of the large {}.", "a black and white photo of a {}.",
-    "the plushie {}.", "a dark photo of a {}.", "itap of a {}.", "graffiti of the {}.", "a toy {}.", "itap of my {}.",
-    "a photo of a cool {}.", "a photo of a small {}.", "a tattoo of the {}.",
+    "a bad photo of a {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "the plushie {}.",
+    "a dark photo of a {}.",
+    "itap of a {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
 )
 _PARTS = (
-    "the paw of a {}.", "the nose of a {}.", "the eye of the {}.", "the ears of a {}.", "an eye of a {}.",
-    "the tongue of a {}.", "the fur of the {}.", "colorful {} fur.", "a snout of a {}.", "the teeth of the {}.",
-    "the {}s fangs.", "a claw of the {}.", "the face of the {}", "a neck of a {}", "the head of the {}",
+    "the paw of a {}.",
+    "the nose of a {}.",
+    "the eye of the {}.",
+    "the ears of a {}.",
+    "an eye of a {}.",
+    "the tongue of a {}.",
+    "the fur of the {}.",
+    "colorful {} fur.",
+    "a snout of a {}.",
+    "the teeth of the {}.",
+    "the {}s fangs.",
+    "a claw of the {}.",
+    "the face of the {}",
+    "a neck of a {}",
+    "the head of the {}",
 )
 
 # The built-in CLIPs know few words: ImageNet's sentences would be noise to them.
 _PORTRAITS = (
-    "{}", "a {}", "a {} of a person", "a {} of a face", "a {} of a man", "a {} of a woman", "a portrait in the style of a {}",
+    "{}",
+    "a {}",
+    "a {} of a person",
+    "a {} of a face",
+    "a {} of a man",
+    "a {} of a woman",
+    "a portrait in the style of a {}",
 )
 
 
@@ -86,7 +165,7 @@ def bank(which: str | Sequence[str] | TemplateBank) -> TemplateBank:
         return which
     if isinstance(which, str):
         if which not in BANKS:
-            raise InputError(f'unknown template bank "{which}". Known: {", ".join(BANKS)}; or give a list of sentences with "{{}}".')
+            raise InputError(f'unknown template bank "{which}". Use {", ".join(BANKS)}, or a list of sentences with "{{}}".')
         return BANKS[which]
     return TemplateBank("custom", tuple(which))
 
@@ -183,7 +262,7 @@ class WordTokenizer:
 
 @lru_cache(maxsize=1)
 def _byte_letters() -> dict[int, str]:
-    """A printable letter for each byte, in the order of CLIP's vocabulary: printable bytes are themselves, the rest follow 255."""
+    """A printable letter for each byte, in the order of CLIP's vocabulary: printable bytes stay, the rest follow 255."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in printable}
     rest = [byte for byte in range(256) if byte not in letters]
@@ -208,9 +287,7 @@ class BytePairTokenizer:
     """Byte pairs of OpenAI CLIP, 49408 ids, with the official cleaning. Every text is known."""
 
     # A run of punctuation is one unit, so ".." is a single token.
-    _units = (
-        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    )
+    _units = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
     def __init__(self) -> None:
         import regex
@@ -265,6 +342,10 @@ class HubTokenizer:
         """Ids, LongTensor B,T."""
         rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return _pad(rows, texts, self.start_id, self.end_id, context_length)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer's own files into the folder."""
+        self._tokenizer.save_pretrained(folder)
 
     def unknown(self, text: str) -> list[str]:
         """Words that the tokenizer maps to its unknown token."""
