@@ -1,0 +1,388 @@
+"""The folder of a run: what was asked, where it ran, how it went, and the weights, safe against a kill at any moment.
+
+    config.json               resolved config and schema version, written first
+    environment.json          versions, platform, threads, hashes of the source generator and the CLIPs
+    status.json               running | stopped | failed | finished, stage and step
+    metrics.jsonl             one line per logged step
+    checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
+    mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
+    generator.safetensors     the adapted generator (EMA), written last
+    grids/                    sample grids during the run
+    tensorboard/              scalars, where asked for
+    lock                      held by the process at work; the system releases it when that process ends
+
+Every file but the appended metrics is written beside its place and moved there, so a reader sees the old or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from zeroshift import __version__
+from zeroshift.config import AdaptConfig, differences, from_dict, to_dict
+from zeroshift.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from zeroshift.generators import Generator
+    from zeroshift.registry import SourceInfo
+
+SCHEMA = 1
+"""Version of the folder's layout; a folder of another version is refused."""
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands: `state` is running, stopped, failed or finished; `step` counts finished steps of `stage`."""
+
+    state: str
+    stage: int
+    step: int
+    message: str = ""
+
+
+@dataclass
+class RunFolder:
+    """One run folder, for reading; between `begin` and `close` also for writing, by one process alone."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+    _metrics: IO[str] | None = field(default=None, repr=False)
+    _scalars: Any = field(default=None, repr=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The run at `path`, for reading."""
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise InputError(f"{path} is not a run folder: it has no config.json. `zeroshift adapt --out {path}` makes one.")
+        _ = folder.config
+        return folder
+
+    @classmethod
+    def check(cls, config: AdaptConfig) -> Self:
+        """The folder that a config asks for, not yet touched; InputError where the run could not begin or resume there."""
+        folder = cls(config.folder)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise InputError(f"the run folder {folder.path} is a file; choose another --out.")
+        parent = next(each for each in (folder.path, *folder.path.absolute().parents) if each.exists())
+        if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+            raise InputError(f"cannot write to the run folder {folder.path}: no permission in {parent}; choose another --out.")
+        if not folder.config_file.is_file():
+            if foreign := [
+                each.name for each in folder.path.glob("*") if each.name != "lock" and not each.name.endswith(".part")
+            ]:
+                raise InputError(f"{folder.path} holds other files ({foreign[0]}, ...) and no run; choose an empty --out.")
+            return folder
+        if changed := _changed(folder.read_json("config.json")["config"], config):
+            raise InputError(
+                f"{folder.path} holds a run with other options:\n"
+                + "\n".join(f"- {line}" for line in changed)
+                + "\nRepeat its own options to resume it, or choose another --out."
+            )
+        return folder
+
+    # Reading.
+
+    @property
+    def config_file(self) -> Path:
+        """config.json; a folder with it is a run."""
+        return self.path / "config.json"
+
+    @property
+    def generator_file(self) -> Path:
+        """The adapted generator (EMA weights)."""
+        return self.path / "generator.safetensors"
+
+    @property
+    def mapper_file(self) -> Path:
+        """The learned mapper of an ipl run."""
+        return self.path / "mapper.safetensors"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """State from which the run resumes."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def config(self) -> AdaptConfig:
+        """The resolved config; InputError where the folder is of another schema."""
+        return from_dict({**self.read_json("config.json")["config"], "out": str(self.path)})
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, platform, threads and hashes."""
+        return self.read_json("environment.json")
+
+    @property
+    def status(self) -> Status:
+        """Where the run stands; a run that was killed still says "running"."""
+        return Status(**self.read_json("status.json")) if (self.path / "status.json").is_file() else Status("running", 0, 0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end and its generator is there."""
+        return self.config_file.is_file() and self.status.state == "finished" and self.generator_file.is_file()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""
+        path = self.path / "metrics.jsonl"
+        return [line for line in map(_parse, path.read_text("utf-8").splitlines()) if line] if path.is_file() else []
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A json file of the folder; InputError where it is damaged or of another schema."""
+        try:
+            tree = json.loads((self.path / name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.path / name}: {error}. Move the folder away and run again.") from error
+        if name == "config.json" and tree.get("schema") != SCHEMA:
+            raise InputError(
+                f"{self.path} was written with schema {tree.get('schema')}, this version ({__version__}) reads {SCHEMA}; "
+                "use the version of the package named in its environment.json, or another --out."
+            )
+        return tree
+
+    def find_source(self, generator: str | None = None, device: str | torch.device = "cpu") -> tuple[Generator, SourceInfo]:
+        """The source generator of the run, found by its recorded name or by `generator` and verified by its recorded hash."""
+        from zeroshift.registry import load_generator
+
+        spec, expected = generator or self.config.generator, self.environment["source"]["sha256"]
+        try:
+            source, info = load_generator(spec, device)
+        except InputError as error:
+            raise InputError(
+                f"the source generator of {self.path} was not found: {error} Give it with --generator PATH."
+            ) from error
+        if info.sha256 != expected:
+            raise InputError(
+                f"{spec} is not the source generator of {self.path}: its sha256 is {info.sha256[:12]}..., the run began from "
+                f"{expected[:12]}...; give the right file with --generator PATH."
+            )
+        return source, info
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the last complete checkpoint; None before the first."""
+        if not self.checkpoint_file.is_file():
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.checkpoint_file, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["facts"])
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise InputError(f"{self.checkpoint_file} is damaged ({error}); delete it to begin the run anew.") from error
+
+    # Writing.
+
+    def begin(self, config: AdaptConfig, environment: Mapping[str, Any]) -> None:
+        """Makes the folder, or goes on with it, and holds it against other processes until `close`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path / "lock")
+            type(self).check(config)
+            if self.config_file.is_file():
+                self._compare(environment)
+            else:
+                write_json(self.path / "environment.json", environment)
+                resolved = to_dict(config) | {"out": None, "clip_weights": list(config.weights)}
+                write_json(self.config_file, {"schema": SCHEMA, "version": __version__, "config": resolved})
+        except OSError as error:
+            self.close()
+            raise InputError(f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def open_metrics(self, stage: int, step: int, tensorboard: bool) -> None:
+        """Opens the log behind the line of `step` of `stage`; lines of later steps, which will be done again, are dropped."""
+        kept = [line for line in self.metrics() if (line["stage"], line["step"]) <= (stage, step)]
+        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._scalars = SummaryWriter(str(self.path / "tensorboard"))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Appends one step to metrics.jsonl and, where asked for, its numbers to TensorBoard."""
+        assert self._metrics is not None
+        with _disk():
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+        if self._scalars is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._scalars.add_scalar(f"stage{line['stage']}/{name}", value, line["step"])
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint as a whole. RunError, and the old one stays, where the disk is full or a weight not finite."""
+        bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if bad:
+            raise RunError(
+                f"{bad[0]} is no longer finite at step {facts['step']}; the last good checkpoint is kept. Lower the rate."
+            )
+        write_tensors(self.checkpoint_file, tensors, {"facts": json.dumps(facts), "version": __version__})
+
+    def set_status(self, state: str, stage: int, step: int, message: str = "") -> None:
+        """Records where the run stands."""
+        write_json(self.path / "status.json", {"state": state, "stage": stage, "step": step, "message": message})
+
+    def close(self) -> None:
+        """Closes the logs and gives the folder free."""
+        for each in (self._metrics, self._scalars, self._lock):
+            if each is not None:
+                each.close()
+        self._metrics = self._scalars = self._lock = None
+
+    def _compare(self, environment: Mapping[str, Any]) -> None:
+        """Refuses other weights than the run began with; warns where only the last digits may differ."""
+        before = self.environment
+        for kind, items in (("source generator", "source"), ("CLIP", "clips")):
+            old, new = (tree[items] if isinstance(tree[items], list) else [tree[items]] for tree in (before, environment))
+            if changed := [b["name"] for a, b in zip(old, new, strict=True) if a["sha256"] != b["sha256"]]:
+                raise InputError(
+                    f"the {kind} {changed[0]} is not the one that {self.path} began with (other hash); choose another --out."
+                )
+        names = [name for name in ("torch", "device", "threads") if before.get(name) != environment.get(name)]
+        if names:
+            what = ", ".join(f"{name} {before.get(name)} -> {environment.get(name)}" for name in names)
+            warnings.warn(
+                f"resuming with {what}: the result may differ from an uninterrupted run in the last digits", stacklevel=2
+            )
+
+
+def environment(device: str, source: Mapping[str, str], clips: list[dict[str, str]]) -> dict[str, Any]:
+    """What a run depends on besides its config. `source` and each of `clips` have `name` and `sha256`."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+    return {
+        "zeroshift": __version__,
+        "python": platform.python_version(),
+        **packages,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "source": dict(source),
+        "clips": clips,
+    }
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole: beside its place, forced to the disk, then moved there. RunError where the disk is full."""
+    part = path.with_name(path.name + ".part")
+    with _disk(part):
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes a json file whole."""
+    write_bytes(path, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file whole."""
+    from safetensors.torch import save_file
+
+    part = path.with_name(path.name + ".part")
+    with _disk(part):
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def picture_grid(pictures: Tensor, columns: int) -> Tensor:
+    """Pictures BCHW in [-1, 1] -> one picture 1CHW, row by row; missing places are white."""
+    import torch
+
+    batch, channels, height, width = pictures.shape
+    rows = math.ceil(batch / columns)
+    blank = pictures.new_ones(rows * columns - batch, channels, height, width)
+    cells = torch.cat([pictures, blank]).reshape(rows, columns, channels, height, width)
+    return cells.permute(2, 0, 3, 1, 4).reshape(1, channels, rows * height, columns * width)
+
+
+def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
+    """Writes one picture CHW or 1CHW in [-1, 1] as PNG, with `facts` as its text fields."""
+    import io
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = ((picture.detach().float().cpu().reshape(picture.shape[-3:]) + 1) * 127.5).round().clamp(0, 255).byte()
+    texts, buffer = PngInfo(), io.BytesIO()
+    for key, value in (facts or {}).items():
+        texts.add_itxt(key, value)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
+
+
+def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
+    """Options in which a config differs from the recorded one, wherever the folder now lies."""
+    new = to_dict(config) | {"clip_weights": list(config.weights)}
+    return differences({**old, "out": None}, {**new, "out": None})
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _locked(path: Path) -> IO[str]:
+    """The open lock file, held by this process alone. The system frees it when the process ends, however it ends."""
+    file = open(path, "a", encoding="utf-8")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; a run there is not held.
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"another process is working in {path.parent}; wait for it, or choose another --out.") from None
+    return file
+
+
+@contextmanager
+def _disk(part: Path | None = None) -> Iterator[None]:
+    """Turns a full disk into a RunError and removes the unfinished file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) in FULL or any(
+            text in str(error) for text in ("No space left", "File too large", "quota")
+        )
+        if not full:
+            raise
+        where = part.parent if part is not None else "the run folder"
+        raise RunError(
+            f"the disk is full: cannot write in {where}. What was saved before is intact; free space, then run again."
+        ) from error
