@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import platform
 import warnings
@@ -310,33 +309,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-
-
-def picture_grid(pictures: Tensor, columns: int) -> Tensor:
-    """Pictures BCHW in [-1, 1] -> one picture 1CHW, row by row; missing places are white."""
-    import torch
-
-    batch, channels, height, width = pictures.shape
-    rows = math.ceil(batch / columns)
-    blank = pictures.new_ones(rows * columns - batch, channels, height, width)
-    cells = torch.cat([pictures, blank]).reshape(rows, columns, channels, height, width)
-    return cells.permute(2, 0, 3, 1, 4).reshape(1, channels, rows * height, columns * width)
-
-
-def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
-    """Writes one picture CHW or 1CHW in [-1, 1] as PNG, with `facts` as its text fields."""
-    import io
-
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    pixels = ((picture.detach().float().cpu().reshape(picture.shape[-3:]) + 1) * 127.5).round().clamp(0, 255).byte()
-    texts, buffer = PngInfo(), io.BytesIO()
-    for key, value in (facts or {}).items():
-        texts.add_itxt(key, value)
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, buffer.getvalue())
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
