@@ -36,8 +36,7 @@ test: lint
 
 golden: export OMP_NUM_THREADS = 1
 golden: setup
-	ZEROSHIFT_GOLDEN="$(GOLDEN)" $(BIN)/python -m pytest -q -rs tests -k golden
-	$(BIN)/python tests/golden_groups.py "$(GOLDEN)"
+	ZEROSHIFT_GOLDEN="$(GOLDEN)" $(BIN)/python -m pytest -q -rs -m golden
 
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -1,0 +1,237 @@
+"""Pictures from seeds: of a run or a generator, between source and target, in grids, rows and files that know their seed."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import __version__
+from .errors import InputError
+from .latent import truncate, z_from_seeds
+from .record import RunFolder, write_bytes
+from .registry import load_generator
+
+if TYPE_CHECKING:
+    from .config import AdaptConfig
+    from .generators import Generator
+
+MAX_SEEDS = 10_000
+"""More pictures than this in one call are almost surely a slip of the pen."""
+
+STRENGTHS = (0.0, 2.0)
+"""0 is the source, 1 the target, 2 goes as far again beyond it."""
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a list such as "0-15" or "1,4,7-9", in the order written."""
+    seeds: list[int] = []
+    for part in (piece.strip() for piece in text.split(",")):
+        match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part)
+        if match is None:
+            raise InputError(f"seeds must be numbers and ranges such as 0-15 or 1,4,7-9, got {part!r} in {text!r}.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"the range {part!r} in seeds runs backwards; write {last}-{first}.")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise InputError(f"seeds {text!r} are more than {MAX_SEEDS}; ask for fewer at a time.")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+@torch.no_grad()
+def draw(generator: Generator, seeds: Sequence[int] | range, truncation: float = 1.0, batch: int = 16) -> Tensor:
+    """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch."""
+    if not 0 <= truncation <= 1:
+        raise InputError(f"truncation must be between 0 and 1, got {truncation}; 1 is the full variety, 0 the average picture.")
+    average = generator.latent_avg
+    z = z_from_seeds(seeds, generator.latent_dim).to(average)
+    parts = [generator.synthesize(truncate(generator.map(part), average, truncation)) for part in z.split(batch)]
+    return torch.cat([part.float().clamp(-1, 1).cpu() for part in parts])
+
+
+@torch.no_grad()
+def blend(source: Generator, target: Generator, strength: float) -> Generator:
+    """A generator whose weights lie between source (0) and target (1), or beyond it (up to 2)."""
+    if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
+        raise InputError(
+            f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}; 1 is the target."
+        )
+    if strength == 1.0:
+        return target
+    between = target.clone()
+    assert isinstance(between, torch.nn.Module)
+    start, end = source.state(), target.state()
+    if unlike := [name for name in end if name not in start or start[name].shape != end[name].shape]:
+        raise InputError(
+            f"source and target differ in {len(unlike)} tensors such as {unlike[0]}; give the source of this target."
+        )
+    moving = {name: value.is_floating_point() for name, value in end.items()}
+    mixed = {name: torch.lerp(start[name].to(value), value, strength) if moving[name] else value for name, value in end.items()}
+    between.load_state_dict(mixed)
+    return between
+
+
+def true_pictures(seeds: Sequence[int] | range, latent_dim: int, label: str, size: int) -> Tensor | None:
+    """The true pictures of the built-in portraits in a domain, for the same seeds; None for a domain that it does not have."""
+    from .portraits.captions import domain_of
+    from .portraits.shading import render
+
+    domain = domain_of(label)
+    return None if domain is None else render(z_from_seeds(seeds, latent_dim), domain, size)
+
+
+def grid(pictures: Tensor, columns: int | None = None) -> Tensor:
+    """One picture CHW with all pictures BCHW side by side, near to a square unless `columns` is given."""
+    columns = columns or math.ceil(len(pictures) ** 0.5)
+    lines = [torch.cat(list(row), dim=-1) for row in enlarged(pictures).split(columns)]
+    width = lines[0].shape[-1]
+    return torch.cat([F.pad(line, (0, width - line.shape[-1]), value=1.0) for line in lines], dim=-2)
+
+
+def enlarged(pictures: Tensor, smallest: int = 128) -> Tensor:
+    """Pictures of at least `smallest` pixels a side, by whole factors, so that small ones can be looked at."""
+    factor = max(1, smallest // pictures.shape[-1])
+    return pictures.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+
+
+def labelled_rows(rows: Sequence[tuple[str, Tensor]], gap: int = 4) -> Tensor:
+    """One picture CHW with a row of pictures BCHW per label, the label at its left."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    tiles = [enlarged(pictures) for _, pictures in rows]
+    side = tiles[0].shape[-1]
+    font = ImageFont.load_default(size=max(13, side // 9))
+    texts = [label.replace(" ", "\n") for label, _ in rows]
+    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+    margin = 4 * gap + int(max(ruler.multiline_textbbox((0, 0), text, font=font)[2] for text in texts))
+    lines = []
+    for text, row in zip(texts, tiles, strict=True):
+        label = Image.new("RGB", (margin, side), "white")
+        ImageDraw.Draw(label).multiline_text((2 * gap, side / 2), text, fill="#333333", font=font, anchor="lm")
+        pixels = torch.from_numpy(np.array(label)).permute(2, 0, 1) / 127.5 - 1
+        lines.append(torch.cat([pixels, *(F.pad(tile, (gap, 0), value=1.0) for tile in row)], dim=-1))
+    width = max(line.shape[-1] for line in lines)
+    sheet = torch.cat([F.pad(line, (0, width - line.shape[-1], gap, 0), value=1.0) for line in lines], dim=-2)
+    return F.pad(sheet, (0, gap, 0, gap), value=1.0)
+
+
+def before_after(
+    source: Generator,
+    target: Generator,
+    labels: tuple[str, str],
+    seeds: Sequence[int] | range,
+    truncation: float,
+    truth: Tensor | None = None,
+) -> Tensor:
+    """One picture CHW of the same seeds in rows: source, target and, where it is known, the truth (all then untruncated)."""
+    psi = truncation if truth is None else 1.0
+    rows = [(labels[0], draw(source, seeds, psi)), (labels[1], draw(target, seeds, psi))]
+    return labelled_rows(rows if truth is None else [*rows, ("truth", truth)])
+
+
+def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
+    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the facts in its text chunks."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    texts, buffer = PngInfo(), io.BytesIO()
+    for key, value in (facts or {}).items():
+        texts.add_itxt(key, value)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
+
+
+def save_pictures(pictures: Tensor, seeds: Iterable[int], folder: Path, facts: Mapping[str, str]) -> list[Path]:
+    """Paths of grid.png and of one PNG per seed; each names its seed and the given facts in its metadata."""
+    numbers = list(seeds)
+    paths = [folder / "grid.png"]
+    write_png(paths[0], grid(pictures), {"seeds": ",".join(map(str, numbers)), **facts})
+    for number, picture in zip(numbers, pictures, strict=True):
+        paths.append(folder / f"seed{number:05d}.png")
+        write_png(paths[-1], picture, {"seed": str(number), **facts})
+    return paths
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and its generators, loaded when first used."""
+
+    folder: RunFolder
+    device: str = "cpu"
+    source_spec: str | None = None
+
+    @property
+    def config(self) -> AdaptConfig:
+        """The resolved config of the run."""
+        return self.folder.config
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The adapted generator."""
+        return load_generator(str(self.folder.generator_file), self.device)[0]
+
+    @cached_property
+    def source(self) -> Generator:
+        """The source generator, found by its record and verified by its hash."""
+        return self.folder.find_source(self.source_spec, self.device)[0]
+
+    def sample(self, seeds: Sequence[int] | range, truncation: float | None = None, strength: float = 1.0) -> Tensor:
+        """Pictures BCHW in [-1, 1]; see the function `sample`."""
+        return sample(self, seeds, truncation, strength)
+
+    def facts(self, truncation: float | None, strength: float) -> dict[str, str]:
+        """What the metadata of a picture say beside its seed."""
+        config = self.config
+        psi = config.run.truncation if truncation is None else truncation
+        return {
+            "software": f"zeroshift {__version__}",
+            "method": config.method,
+            "source": config.source,
+            "target": config.target,
+            "truncation": f"{psi:g}",
+            "strength": f"{strength:g}",
+            "source_sha256": str(self.folder.environment["source"]["sha256"]),
+        }
+
+
+def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run:
+    """A finished run, from its folder. `generator` says where the source generator is now, if not where the run found it."""
+    folder = RunFolder.load(run)
+    if not folder.generator_file.is_file():
+        raise InputError(f"{run} has no adapted generator yet ({folder.status.state}); run the command that began it again.")
+    return Run(folder, device, generator)
+
+
+def sample(
+    run_or_generator: Run | Generator | str | Path,
+    seeds: Sequence[int] | range,
+    truncation: float | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator.
+
+    `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source (0), target (1) and
+    beyond (up to 2); it needs a run, because only that knows its source.
+    """
+    if isinstance(run_or_generator, (str, Path)):
+        run_or_generator = load(run_or_generator)
+    if isinstance(run_or_generator, Run):
+        psi = run_or_generator.config.run.truncation if truncation is None else truncation
+        target = run_or_generator.generator
+        return draw(target if strength == 1.0 else blend(run_or_generator.source, target, strength), seeds, psi)
+    if strength != 1.0:
+        raise InputError(f"strength {strength} needs a run, which knows its source generator; load one with zeroshift.load(RUN).")
+    return draw(run_or_generator, seeds, 1.0 if truncation is None else truncation)
