@@ -30,8 +30,12 @@ def fir_kernel(gain: float = 1.0) -> Tensor:
 def fir_filter(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
     """Every channel of BCHW filtered by the kernel; side (H + 2 padding - 4) / stride + 1."""
     channels = x.shape[1]
-    weight = kernel.to(x.dtype).expand(channels, 1, -1, -1)
-    return F.conv2d(x, weight, padding=padding, stride=stride, groups=channels)
+    # The strided bfloat16 backward pass on CPUs is several times slower than the float32 one.
+    widen = stride > 1 and x.device.type == "cpu"
+    with torch.autocast(x.device.type, enabled=False):
+        source = x.to(kernel.dtype) if widen else x
+        weight = kernel.to(source.dtype).expand(channels, 1, -1, -1)
+        return F.conv2d(source, weight, padding=padding, stride=stride, groups=channels).to(x.dtype)
 
 
 def fir_upsample(x: Tensor, kernel: Tensor) -> Tensor:
@@ -66,42 +70,47 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
     return torch.cat([x, extra], dim=1)
 
 
-def modulated_conv2d(
-    x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool, path: ModulationPath, up_kernel: Tensor | None = None
-) -> Tensor:
-    """Convolution whose input channels are scaled per sample by `style`, and whose output is renormalised if `demodulate`.
+def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, path: ModulationPath, up_kernel: Tensor | None = None) -> Tensor:
+    """Convolution whose input channels are scaled per sample by `style`; not demodulated.
 
-    Shapes. x BCHW, weight (1, out, in, k, k) already scaled to unit fan-in, style B x in. With `up_kernel` (gain 4) the side doubles.
-    Note. Both paths give the same numbers: "scale" multiplies the activations before and after one shared convolution,
-    "grouped" multiplies the weights and runs one group per sample.
+    Shapes. x BCHW, weight (out, in, k, k), style B x in. With `up_kernel` (gain 4) the side doubles.
+    Note. Both paths give the same numbers: "scale" multiplies the activations and shares one convolution, "grouped"
+    multiplies the weights and runs one group per sample.
     """
     convolve = _scaled_convolution if path == "scale" else _grouped_convolution
-    y = convolve(x, weight[0], style, demodulate, up=up_kernel is not None)
+    y = convolve(x, weight, style, up=up_kernel is not None)
     return y if up_kernel is None else fir_filter(y, up_kernel, padding=1)
 
 
 def demodulation(weight: Tensor, style: Tensor) -> Tensor:
-    """B x out factors 1 / || weight * style || over input channels and kernel positions. weight (out, in, k, k), style B x in."""
+    """B x out factors 1 / || weight * style || over input channels and kernel positions. weight (out, in, k, k), style B x in.
+
+    Note. The factor is constant per sample and output channel, so multiplying the output of the convolution (and of the
+    filter behind it) equals demodulating the weights.
+    """
     with torch.autocast(weight.device.type, enabled=False):
         energy = weight.square().sum(dim=(2, 3))
         return torch.rsqrt(style.to(weight.dtype).square() @ energy.t() + 1e-8)
 
 
-def _scaled_convolution(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: bool) -> Tensor:
+def styled_activation(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """sqrt(2) leaky_relu(factor x + offset) with slope 0.2. x BCHW, factor BC, offset broadcast to BCHW (noise plus bias)."""
+    # One pass over the activations instead of four: the gain is folded into the two small tensors.
+    scaled = torch.addcmul((offset * SQRT2).to(x.dtype), x, (factor * SQRT2).to(x.dtype)[:, :, None, None])
+    return F.leaky_relu(scaled, 0.2)
+
+
+def _scaled_convolution(x: Tensor, weight: Tensor, style: Tensor, up: bool) -> Tensor:
     x = x * style.to(x.dtype)[:, :, None, None]
     if up:
-        y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-    else:
-        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-    return y * demodulation(weight, style).to(y.dtype)[:, :, None, None] if demodulate else y
+        return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
-def _grouped_convolution(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: bool) -> Tensor:
+def _grouped_convolution(x: Tensor, weight: Tensor, style: Tensor, up: bool) -> Tensor:
     batch, channels, height, width = x.shape
     out, _, side, _ = weight.shape
     own = weight * style.to(weight.dtype)[:, None, :, None, None]
-    if demodulate:
-        own = own * demodulation(weight, style)[:, :, None, None, None]
     folded = x.reshape(1, batch * channels, height, width)
     if up:
         per_sample = own.transpose(1, 2).reshape(batch * channels, out, side, side)

