@@ -1,0 +1,188 @@
+"""report.html of a run: one self-contained file with pictures, curves, numbers, chosen layers and the whole record."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .config import SECTIONS, to_dict
+from .record import RunFolder, write_bytes
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from markupsafe import Markup
+
+WIDTH, HEIGHT = 420, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+MAX_POINTS = 400
+"""Points of a drawn curve; longer series are thinned, because a screen shows no more."""
+
+CURVES = {
+    "loss": "Loss",
+    "grad_norm": "Gradient norm",
+    "contrastive": "Contrastive loss",
+    "domain": "Domain regularisation",
+    "direction": "Directional loss",
+}
+"""Series that are worth a look, by their name in metrics.jsonl."""
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Path of the report, written from what the run folder holds."""
+    path = folder.path / "report.html"
+    write_bytes(path, _template().render(**_contents(folder)).encode())
+    return path
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    text = files("zeroshift").joinpath("assets", "report.html.j2").read_text("utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
+
+
+def _contents(folder: RunFolder) -> dict[str, Any]:
+    """Everything that the template shows, by its names there."""
+    config, lines = folder.config, folder.metrics()
+    before_after = folder.path / "before_after.png"
+    layers = layer_shares(lines)
+    return {
+        "title": f"{config.source} to {config.target}",
+        "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
+        "numbers": _numbers(folder, lines),
+        "before_after": data_uri(before_after) if before_after.is_file() else "",
+        "before_after_text": f"The same seeds as {config.source} (above) and as {config.target} (below); "
+        "a third row, where there is one, is the known truth.",
+        "curves": _curves(lines),
+        "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
+        "layers": layers,
+        "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was free to move in.",
+        "commands": _commands(folder),
+        "tables": _tables(folder),
+        "version": __version__,
+    }
+
+
+def _numbers(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    status, config = folder.status, folder.config
+    last = [line for line in lines if line["stage"] == 2][-1:]
+    rows = [("state", status.state), ("seed", str(config.run.seed)), ("steps", f"{status.step} of {config.train.steps}")]
+    if last and isinstance(last[0].get("loss"), float):
+        rows.append(("last loss", f"{last[0]['loss']:.4f}"))
+    if seconds := sum(float(line.get("seconds", 0.0)) for line in lines):
+        rows.append(("training time", duration(seconds)))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words a person reads at a glance: 8 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def data_uri(path: Path) -> str:
+    """A PNG file as an address that holds the file itself."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _grids(folder: RunFolder, most: int = 4) -> list[Path]:
+    """Sample grids of the run, evenly chosen, the last one among them."""
+    paths = sorted((folder.path / "samples").glob("step_*.png"))
+    if len(paths) <= most:
+        return paths
+    return [paths[round(index * (len(paths) - 1) / (most - 1))] for index in range(most)]
+
+
+def _step_of(path: Path) -> str:
+    return f"after {int(path.stem.removeprefix('step_'))} steps"
+
+
+def layer_shares(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per layer, how many logged steps of stage 2 it could move in, in the order in which layers first appear."""
+    chosen = [line["layers"] for line in lines if line["stage"] == 2 and line.get("layers")]
+    counts = Counter(name for names in chosen for name in names)
+    return [
+        {"name": name, "count": count, "of": len(chosen), "percent": round(100 * count / len(chosen))}
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One curve per stage and series."""
+    curves = []
+    for stage, what in ((1, "Stage 1, the words"), (2, "Stage 2, the generator")):
+        for name, title in CURVES.items():
+            points = [
+                (int(line["step"]), float(line[name]))
+                for line in lines
+                if line["stage"] == stage and isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
+            ]
+            if len(points) > 1:
+                curves.append({"svg": curve(points, f"{what}: {title}"), "text": f"{what}: {title.lower()} by step"})
+    return curves
+
+
+def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
+    """SVG of a series of (step, value): the values faint, their running mean strong, with its own colours by style sheet."""
+    from markupsafe import Markup, escape
+
+    thin = points[:: max(1, len(points) // MAX_POINTS)]
+    first, last = thin[0][0], thin[-1][0]
+    low, high = min(value for _, value in thin), max(value for _, value in thin)
+    low, high = (low, high) if high - low > 1e-9 * max(1.0, abs(high)) else (low - 0.5, high + 0.5)
+
+    def place(step: float, value: float) -> str:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / max(1, last - first)
+        y = TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+        return f"{x:.1f},{y:.1f}"
+
+    mean, smooth, weight = thin[0][1], [], 1 - 1 / max(2.0, len(thin) / 12)
+    for step, value in thin:
+        mean = weight * mean + (1 - weight) * value
+        smooth.append(place(step, mean))
+    raw = " ".join(place(step, value) for step, value in thin)
+    ticks = [low, (low + high) / 2, high]
+    lines = "".join(
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/><text x="{LEFT - 6}" y="{float(y) + 4:.1f}" '
+        f'text-anchor="end">{tick:.3g}</text>'
+        for tick, y in ((tick, place(first, tick).split(",")[1]) for tick in ticks)
+    )
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{lines}'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first}</text><text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{last}</text>'
+        f'<polyline class="raw" points="{raw}"/><polyline class="smooth" points="{" ".join(smooth)}"/></svg>'
+    )
+
+
+def _commands(folder: RunFolder) -> str:
+    name = f'"{folder.path}"' if " " in str(folder.path) else str(folder.path)
+    return f"zeroshift sample {name} --seeds 0-15\nzeroshift sample {name} --seeds 0-15 --strength 0.5"
+
+
+def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Config by section, then the environment."""
+    tree = to_dict(folder.config)
+    plain = {name: value for name, value in tree.items() if name not in SECTIONS}
+    tables = [("What was asked", plain), *((f"Section {name}", tree[name]) for name in SECTIONS)]
+    tables.append(("Where it ran", folder.environment))
+    return [(heading, [(name, _text(value)) for name, value in values.items()]) for heading, values in tables]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_text, value)) or "none"
+    return "none" if value in (None, "") else str(value)
