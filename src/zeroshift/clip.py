@@ -56,7 +56,8 @@ class ClipModel(nn.Module):
         self.model: Any = model
         self.tokenizer, self.name, self.resolution = tokenizer, name, resolution
         self.mean, self.std = tuple(mean), tuple(std)
-        self.templates, self.context, self.resize = templates, context, resize
+        self.templates, self.context = templates, context
+        self.resize: Resize = resize
         self.embed_dim: int = self.model.text_projection.out_features
         self.text_width: int = self.model.text_projection.in_features
         self.context_length: int = self.model.text_model.config.max_position_embeddings

@@ -1,0 +1,68 @@
+"""Losses as pure functions, one per equation. Features and directions come in as unit vectors, scalars go out.
+
+Sources: NADA, StyleGAN-NADA (Gal et al., SIGGRAPH 2022) and its code; IPL (Guo et al., CVPR 2023) and its code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zeroshift.errors import InputError
+from zeroshift.shapes import Scalar, UnitFeature
+
+
+def directional(image_direction: Tensor, text_direction: Tensor) -> Scalar:
+    """Eq. NADA, IPL stage 2: mean_i (1 - DeltaI_i . DeltaT_i); text directions B,E, or 1,E for all images. Range [0, 2].
+
+    Note. A product of given directions, not a cosine: normalising again would undo the bounded divisor of `image_direction`.
+    """
+    return (1 - (image_direction * text_direction).sum(dim=-1)).mean()
+
+
+def contrastive(image: UnitFeature, text: UnitFeature, logit_scale: float) -> Scalar:
+    """Eq. IPL stage 1, as coded: mean of row and column cross-entropies of logit_scale I h^T, pairs on the diagonal."""
+    logits = logit_scale * image @ text.T
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def domain(prompt: UnitFeature, label_mean: Tensor) -> Scalar:
+    """Eq. IPL stage 1: mean_i (1 - cos(h_i, tbar)), tbar the mean of a label's template features (E or 1,E, any length)."""
+    return (1 - F.cosine_similarity(prompt, label_mean.reshape(1, -1), dim=-1)).mean()
+
+
+def global_clip(image: UnitFeature, text: UnitFeature, logit_scale_over_100: float = 1.0) -> Scalar:
+    """Eq. NADA (global loss): mean_i (1 - logit_i / 100); logit_i / 100 is a cosine where the scale is 100."""
+    return (1 - logit_scale_over_100 * (image * text).sum(dim=-1)).mean()
+
+
+def manifold(source: UnitFeature, target: UnitFeature, text_cosine: float | Tensor) -> Scalar:
+    """Eq. NADA's code (angle loss): mean_i | s_i . t_i - c |, c the cosine of the two labels' template means."""
+    return ((source * target).sum(dim=-1).clamp(-1, 1) - text_cosine).abs().mean()
+
+
+def patch(patch_direction: UnitFeature, part_directions: UnitFeature) -> Scalar:
+    """Eq. NADA's code (patch-directional): mean_{i,p} (1 - e_i . d_p) softmax_p(e_i . d_p).
+
+    e: directions between source and target patches, one row per patch; d: text directions of the parts, one row per part.
+    """
+    similarity = patch_direction @ part_directions.T
+    return ((1 - similarity) * similarity.softmax(dim=-1)).mean()
+
+
+def crop_patches(images: Tensor, centers_xy: Tensor, size: int = 510) -> Tensor:
+    """Squares B,C,size,size around one centre (x column, y row) per image: rows y - size/2 to y + size/2 - 1, columns alike.
+
+    Raises InputError where a square leaves its picture.
+    """
+    half = size // 2
+    corners = (centers_xy - half).tolist()
+    height, width = images.shape[-2:]
+    for left, top in corners:
+        if min(left, top) < 0 or left + size > width or top + size > height:
+            raise InputError(
+                f"a {size} px patch at column {left}, row {top} leaves the {width}x{height} px picture. Use a larger one."
+            )
+    return torch.stack([image[:, y : y + size, x : x + size] for image, (x, y) in zip(images, corners, strict=True)])
