@@ -36,9 +36,8 @@ def rule(key: str, shape: Sequence[int], seed: int, scale: float = 1.0, offset: 
 
 def fill(keys: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Tensor]:
     """Filled tensors of a json's `keys`. Keys with a `rule` (kept constants, integer buffers) are absent from the result."""
-    return {
-        key: rule(key, entry["shape"], seed, entry["scale"], entry["offset"]) for key, entry in keys.items() if "rule" not in entry
-    }
+    drawn = {key: entry for key, entry in keys.items() if "rule" not in entry}
+    return {key: rule(key, entry["shape"], seed, entry["scale"], entry["offset"]) for key, entry in drawn.items()}
 
 
 def runs(group: str, pattern: str = "*") -> list[Path]:

@@ -40,7 +40,7 @@ def draw_z(latent_dim: int, batch: int, seed: int, stage: str, step: int) -> Ten
 def draw_noise(
     shapes: Sequence[tuple[int, ...]], batch: int, seed: int, stage: str, step: int, first_sample: int = 0
 ) -> list[Tensor]:
-    """Noise maps (B, 1, H, W) of one training step, one per shape; row i depends on (seed, stage, step, first_sample + i) only."""
+    """Noise maps (B, 1, H, W) of one step, one per shape; row i depends on (seed, stage, step, first_sample + i) only."""
     sources = [rng("noise", seed, stage, step, first_sample + i) for i in range(batch)]
     return [torch.stack([torch.randn(tuple(shape[1:]), generator=source) for source in sources]) for shape in shapes]
 

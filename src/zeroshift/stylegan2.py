@@ -67,7 +67,7 @@ def resolve_modulation(modulation: Modulation, device: torch.device) -> ops.Modu
 
 
 class EqualLinear(nn.Module):
-    """Linear layer whose weight is scaled at run time by learning-rate multiplier / sqrt(fan-in). Always in the weight's precision."""
+    """Linear layer, weight scaled at run time by learning-rate multiplier / sqrt(fan-in). Keeps the weight's precision."""
 
     def __init__(self, num_in: int, num_out: int, *, bias_init: float = 0.0, lr_mul: float = 1.0, activate: bool = False) -> None:
         super().__init__()
@@ -194,7 +194,8 @@ class StyleGAN2Generator(nn.Module):
 
     def __init__(self, config: StyleGAN2Config, *, modulation: Modulation = "auto", seed: int = 0) -> None:
         super().__init__()
-        self.config, self.modulation = config, modulation
+        self.config = config
+        self.modulation: Modulation = modulation
         self.image_size, self.latent_dim, self.style_dim = config.size, config.latent_dim, config.style_dim
         levels = int(math.log2(config.size)) - 2
         self.num_latents = 2 * levels + 2
@@ -262,15 +263,18 @@ class StyleGAN2Generator(nn.Module):
 
     def layers(self) -> tuple[Layer, ...]:
         """Every parameter once, in the order of computation, each group with the latent that drives it."""
-        entries: list[tuple[str, int | None, LayerKind]] = [(f"style.{i + 1}", None, "mapping") for i in range(len(self.style) - 1)]
-        entries += [("input", None, "const"), ("conv1", 0, "conv"), ("to_rgb1", 1, "rgb")]
-        for level in range(len(self.to_rgbs)):
-            entries += [(f"convs.{2 * level}", 2 * level + 1, "conv"), (f"convs.{2 * level + 1}", 2 * level + 2, "conv")]
-            entries += [(f"to_rgbs.{level}", 2 * level + 3, "rgb")]
         names = [name for name, _ in self.named_parameters()]
-        return tuple(
-            Layer(name, latent, kind, tuple(n for n in names if n.startswith(name + "."))) for name, latent, kind in entries
-        )
+
+        def layer(name: str, latent: int | None, kind: LayerKind) -> Layer:
+            return Layer(name, latent, kind, tuple(n for n in names if n.startswith(name + ".")))
+
+        result = [layer(f"style.{index}", None, "mapping") for index in range(1, len(self.style))]
+        result += [layer("input", None, "const"), layer("conv1", 0, "conv"), layer("to_rgb1", 1, "rgb")]
+        for level in range(len(self.to_rgbs)):
+            first = 2 * level + 1
+            result += [layer(f"convs.{first - 1}", first, "conv"), layer(f"convs.{first}", first + 1, "conv")]
+            result += [layer(f"to_rgbs.{level}", first + 2, "rgb")]
+        return tuple(result)
 
     def clone(self) -> Self:
         """An independent copy with equal weights; gradients are not copied."""
