@@ -41,7 +41,8 @@ def clip_run(name: str) -> Path:
 @lru_cache(maxsize=1)
 def banks() -> tuple[TemplateBank, TemplateBank]:
     """The golden folder's own template and part sentences."""
-    texts = json.loads((golden_root() / "clip_text_image" / "templates.json").read_text(encoding="utf-8"))
+    every = (json.loads(path.read_text(encoding="utf-8")) for path in (golden_root() / "clip_text_image").glob("*.json"))
+    texts = next(content for content in every if "imagenet_templates" in content)
     return TemplateBank("golden", tuple(texts["imagenet_templates"])), TemplateBank("parts", tuple(texts["part_templates"]))
 
 
@@ -220,7 +221,7 @@ def test_the_patch_loss_of_nada_is_the_official_one(run: Path) -> None:
     meta, arrays = load(run)
     clip = clip_of(clip_run(meta["clip"]))
     parts = [
-        directions.text_direction(clip, *(sentence(part, meta[f"{side}_class"]) for side in ("source", "target")))
+        directions.text_direction(clip, sentence(part, meta["source_class"]), sentence(part, meta["target_class"]))
         for part in banks()[1].templates
     ]
     assert agrees(torch.cat(parts), arrays["patch_text_directions"])

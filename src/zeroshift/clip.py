@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -187,6 +188,20 @@ def _own_randomness(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Transformers draws a bar for every load and save of weights, which would break up our own progress."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def build_dual_encoder(
     vocab_size: int,
     *,
@@ -242,13 +257,8 @@ def _vision_config(vision: Vision, widths: list[int], depths: list[int], activat
     import transformers
 
     # transformers' dual encoder asks the vision config for hidden_size, which convolutional configs do not set themselves.
-    shared = {
-        "hidden_sizes": widths,
-        "depths": depths,
-        "hidden_act": activation,
-        "image_size": resolution,
-        "hidden_size": widths[-1],
-    }
+    shared: Any = {"hidden_sizes": widths, "depths": depths, "hidden_act": activation}
+    shared |= {"image_size": resolution, "hidden_size": widths[-1]}
     if vision == "convnext":
         return transformers.ConvNextConfig(num_stages=len(widths), patch_size=4, layer_scale_init_value=0.5, **shared)
     if vision == "resnet":
@@ -263,7 +273,8 @@ def save_clip(clip: ClipModel, folder: str | Path) -> None:
     """Writes a folder that `load_clip_folder` and transformers read: weights, config, processor constants, words, templates."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    clip.model.save_pretrained(folder)
+    with _no_progress_bars():
+        clip.model.save_pretrained(folder)
     if isinstance(clip.tokenizer, WordTokenizer | HubTokenizer):
         clip.tokenizer.save(folder)
     side = clip.resolution
@@ -279,33 +290,23 @@ def load_clip_folder(path: str | Path, resize: Resize = "antialias", name: str |
 
     Raises InputError where nothing is found, the files are damaged or incomplete, or the architecture is another.
     """
-    import transformers
-
     spec = str(path)
     try:
-        config = transformers.AutoConfig.from_pretrained(spec)
-        classes = {"clip": transformers.CLIPModel, "vision-text-dual-encoder": transformers.VisionTextDualEncoderModel}
-        if config.model_type not in classes:
-            raise InputError(f'"{spec}" is a {config.model_type} model, not a CLIP. Give a CLIPModel.')
-        loader: Any = classes[config.model_type]
-        with _own_randomness(0):
-            model, report = loader.from_pretrained(spec, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f'cannot load a CLIP from "{spec}": {reason} Give a hub id or a folder with its weights.') from error
-    if report["missing_keys"]:
-        lacking = sorted(report["missing_keys"])
-        raise InputError(
-            f'the weights in "{spec}" lack {len(lacking)} tensors, first {lacking[0]}. Take the complete checkpoint.'
-        )
-    processor, ours = _json_of(spec, "preprocessor_config.json"), _json_of(spec, "zeroshift.json")
+        model, lacking = _pretrained(spec)
+        processor, ours = _json_of(spec, "preprocessor_config.json"), _json_of(spec, "zeroshift.json")
+        tokenizer = _tokenizer_of(spec, model.config)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(f'cannot load a CLIP from "{spec}": {reason}. Give a hub id or a folder with its weights.') from error
+    if lacking:
+        raise InputError(f'the weights in "{spec}" lack {len(lacking)} tensors, as {lacking[0]}. Take the complete checkpoint.')
     return ClipModel(
         model,
-        _tokenizer_of(spec, config),
+        tokenizer,
         name=name or ours.get("name") or Path(spec).name,
-        resolution=_resolution_of(config, processor),
+        resolution=_resolution_of(model.config, processor),
         mean=processor.get("image_mean", OPENAI_MEAN),
         std=processor.get("image_std", OPENAI_STD),
         templates=TemplateBank(ours.get("name", "own"), tuple(ours["templates"])) if "templates" in ours else IMAGENET,
@@ -315,16 +316,29 @@ def load_clip_folder(path: str | Path, resize: Resize = "antialias", name: str |
     )
 
 
+def _pretrained(spec: str) -> tuple[Any, list[str]]:
+    """The transformers model in float32 and the names of tensors that its weights lack."""
+    import transformers
+
+    classes = {"clip": transformers.CLIPModel, "vision-text-dual-encoder": transformers.VisionTextDualEncoderModel}
+    config = transformers.AutoConfig.from_pretrained(spec)
+    loader: Any = classes.get(config.model_type)
+    if loader is None or config.text_config.model_type != "clip_text_model":
+        raise InputError(f'"{spec}" is a {config.model_type} model, not a CLIP with a CLIP text tower. Give another.')
+    with _own_randomness(0), _no_progress_bars():
+        model, report = loader.from_pretrained(spec, dtype=torch.float32, output_loading_info=True)
+    return model, sorted(report["missing_keys"])
+
+
 def _file_of(spec: str, file_name: str) -> Path | None:
     from transformers.utils.hub import cached_file
 
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = cached_file(spec, file_name, **quiet)
+    found = cached_file(spec, file_name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
 
 
-def _json_of(spec: str, file_name: str) -> dict[str, Any]:
-    """Content of a json file of the model; empty where there is none."""
+def _json_of(spec: str, file_name: str) -> Any:
+    """Content of a json file of the model; an empty dict where there is none."""
     path = _file_of(spec, file_name)
     return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
@@ -340,12 +354,12 @@ def _resolution_of(config: Any, processor: Mapping[str, Any]) -> int:
 
 
 def _tokenizer_of(spec: str, config: Any) -> Tokenizer:
-    vocabulary = _file_of(spec, WordTokenizer.file_name)
-    content = json.loads(vocabulary.read_text(encoding="utf-8")) if vocabulary else None
-    if isinstance(content, list):
-        return WordTokenizer(content)
+    """Our word list, OpenAI's byte pairs where the vocabulary is theirs, else the folder's own transformers tokenizer."""
+    vocabulary = _json_of(spec, WordTokenizer.file_name)
+    if isinstance(vocabulary, list):
+        return WordTokenizer(vocabulary)
     own = BytePairTokenizer()
-    if config.text_config.vocab_size == own.vocab_size and content in (None, own.vocab):
+    if config.text_config.vocab_size == own.vocab_size and vocabulary in ({}, own.vocab):
         return own
     import transformers
 
@@ -369,32 +383,22 @@ def from_openai_state(
 
     if not isinstance(config["vision_layers"], int):
         raise InputError(f"OpenAI's ResNet towers (vision_layers {config['vision_layers']}) are not supported. Use a ViT model.")
-    width, text_width = config["vision_width"], config["transformer_width"]
-    vision = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": config["vision_layers"],
-        "num_attention_heads": vision_heads or width // 64,
-        "image_size": config["image_resolution"],
-        "patch_size": config["vision_patch_size"],
-        "hidden_act": "quick_gelu",
-    }
-    text = {
-        "hidden_size": text_width,
-        "intermediate_size": 4 * text_width,
-        "num_hidden_layers": config["transformer_layers"],
-        "num_attention_heads": config["transformer_heads"],
-        "vocab_size": config["vocab_size"],
-        "max_position_embeddings": config["context_length"],
-        "hidden_act": "quick_gelu",
-        "bos_token_id": config["vocab_size"] - 2,
-        "eos_token_id": config["vocab_size"] - 1,
-    }
+    words = config["vocab_size"]
+    vision = _tower_sizes(config["vision_width"], config["vision_layers"], vision_heads or config["vision_width"] // 64)
+    vision |= {"image_size": config["image_resolution"], "patch_size": config["vision_patch_size"]}
+    text = _tower_sizes(config["transformer_width"], config["transformer_layers"], config["transformer_heads"])
+    text |= {"vocab_size": words, "max_position_embeddings": config["context_length"]}
+    text |= {"bos_token_id": words - 2, "eos_token_id": words - 1}
     hub_config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=config["embed_dim"])
     with _own_randomness(0):
         model = transformers.CLIPModel(hub_config)
     model.load_state_dict(dict(_hub_entries(state)))
     return ClipModel(model, BytePairTokenizer(), resolution=config["image_resolution"], name=name, resize=resize)
+
+
+def _tower_sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
+    blocks = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": "quick_gelu"}
+    return {"hidden_size": width, "intermediate_size": 4 * width} | blocks
 
 
 # OpenAI's name -> transformers' name, longest first where one is the beginning of another.
