@@ -1,0 +1,290 @@
+"""CLIPs: preparing pictures, reading texts and learned words, saving and loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from zeroshift.clip import OPENAI_MEAN, ClipModel, build_dual_encoder, from_openai_state, load_clip_folder, save_clip
+from zeroshift.errors import InputError
+from zeroshift.text import BytePairTokenizer, HubTokenizer, TemplateBank, WordTokenizer
+
+WORDS = WordTokenizer(["a photo of a face", "pencil sketch , ."])
+TEXTS = ["a photo of a face", "sketch", "a pencil sketch of a photo of a face , a face ."]
+
+
+def small(vision: Any = "resnet", text_width: int = 16, seed: int = 0, **options: Any) -> ClipModel:
+    model = build_dual_encoder(
+        WORDS.vocab_size,
+        vision=vision,
+        widths=(8, 16),
+        depths=(1, 1),
+        embed_dim=12,
+        text_width=text_width,
+        text_heads=2,
+        text_layers=2,
+        seed=seed,
+    )
+    return ClipModel(model, WORDS, **{"resolution": 64, "name": "small", **options})
+
+
+def vit(**sizes: Any) -> transformers.CLIPModel:
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407} | sizes
+    config = transformers.CLIPConfig(
+        vision_config=tower | {"image_size": 32, "patch_size": 8}, text_config=text, projection_dim=12
+    )
+    return transformers.CLIPModel(config).eval()
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
+def test_a_built_in_clip_is_frozen_and_passes_gradients_to_pictures(vision: str) -> None:
+    clip = small(vision)
+    images = draw(2, 3, 64, 64, dtype=torch.float32).requires_grad_()
+    clip.encode_image(images).sum().backward()
+    assert images.grad is not None and images.grad.isfinite().all() and images.grad.abs().max() > 0
+    assert not any(parameter.requires_grad for parameter in clip.parameters())
+    assert not any(module.training for module in clip.train().modules())
+
+
+def test_a_clip_in_training_learns_all_its_weights() -> None:
+    clip = small(frozen=False)
+    images = draw(2, 3, 64, 64, dtype=torch.float32)
+    scale = clip.model.logit_scale.exp()
+    (scale * clip.encode_image(images) @ clip.encode_text(TEXTS[:2]).T).square().mean().backward()
+    silent = [name for name, parameter in clip.named_parameters() if parameter.grad is None]
+    assert clip.training and not silent
+
+
+@pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
+def test_one_picture_alone_has_the_features_it_has_in_a_batch(vision: str) -> None:
+    clip, images = small(vision).double(), draw(3, 3, 64, 64)
+    torch.testing.assert_close(clip.encode_image(images[1:2]), clip.encode_image(images)[1:2])
+
+
+def test_the_default_tower_costs_at_most_sixty_megaflops_a_picture() -> None:
+    clip = ClipModel(build_dual_encoder(WORDS.vocab_size), WORDS, resolution=64)
+    with FlopCounterMode(display=False) as counter:
+        clip.encode_image(torch.zeros(1, 3, 64, 64))
+    # Counted as two per multiply-add; the projection and rounding come on top of 60.
+    assert 20e6 < counter.get_total_flops() < 61e6
+
+
+def test_building_is_seeded_and_leaves_the_global_randomness_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first, second, third = (small("convnext", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], third[key]) for key in first)
+
+
+def test_cutting_the_padding_off_changes_nothing() -> None:
+    clip = ClipModel(vit(), BytePairTokenizer(), resolution=32).double()
+    with torch.no_grad():
+        hub = clip.model.get_text_features(input_ids=clip.tokenize(TEXTS)).pooler_output
+        seen: list[int] = []
+        clip.model.text_model.encoder.register_forward_pre_hook(
+            lambda _, __, options: seen.append(options["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        torch.testing.assert_close(clip.encode_text(TEXTS), hub)
+    longest = int((clip.tokenize(TEXTS) > 0).sum(dim=1).max())
+    assert seen == [longest] and longest < clip.context_length
+
+
+def test_text_is_read_at_its_own_end_and_not_at_the_largest_id() -> None:
+    clip = small().double()
+    alone = torch.cat([clip.encode_text([text]) for text in TEXTS])
+    torch.testing.assert_close(clip.encode_text(TEXTS), alone)
+    hub = clip.model.text_model(clip.tokenize(TEXTS)).pooler_output
+    torch.testing.assert_close(clip.encode_text(TEXTS), clip.model.text_projection(hub))
+
+
+def test_token_ids_and_texts_are_encoded_alike() -> None:
+    clip = small()
+    assert torch.equal(clip.encode_text(clip.tokenize(TEXTS)), clip.encode_text(TEXTS))
+    with pytest.raises(InputError, match="end token 4"):
+        clip.encode_text(torch.ones(1, 5, dtype=torch.long))
+
+
+def test_learned_words_equal_to_the_tokens_give_the_features_of_the_text() -> None:
+    clip = small().double()
+    words = clip.embed_tokens("a photo of a")[None].expand(3, -1, -1)
+    ours = clip.encode_prompts(words, "a photo of a sketch")
+    torch.testing.assert_close(ours, clip.encode_text(["a photo of a sketch"]).expand(3, -1))
+
+
+def test_every_image_is_read_with_its_own_words_in_one_batch() -> None:
+    clip, words = small().double(), draw(3, 4, 16)
+    together = clip.encode_prompts(words, "a photo of a sketch")
+    alone = torch.cat([clip.encode_prompts(row[None], "a photo of a sketch") for row in words])
+    torch.testing.assert_close(together, alone)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_words_of_another_width_or_more_words_than_tokens_are_refused() -> None:
+    clip = small()
+    with pytest.raises(InputError, match="one head per CLIP"):
+        clip.encode_prompts(torch.zeros(1, 2, 17), "a photo")
+    with pytest.raises(InputError, match="longer context"):
+        clip.encode_prompts(torch.zeros(1, 3, 16), "a photo")
+
+
+def test_preparing_agrees_with_pillow_on_a_photo_sized_picture() -> None:
+    side = 32
+    y, x = torch.meshgrid(torch.linspace(0, 6, 150), torch.linspace(0, 9, 211), indexing="ij")
+    pixels = torch.stack([torch.sin(x + y), torch.cos(x * y / 3), torch.sin(y)]).mul(127).add(128).byte()
+    clip = small(resolution=side, mean=(0, 0, 0), std=(1, 1, 1))
+    ours = clip.preprocess(pixels[None].float() / 127.5 - 1)[0]
+    resized = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((int(side * 211 / 150), side), Image.Resampling.BICUBIC)
+    left = (resized.width - side) / 2
+    assert left == int(left) + 0.5 or left == int(left)
+    cropped = resized.crop((round(left), 0, round(left) + side, side))
+    pillow = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
+    # Pillow rounds to 8 bit after each of its two passes.
+    assert (ours - pillow).abs().max() <= 1.5 / 255
+
+
+def test_a_picture_of_the_right_size_is_only_shifted_and_scaled() -> None:
+    clip, images = small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)), draw(2, 3, 64, 64)
+    expected = torch.stack([((images[:, c] + 1) / 2 - 0.1 * (c + 1)) / (0.5 + 0.1 * c) for c in range(3)], dim=1)
+    torch.testing.assert_close(clip.preprocess(images), expected)
+
+
+def test_an_odd_surplus_is_cropped_at_the_half_rounded_to_even() -> None:
+    clip = small(resolution=4, mean=(0, 0, 0), std=(1, 1, 1))
+    columns = torch.arange(7.0).expand(1, 3, 4, 7)
+    # (7 - 4) / 2 = 1.5 rounds to 2; (9 - 4) / 2 = 2.5 rounds to 2.
+    assert ((clip.preprocess(columns)[0, 0, 0] * 2 - 1).tolist()) == [2, 3, 4, 5]
+    assert ((clip.preprocess(torch.arange(9.0).expand(1, 3, 4, 9))[0, 0, 0] * 2 - 1).tolist()) == [2, 3, 4, 5]
+
+
+def test_the_two_resize_filters_differ_and_another_is_refused() -> None:
+    images = draw(1, 3, 90, 90)
+    ours, old = (small(resize=resize).preprocess(images) for resize in ("antialias", "noantialias"))
+    assert (ours - old).abs().max() > 0.01
+    with pytest.raises(InputError, match="noantialias"):
+        small(resize="bilinear")
+
+
+def test_half_precision_models_give_full_precision_features() -> None:
+    clip, images = small(), draw(2, 3, 64, 64, dtype=torch.float32)
+    full = clip.encode_image(images), clip.encode_text(TEXTS)
+    clip.to(torch.bfloat16)
+    half = clip.encode_image(images.bfloat16()), clip.encode_text(TEXTS)
+    for ours, exact in zip(half, full, strict=True):
+        assert ours.dtype == torch.float32
+        assert float(torch.nn.functional.cosine_similarity(ours, exact).min()) > 0.99
+
+
+def test_double_precision_goes_all_the_way_through() -> None:
+    clip = small().double()
+    assert clip.encode_image(draw(1, 3, 70, 80)).dtype == clip.encode_text(TEXTS).dtype == torch.float64
+    # A constant rounded to float32 would show in the ninth digit.
+    gray = small(mean=(0.1, 0.1, 0.1), std=(0.3, 0.3, 0.3)).double().preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.float64))
+    assert float(gray[0, 0, 0, 0]) == pytest.approx((0.5 - 0.1) / 0.3, rel=1e-14)
+
+
+@pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
+def test_a_saved_built_in_clip_comes_back_whole(vision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bank = TemplateBank("faces", ("{}", "a {} of a face"))
+    clip = small(vision, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), templates=bank, context="a face")
+    save_clip(clip, tmp_path)
+    again = load_clip_folder(tmp_path)
+    assert (again.mean, again.std, again.context, again.name) == (clip.mean, clip.std, "a face", "small")
+    assert again.templates.templates == bank.templates and again.resolution == 64
+    assert isinstance(again.tokenizer, WordTokenizer) and again.tokenizer.vocab == WORDS.vocab
+    images = draw(1, 3, 64, 64, dtype=torch.float32)
+    assert torch.equal(again.encode_image(images), clip.encode_image(images))
+    assert torch.equal(again.encode_text(TEXTS), clip.encode_text(TEXTS))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_transformers_clip_with_openais_vocabulary_is_read_with_its_processor(tmp_path: Path) -> None:
+    model = vit()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": 32}))
+    clip = load_clip_folder(tmp_path, name="mine")
+    assert (clip.name, clip.mean, clip.std, clip.resolution) == ("mine", (0.5,) * 3, (0.25,) * 3, 32)
+    assert isinstance(clip.tokenizer, BytePairTokenizer) and (clip.text_width, clip.embed_dim) == (16, 12)
+    pixels = clip.preprocess(draw(1, 3, 48, 40, dtype=torch.float32))
+    with torch.no_grad():
+        pooled = model.vision_model(pixel_values=pixels).pooler_output
+        expected = model.visual_projection(pooled)
+    torch.testing.assert_close(clip.encode_pixels(pixels), expected)
+
+
+def test_without_a_processor_file_openais_constants_are_taken(tmp_path: Path) -> None:
+    vit().save_pretrained(tmp_path)
+    assert load_clip_folder(tmp_path).mean == OPENAI_MEAN
+
+
+def test_a_foreign_vocabulary_is_read_with_the_tokenizer_of_its_folder(tmp_path: Path) -> None:
+    letters = "abcdefgh"
+    vocabulary = {token: number for number, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    vocabulary |= {"ab</w>": 16, "<|startoftext|>": 17, "<|endoftext|>": 18}
+    files = tmp_path / "words"
+    files.mkdir()
+    (files / "vocab.json").write_text(json.dumps(vocabulary))
+    (files / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    transformers.CLIPTokenizer.from_pretrained(files).save_pretrained(tmp_path)
+    vit(vocab_size=19, bos_token_id=17, eos_token_id=18).save_pretrained(tmp_path)
+    clip = load_clip_folder(tmp_path)
+    assert isinstance(clip.tokenizer, HubTokenizer)
+    assert clip.tokenize(["ab cab", "d"])[:, :5].tolist() == [[17, 16, 2, 16, 18], [17, 11, 18, 0, 0]]
+    save_clip(clip, tmp_path / "again")
+    assert torch.equal(load_clip_folder(tmp_path / "again").encode_text(["ab cab"]), clip.encode_text(["ab cab"]))
+
+
+def damage(folder: Path, how: str) -> None:
+    weights = folder / "model.safetensors"
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "broken processor":
+        (folder / "preprocessor_config.json").write_text("{")
+    else:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        del tensors["text_projection.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("how", ["truncated", "no weights", "no config", "broken processor", "incomplete"])
+def test_damaged_folders_are_refused_by_name(how: str, tmp_path: Path) -> None:
+    save_clip(small(), tmp_path)
+    damage(tmp_path, how)
+    with pytest.raises(InputError) as caught:
+        load_clip_folder(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path) in message and "\n" not in message
+    assert how != "incomplete" or "text_projection.weight" in message
+
+
+def test_a_folder_that_does_not_exist_and_another_architecture_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        load_clip_folder(tmp_path / "nowhere")
+    transformers.CLIPTextConfig(vocab_size=20).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="clip_text_model"):
+        load_clip_folder(tmp_path)
+
+
+def test_openais_resnets_are_refused_in_words() -> None:
+    with pytest.raises(InputError, match="ViT"):
+        from_openai_state({}, {"vision_layers": [1, 1, 1, 1]})
