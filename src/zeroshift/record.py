@@ -7,16 +7,17 @@
     checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
     mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
     generator.safetensors     the adapted generator (EMA), written last
-    grids/                    sample grids during the run
     tensorboard/              scalars, where asked for
     lock                      held by the process at work; the system releases it when that process ends
 
 Every file but the appended metrics is written beside its place and moved there, so a reader sees the old or the new one.
+The pictures (`samples/`, `before_after.png`) and `report.html` are written by those who draw them.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from zeroshift import __version__
+from zeroshift.checkpoints import atomic_path
 from zeroshift.config import AdaptConfig, differences, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
 
@@ -193,6 +195,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path / "lock")
             type(self).check(config)
+            for part in self.path.glob(".*.part"):
+                part.unlink()
             if self.config_file.is_file():
                 self._compare(environment)
             else:
@@ -219,7 +223,7 @@ class RunFolder:
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends one step to metrics.jsonl and, where asked for, its numbers to TensorBoard."""
         assert self._metrics is not None
-        with _disk():
+        with disk_guard(self.path / "metrics.jsonl"):
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
         if self._scalars is not None:
@@ -283,32 +287,51 @@ def environment(device: str, source: Mapping[str, str], clips: list[dict[str, st
     }
 
 
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights: of their names, types, shapes and bytes, in the order of their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole: beside its place, forced to the disk, then moved there. RunError where the disk is full."""
-    part = path.with_name(path.name + ".part")
-    with _disk(part):
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+    """Writes a file whole, or not at all. RunError where the disk is full."""
+    with disk_guard(path), atomic_path(path) as part:
+        part.write_bytes(content)
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Writes a json file whole."""
+    """Writes a json file whole, or not at all."""
     write_bytes(path, (json.dumps(tree, indent=2) + "\n").encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file whole."""
+    """Writes a safetensors file whole, or not at all."""
     from safetensors.torch import save_file
 
-    part = path.with_name(path.name + ".part")
-    with _disk(part):
+    with disk_guard(path), atomic_path(path) as part:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+
+
+@contextmanager
+def disk_guard(path: Path) -> Iterator[None]:
+    """Turns a full disk, met while writing `path`, into a RunError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, InputError) as error:
+        origin = error.__cause__ if isinstance(error, InputError) else error
+        text = str(origin)
+        if getattr(origin, "errno", None) in FULL or any(part in text for part in ("No space left", "File too large", "quota")):
+            message = f"the disk is full: cannot write {path}. What was saved before is intact; free space, then run again."
+            raise RunError(message) from error
+        raise
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
@@ -337,24 +360,3 @@ def _locked(path: Path) -> IO[str]:
         file.close()
         raise InputError(f"another process is working in {path.parent}; wait for it, or choose another --out.") from None
     return file
-
-
-@contextmanager
-def _disk(part: Path | None = None) -> Iterator[None]:
-    """Turns a full disk into a RunError and removes the unfinished file."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in FULL or any(
-            text in str(error) for text in ("No space left", "File too large", "quota")
-        )
-        if not full:
-            raise
-        where = part.parent if part is not None else "the run folder"
-        raise RunError(
-            f"the disk is full: cannot write in {where}. What was saved before is intact; free space, then run again."
-        ) from error

@@ -1,0 +1,154 @@
+"""What one CLIP says about words and about pairs of pictures: its constants over a run, and its losses in both stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zeroshift import directions, losses
+from zeroshift.clip import ClipModel
+from zeroshift.config import AdaptConfig
+from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature, Words
+from zeroshift.text import PARTS, sentence
+
+PATCH_PX = 510
+"""Side of the patch loss's squares; pictures must be larger."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """One CLIP with everything about it that stays the same over a run, encoded once."""
+
+    clip: ClipModel
+    weight: float
+    config: AdaptConfig
+    context: str
+    text_direction: UnitFeature
+    """NADA's direction, 1,E."""
+    label_means: tuple[Tensor, Tensor]
+    """Means of the unit template features of source and target label, E each."""
+    residuals: tuple[tuple[Feature, Feature], tuple[Feature, Feature]]
+    """Residual features (source, target) of stage 1 and of stage 2, 1,E each."""
+    target_label: UnitFeature
+    target_sentence: UnitFeature
+    parts: Tensor | None
+    """Directions of the parts of a picture, for the patch loss."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, clip: ClipModel, weight: float, config: AdaptConfig) -> Guide:
+        """The guide of a CLIP that is already on its device."""
+        source, target = config.source, config.target
+        context = config.mapper.context or clip.context
+
+        def residual(kind: Literal["corrected", "published"]) -> tuple[Tensor, Tensor]:
+            return directions.residual_feature(clip, context, source, kind), directions.residual_feature(
+                clip, context, target, kind
+            )
+
+        features = [directions.template_features(clip, label) for label in (source, target)]
+        parts = None
+        if config.losses.patch:
+            pairs = zip(PARTS.sentences(source), PARTS.sentences(target), strict=True)
+            parts = torch.cat([directions.text_direction(clip, *pair) for pair in pairs])
+        return cls(
+            clip=clip,
+            weight=weight,
+            config=config,
+            context=context,
+            text_direction=directions.normalize((features[1] - features[0]).mean(dim=0, keepdim=True)),
+            label_means=(features[0].mean(dim=0), features[1].mean(dim=0)),
+            residuals=(residual("corrected"), residual(config.quirks.residual)),
+            target_label=directions.normalize(clip.encode_text([target])),
+            target_sentence=directions.normalize(clip.encode_text([sentence("a {}", target)])),
+            parts=parts,
+        )
+
+    def see(self, pictures: Picture) -> Feature:
+        """Features of pictures."""
+        with self.mixed(pictures.device):
+            return self.clip.encode_image(pictures)
+
+    def word_losses(self, words: Words, images: UnitFeature) -> dict[str, Scalar]:
+        """Terms of stage 1 for the learned words of each picture and the picture's feature."""
+        source_h, target_h = self._prompts(words, stage=1)
+        return {
+            "contrastive": losses.contrastive(images, source_h, self.clip.logit_scale),
+            "domain": losses.domain(target_h, self.label_means[1]),
+            "domain_source": losses.domain(source_h, self.label_means[0]),
+        }
+
+    @torch.no_grad()
+    def direction_of(self, words: Words | None) -> UnitFeature:
+        """Text directions: B,E of each picture's words, or NADA's 1,E without words."""
+        return self.text_direction if words is None else directions.prompt_direction(*self._prompts(words, stage=2))
+
+    def pair_losses(self, source: Feature, target: Feature, text_direction: UnitFeature) -> tuple[dict[str, Scalar], Feature]:
+        """Terms of stage 2 for features of source and target pictures, and the image directions B,E."""
+        weights, image_direction = self.config.losses, directions.image_direction(source, target, self.config.quirks.image_floor)
+        source, target = directions.normalize(source), directions.normalize(target)
+        terms: dict[str, Scalar] = {}
+        if weights.direction:
+            terms["direction"] = losses.directional(image_direction, text_direction)
+        if weights.global_clip:
+            terms["global_clip"] = losses.global_clip(target, self.target_sentence, self.logit_factor)
+        if weights.manifold:
+            means = [directions.normalize(mean) for mean in self.label_means]
+            terms["manifold"] = losses.manifold(source, target, means[0] @ means[1])
+        return terms, image_direction
+
+    def patch_loss(self, source: Feature, target: Feature) -> Scalar:
+        """Patch loss of stage 2, for features of the same square of source and target pictures."""
+        assert self.parts is not None
+        return losses.patch(directions.image_direction(source, target, self.config.quirks.image_floor), self.parts)
+
+    def label_loss(self, pictures: Picture) -> Scalar:
+        """Distance of pictures to the bare target label, by which layers are selected."""
+        return losses.global_clip(directions.normalize(self.see(pictures)), self.target_label, self.logit_factor)
+
+    def total(self, terms: dict[str, Scalar]) -> Scalar:
+        """Weighted sum of the terms of a stage, without the weight of the CLIP itself."""
+        mapper, train = self.config.mapper, self.config.losses
+        weights = {
+            "contrastive": 1.0,
+            "domain": mapper.lambda_domain,
+            "domain_source": mapper.lambda_domain * mapper.lambda_source,
+            "direction": train.direction,
+            "global_clip": train.global_clip,
+            "manifold": train.manifold,
+            "patch": train.patch,
+        }
+        return torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()
+
+    @property
+    def logit_factor(self) -> float:
+        """Factor on the cosine of the global loss."""
+        return self.clip.logit_scale / 100 if self.config.quirks.logit_scale_over_100 else 1.0
+
+    def mixed(self, device: torch.device) -> torch.autocast:
+        """Context in which heavy parts run in the precision that was asked for."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+
+    def _prompts(self, words: Words, stage: Literal[1, 2]) -> tuple[UnitFeature, UnitFeature]:
+        """Unit features of the learned prompts of the source and of the target label."""
+        source, target = self.residuals[stage - 1]
+        with self.mixed(words.device):
+            return (
+                directions.prompt_features(self.clip, words, self.context, self.config.source, source),
+                directions.prompt_features(self.clip, words, self.context, self.config.target, target),
+            )
+
+
+def unknown_words(clip: ClipModel, labels: tuple[str, ...], most: int = 40) -> str | None:
+    """A warning that names the words of labels that a CLIP never learned and some that it knows; None where it knows all."""
+    unknown = [word for label in labels for word in clip.tokenizer.unknown(label)]
+    if not unknown:
+        return None
+    known = list(getattr(clip.tokenizer, "words", ()))
+    named = ", ".join(repr(word) for word in dict.fromkeys(unknown))
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    hint = f"; it knows {', '.join(known[:most])}{more}" if known else ""
+    return f"the CLIP {clip.name} never learned {named}, so that part of the label says nothing to it{hint}."
