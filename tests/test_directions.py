@@ -67,22 +67,22 @@ def test_the_corrected_residual_names_the_label_and_the_published_one_does_not(c
 
 def test_the_direction_of_each_prompt_is_the_unit_difference() -> None:
     target, source = draw(4, 6), draw(6, 4).T
-    ours = directions.prompt_direction(target, source)
+    ours = directions.prompt_direction(source, target)
     for row, t, s in zip(ours, target, source, strict=True):
         torch.testing.assert_close(row, (t - s) / (t - s).norm())
 
 
 def test_far_pictures_get_the_published_direction_whatever_the_floor() -> None:
     target, source = draw(5, 6), draw(6, 5).T
-    published = directions.image_direction(target, source, floor=0)
-    torch.testing.assert_close(directions.image_direction(target, source), published)
+    published = directions.image_direction(source, target, floor=0)
+    torch.testing.assert_close(directions.image_direction(source, target), published)
     torch.testing.assert_close(published.norm(dim=1), torch.ones(5, dtype=torch.float64))
 
 
 def test_near_pictures_get_a_direction_shorter_than_one() -> None:
     source = directions.normalize(draw(2, 6))
     target = directions.normalize(source + 0.001 * draw(6, 2).T)
-    ours = directions.image_direction(target, source, floor=0.05)
+    ours = directions.image_direction(source, target, floor=0.05)
     torch.testing.assert_close(ours, (target - source) / 0.05)
 
 
@@ -97,7 +97,7 @@ def test_the_gradient_at_a_zero_row_is_finite_and_bounded_by_the_floor(floor: fl
     source = directions.normalize(draw(3, 6))
     target = source.clone().requires_grad_()
     text = directions.normalize(draw(1, 6))
-    losses.directional(directions.image_direction(target, source, floor), text).backward()
+    losses.directional(directions.image_direction(source, target, floor), text).backward()
     assert target.grad is not None and target.grad.isfinite().all()
     lengths = target.grad.norm(dim=1)
     # Three rows share the mean; features have length one, so normalising them adds no factor.
@@ -112,7 +112,7 @@ def move(floor: float, steps: int = 50) -> float:
     adam = torch.optim.Adam([offset], lr=0.002, betas=(0.0, 0.99**0.8))
     for _ in range(steps):
         adam.zero_grad()
-        losses.directional(directions.image_direction(source + offset, source, floor), text).backward()
+        losses.directional(directions.image_direction(source, source + offset, floor), text).backward()
         adam.step()
     return float(offset.detach().norm())
 
@@ -130,4 +130,4 @@ def test_a_picture_set_direction_goes_from_mean_to_mean() -> None:
     target, source = draw(3, 6), draw(7, 6)
     means = [torch.stack([row / math.sqrt(float(row @ row)) for row in rows]).mean(0) for rows in (target, source)]
     expected = (means[0] - means[1]) / (means[0] - means[1]).norm()
-    torch.testing.assert_close(directions.picture_set_direction(target, source), expected[None])
+    torch.testing.assert_close(directions.picture_set_direction(source, target), expected[None])

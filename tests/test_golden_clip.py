@@ -197,7 +197,7 @@ def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path)
 
     def loss_of(name: str) -> Tensor:
         if name == "directional":
-            return losses.directional(directions.image_direction(features(), source, floor=0), text)
+            return losses.directional(directions.image_direction(source, features(), floor=0), text)
         if name == "manifold":
             return losses.manifold(source, features(), cosine)
         return losses.global_clip(features(), raw if name == "global_raw_target" else named, scale)
@@ -234,5 +234,5 @@ def test_the_patch_loss_of_nada_is_the_official_one(run: Path) -> None:
         )
         for side in ("source", "target")
     )
-    ours = losses.patch(directions.image_direction(target, source, floor=0), torch.cat(parts))
+    ours = losses.patch(directions.image_direction(source, target, floor=0), torch.cat(parts))
     assert agrees(ours, arrays["patch_directional"])

@@ -1,6 +1,6 @@
 """Where to go in CLIP's space: directions between texts and between pictures.
 
-n(x) = x / ||x||.
+n(x) = x / ||x||. Everywhere the source comes first and the direction points to the target.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def prompt_features(clip: ClipModel, words: Words, context: str, label: str, res
     return normalize(features_BE if residual is None else features_BE + residual)
 
 
-def prompt_direction(target: UnitFeature, source: UnitFeature) -> UnitFeature:
+def prompt_direction(source: UnitFeature, target: UnitFeature) -> UnitFeature:
     """Eq. IPL: a text direction for each image, n(h_target - h_source), shape B,E."""
     return normalize(target - source)
 
 
-def image_direction(target: Feature, source: Feature, floor: float = 0.05) -> Feature:
+def image_direction(source: Feature, target: Feature, floor: float = 0.05) -> Feature:
     """Eq. NADA and IPL, with a bounded divisor: d / max(||d||, floor), d = n(target) - n(source), shape B,E.
 
     Unit rows where the pictures differ by more than `floor`, shorter ones below, zero where they are equal. 0 gives the
@@ -74,6 +74,6 @@ def image_direction(target: Feature, source: Feature, floor: float = 0.05) -> Fe
     return difference / (norm.clamp_min(floor) if floor > 0 else norm)
 
 
-def picture_set_direction(target: Feature, source: Feature) -> UnitFeature:
+def picture_set_direction(source: Feature, target: Feature) -> UnitFeature:
     """Eq. NADA with target pictures instead of words: n( mean_j n(target_j) - mean_i n(source_i) ), shape 1,E."""
     return normalize(normalize(target).mean(dim=0, keepdim=True) - normalize(source).mean(dim=0, keepdim=True))
