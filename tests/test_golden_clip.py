@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldenlib import fill, golden_root, load, run_name, runs
 from torch import Tensor
 
+from goldenlib import fill, golden_root, load, run_name, runs
 from zeroshift import directions, losses
 from zeroshift.clip import ClipModel, from_openai_state
 from zeroshift.prompts import mapper_from_official
