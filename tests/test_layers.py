@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "zeroshift"
 
 ORDER = """
-shapes errors config text clip prompts directions losses guidance generators ops stylegan2 diffusion trainable latent checkpoints
-registry record metrics sample report trainer adapt fewshot augment invert compare recipes cluster portraits cli app
+shapes errors config recipes text clip prompts directions losses guidance generators ops stylegan2 diffusion trainable latent checkpoints
+registry record metrics sample report trainer adapt fewshot augment invert compare cluster portraits cli app
 """.split()
 
 # The rendered world needs nothing of the package, so any file may draw the truth from it; only its trainer needs the models.

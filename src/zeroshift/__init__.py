@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapt import adapt as adapt
+    from .adapt import plan as plan
     from .config import AdaptConfig as AdaptConfig
     from .errors import InputError as InputError
     from .errors import RunError as RunError
     from .errors import ZeroshiftError as ZeroshiftError
+    from .recipes import recipe as recipe
     from .registry import load_clip as load_clip
     from .registry import load_generator as load_generator
     from .sample import load as load
@@ -32,10 +34,24 @@ _HOME = {
     "load": "sample",
     "load_clip": "registry",
     "load_generator": "registry",
+    "plan": "adapt",
+    "recipe": "recipes",
     "sample": "sample",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "AdaptConfig",
+    "InputError",
+    "RunError",
+    "ZeroshiftError",
+    "adapt",
+    "load",
+    "load_clip",
+    "load_generator",
+    "plan",
+    "recipe",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .config import SECTIONS, to_dict
 from .record import RunFolder, write_bytes
+from .registry import GENERATORS
+from .sample import before_after, true_pictures, write_png
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
+
+    from .generators import Generator
 
 WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
@@ -26,12 +30,28 @@ MAX_POINTS = 400
 
 CURVES = {
     "loss": "Loss",
-    "grad_norm": "Gradient norm",
     "contrastive": "Contrastive loss",
     "domain": "Domain regularisation",
+    "domain_source": "Domain regularisation, source",
     "direction": "Directional loss",
+    "global_clip": "Global loss",
+    "manifold": "Manifold loss",
+    "patch": "Patch loss",
 }
 """Series that are worth a look, by their name in metrics.jsonl."""
+
+
+def conclude(folder: RunFolder, source: Generator, target: Generator) -> tuple[Path, Path]:
+    """Paths of before_after.png and report.html of a finished run; what is there already is kept."""
+    config, picture = folder.config, folder.path / "before_after.png"
+    if not picture.is_file():
+        seeds = range(config.run.samples)
+        known = folder.environment["source"]["name"] in GENERATORS
+        truth = true_pictures(seeds, source.latent_dim, config.target, source.image_size) if known else None
+        rows = before_after(source, target, (config.source, config.target), seeds, config.run.truncation, truth)
+        write_png(picture, rows, {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target})
+    report = folder.path / "report.html"
+    return picture, report if report.is_file() else write_report(folder)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -161,7 +181,8 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
     )
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{lines}'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first}</text><text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{last}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first}</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{last}</text>'
         f'<polyline class="raw" points="{raw}"/><polyline class="smooth" points="{" ".join(smooth)}"/></svg>'
     )
 

@@ -1,0 +1,329 @@
+"""The command line: one thin function per verb, options read off the configs. Heavy libraries load when the verb runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TextIO
+
+import tyro
+
+from . import __version__
+from .config import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
+from .errors import InputError, RunError
+from .recipes import recipe, recipe_for
+
+if TYPE_CHECKING:
+    from .adapt import Plan
+
+STAGES = {1: "learning the words of each picture", 2: "moving the generator"}
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """Move a generator into a domain given in words. The same command again resumes."""
+
+    config: Annotated[AdaptConfig, tyro.conf.arg(name="")]
+    compat: Literal["corrected", "official"] = "corrected"
+    """Start from the repaired method, or from every quirk of the authors' code (the --quirks.* options)."""
+    dry_run: Flag = False
+    """Print the resolved config, what would move and the memory it needs, and stop."""
+    json: Flag = False
+    """Print one JSON object on standard output; progress goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw pictures of a run by seed: grid.png and one PNG per seed."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    seeds: str = "0-15"
+    """Seeds as numbers and ranges: 0-15 or 1,4,7-9. The same seed is always the same picture."""
+    truncation: float | None = None
+    """1 is the full variety, 0 the average picture; unset: as in the run."""
+    strength: float = 1.0
+    """0 is the source generator, 1 the adapted one, between them a blend of weights, up to 2 beyond."""
+    generator: str | None = None
+    """Where the source generator is now, if not where the run found it. Needed only for a strength other than 1."""
+    out: Path | None = None
+    """Folder for the pictures; unset: RUN/pictures."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show versions, devices and built-in models, and say what is missing."""
+
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of a command line: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        print(f"zeroshift {__version__}")
+        return 0
+    try:
+        with plain_warnings():
+            command = parse(words)
+            return {Adapt: adapt, Sample: sample, Doctor: doctor}[type(command)](command)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except InputError as error:
+        return _fail(error, 2, "--json" in words)
+    except RunError as error:
+        return _fail(error, 1, "--json" in words)
+    except KeyboardInterrupt:
+        message = "stopped; the last checkpoint is kept. The same command goes on from there:\n  zeroshift " + shlex.join(words)
+        return _fail(message if words[:1] == ["adapt"] else "stopped.", 130, "--json" in words)
+
+
+def parse(words: list[str]) -> Adapt | Sample | Doctor:
+    """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
+    if not words:
+        words = ["--help"]
+    compat = _value_of("--compat", words)
+    start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat)
+    adapt_start = Adapt(config=start, compat="official" if compat == "official" else "corrected")
+    verbs = (
+        Annotated[Adapt, tyro.conf.subcommand("adapt", default=adapt_start)]
+        | Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    )
+    command: Any = tyro.cli(
+        verbs,  # pyright: ignore[reportArgumentType]  # tyro takes unions, its stubs name only types
+        args=words,
+        prog="zeroshift",
+        description="Move a pretrained image generator into a domain that exists only as words.",
+    )
+    return command
+
+
+def _start(name: str | None, generator: str | None, compat: str | None) -> AdaptConfig:
+    """Config of the chosen recipe, with the target still to be given."""
+    config = recipe(name or recipe_for(generator or "portraits"), target="unset")
+    if compat == "official":
+        config = configure(config, quirks=OFFICIAL_QUIRKS)
+    object.__setattr__(config, "target", tyro.MISSING)
+    return config
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The value that follows a flag, before the options are parsed; None where it is absent."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def adapt(command: Adapt) -> int:
+    """Adapts, or says what it would do."""
+    from .adapt import adapt as run_adapt
+    from .adapt import plan
+    from .report import conclude, duration
+
+    if command.dry_run:
+        planned = plan(command.config)
+        print(json.dumps(_plan_tree(planned)) if command.json else _plan_text(planned))
+        return 0
+    began = time.monotonic()
+    with Display(sys.stderr if command.json else sys.stdout) as display:
+        run = run_adapt(command.config, progress=display)
+    picture, report = conclude(run.folder, run.source, run.generator)
+    files = {"picture": str(picture), "weights": str(run.folder.generator_file), "report": str(report)}
+    if command.json:
+        print(json.dumps({"run": str(run.folder.path), "finished": run.finished, "steps_done": run.steps_done, **files}))
+        return 0
+    took = f"Done in {duration(time.monotonic() - began)}."
+    print(took if run.steps_done else f"The run in {run.folder.path} is finished; there was nothing to do.")
+    print("\n".join(f"  {name:8} {path}" for name, path in files.items()))
+    return 0
+
+
+def _plan_tree(planned: Plan) -> dict[str, Any]:
+    """A plan as plain JSON values."""
+    config = to_dict(planned.config)
+    return {
+        "config": config,
+        "parameters": planned.parameters,
+        "layers": planned.layers,
+        "layers_at_a_time": planned.select,
+        "memory_bytes": planned.memory_bytes,
+        "resumes_at": planned.resumes_at,
+    }
+
+
+def _plan_text(planned: Plan) -> str:
+    """A plan in words."""
+    tree, config = to_dict(planned.config), planned.config
+    lines = [
+        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. Nothing was written."
+    ]
+    lines += ["", "config"]
+    for name, value in tree.items():
+        pairs = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        lines += [f"  {key:24} {json.dumps(item)}" for key, item in pairs.items()]
+    lines += ["", "parameters", *(f"  {name:24} {count:>12,}" for name, count in planned.parameters.items())]
+    chosen = "all of them at every step" if planned.select is None else f"those of the {planned.select} best latents at a time"
+    lines += [
+        "",
+        f"layers that may move ({chosen})",
+        *textwrap.wrap(", ".join(planned.layers), 100, initial_indent="  ", subsequent_indent="  "),
+    ]
+    lines += [
+        "",
+        f"memory, estimated         {planned.memory_bytes / 2**20:,.0f} MiB, beside that of Python and PyTorch themselves",
+    ]
+    if planned.resumes_at:
+        lines.append(f"resumes                   stage {planned.resumes_at[0]} after step {planned.resumes_at[1]}")
+    return "\n".join(lines)
+
+
+class Display:
+    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the trainer's events."""
+
+    LINES = 20
+    """Plain lines per stage."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        texts = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}")]
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()]
+        self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self.began, self.first = 0.0, 0
+
+    def __enter__(self) -> Self:
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "start":
+            self._start(event)
+        elif event["kind"] == "step":
+            self._step(event)
+        elif event["kind"] == "grid":
+            self.console.print(f"samples  {event['path']}")
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        self.began, self.first = time.monotonic(), event["step"]
+        name = f"stage {event['stage']}: {STAGES[event['stage']]}"
+        if self.first:
+            self.console.print(f"resuming {name} after step {self.first} of {event['steps']}")
+        if self.bars is not None:
+            self.task = self.bars.add_task(name, total=event["steps"], completed=self.first, loss="", rate="")
+        elif not self.first:
+            self.console.print(name)
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        step, steps = event["step"], event["steps"]
+        rate = (step - self.first) / max(1e-9, time.monotonic() - self.began)
+        if self.bars is not None:
+            self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
+        elif step == steps or step % max(1, steps // self.LINES) == 0:
+            from .report import duration
+
+            left = f", {duration((steps - step) / rate)} left" if step < steps else ""
+            self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
+
+
+def sample(command: Sample) -> int:
+    """Draws pictures and writes them."""
+    from .sample import load, parse_seeds, save_pictures
+
+    seeds = parse_seeds(command.seeds)
+    run = load(command.run, generator=command.generator, device=command.device)
+    pictures = run.sample(seeds, command.truncation, command.strength)
+    folder = command.out or command.run / "pictures"
+    try:
+        paths = save_pictures(pictures, seeds, folder, run.facts(command.truncation, command.strength))
+    except OSError as error:
+        raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
+    if command.json:
+        print(json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]], "seeds": seeds}))
+    else:
+        print(f"{len(seeds)} pictures in {folder}\n  grid     {paths[0]}")
+    return 0
+
+
+def doctor(command: Doctor) -> int:
+    """Prints what this installation has; exit code 1 where a built-in model is missing."""
+    found = examine()
+    if command.json:
+        print(json.dumps(found))
+    else:
+        for heading, rows in found.items():
+            print(heading)
+            print("\n".join(f"  {name:22} {value}" for name, value in rows.items()))
+    return 1 if "missing" in found["built-in models"].values() else 0
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Versions, devices and built-in models of this installation."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from .registry import ASSETS, CLIPS, GENERATORS
+
+    assets = {name: ASSETS / place for name, place in {**GENERATORS, **CLIPS}.items()}
+    packages = ("torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tyro")
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "versions": {"zeroshift": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
+        "devices": {
+            "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+            "cuda": ", ".join(cuda) or "none",
+            "mps": "yes" if torch.backends.mps.is_available() else "none",
+        },
+        "built-in models": {name: str(path) if path.exists() else "missing" for name, path in assets.items()},
+    }
+
+
+def _fail(message: object, code: int, as_json: bool) -> int:
+    """The exit code, after the message went to standard error and, for programs, to standard output too."""
+    print(message if code == 130 else f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": str(message), "exit_code": code}))
+    return code
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows warnings of this package as one line, without file and line number."""
+    with warnings.catch_warnings():
+        shown: Callable[..., None] = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+            if "zeroshift" in filename or category is UserWarning:
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, filename, lineno, *rest)
+
+        warnings.showwarning = show
+        yield
