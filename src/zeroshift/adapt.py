@@ -18,10 +18,11 @@ from zeroshift.checkpoints import load_generator_file
 from zeroshift.config import AdaptConfig, configure
 from zeroshift.generators import Generator
 from zeroshift.prompts import PromptMapper
+from zeroshift.recipes import recipe, recipe_for
 from zeroshift.record import RunFolder
 from zeroshift.trainer import Hook, Injected, Progress, Trainer, load_mapper
 
-__all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan"]
+__all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve"]
 
 
 @dataclass
@@ -53,10 +54,10 @@ def adapt(
 ) -> AdaptRun:
     """The source generator moved to the target domain, and the run folder that tells how.
 
-    Options come from `config` and from `overrides` (see `configure`): adapt(target="pencil sketch", seed=1). The same call again
+    Options come from `config` and from `overrides`, see `resolve`: adapt(target="pencil sketch", seed=1). The same call again
     resumes; a finished run is returned at once. InputError before anything is written, RunError if the run itself fails.
     """
-    run = Trainer(configure(config, **overrides), state or Injected(), hook, progress)
+    run = Trainer(resolve(config, **overrides), state or Injected(), hook, progress)
     if run.folder.finished:
         return reopened(run)
     run.load()
@@ -96,6 +97,16 @@ def adapt(
     return AdaptRun(run.folder, cfg, source, run.ema, mapper, run.target, run.steps_done)
 
 
+def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
+    """The config with its overrides, as `configure` takes them; without a config, those of `recipe="..."`, or else of the recipe
+    that suits the generator, as on the command line.
+    """
+    if config is not None:
+        return configure(config, **overrides)
+    name = overrides.pop("recipe", "") or recipe_for(str(overrides.get("generator", "portraits")))
+    return recipe(name, overrides.pop("target", ""), **overrides)
+
+
 def reopened(run: Trainer) -> AdaptRun:
     """A finished run, read from its folder."""
     config, folder = run.config, run.folder
@@ -124,7 +135,7 @@ class Plan:
 
 def plan(config: AdaptConfig | None = None, *, state: Injected | None = None, **overrides: Any) -> Plan:
     """What `adapt` would do with the same arguments; loads the models, checks everything, writes nothing."""
-    run = Trainer(configure(config, **overrides), state or Injected())
+    run = Trainer(resolve(config, **overrides), state or Injected())
     run.load()
     saved = run.folder.load_checkpoint()
     movable, layers = set(run.weights), run.target.layers()

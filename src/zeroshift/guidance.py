@@ -147,7 +147,7 @@ def unknown_words(clip: ClipModel, labels: tuple[str, ...], most: int = 40) -> s
     unknown = [word for label in labels for word in clip.tokenizer.unknown(label)]
     if not unknown:
         return None
-    known = list(getattr(clip.tokenizer, "words", ()))
+    known = [word for word in getattr(clip.tokenizer, "vocab", ()) if word[0].isalnum()]
     named = ", ".join(repr(word) for word in dict.fromkeys(unknown))
     more = f" and {len(known) - most} more" if len(known) > most else ""
     hint = f"; it knows {', '.join(known[:most])}{more}" if known else ""

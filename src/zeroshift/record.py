@@ -16,14 +16,12 @@ The pictures (`samples/`, `before_after.png`) and `report.html` are written by t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of the folder's layout; a folder of another version is refused."""
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -223,9 +219,13 @@ class RunFolder:
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends one step to metrics.jsonl and, where asked for, its numbers to TensorBoard."""
         assert self._metrics is not None
-        with disk_guard(self.path / "metrics.jsonl"):
+        try:
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path}/metrics.jsonl: {error.strerror}. What was saved before is intact."
+            ) from error
         if self._scalars is not None:
             for name, value in line.items():
                 if isinstance(value, float):
@@ -295,13 +295,13 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole, or not at all. RunError where the disk is full."""
-    with disk_guard(path), atomic_path(path) as part:
+    with atomic_path(path) as part:
         part.write_bytes(content)
 
 
@@ -314,24 +314,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes a safetensors file whole, or not at all."""
     from safetensors.torch import save_file
 
-    with disk_guard(path), atomic_path(path) as part:
+    with atomic_path(path) as part:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
-
-
-@contextmanager
-def disk_guard(path: Path) -> Iterator[None]:
-    """Turns a full disk, met while writing `path`, into a RunError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError, InputError) as error:
-        origin = error.__cause__ if isinstance(error, InputError) else error
-        text = str(origin)
-        if getattr(origin, "errno", None) in FULL or any(part in text for part in ("No space left", "File too large", "quota")):
-            message = f"the disk is full: cannot write {path}. What was saved before is intact; free space, then run again."
-            raise RunError(message) from error
-        raise
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:

@@ -23,7 +23,7 @@ from zeroshift.generators import Generator, Noise
 from zeroshift.guidance import PATCH_PX, Guide, unknown_words
 from zeroshift.latent import draw_noise, draw_z, rng
 from zeroshift.prompts import LatentMapper, PromptMapper, prompt_mapper
-from zeroshift.record import RunFolder, disk_guard, environment, fingerprint, write_tensors
+from zeroshift.record import RunFolder, environment, fingerprint, write_tensors
 from zeroshift.registry import load_clip, load_generator
 from zeroshift.sample import draw, grid, write_png
 
@@ -373,8 +373,7 @@ class Trainer:
             "source_name": self.environment["source"]["name"],
             "source_sha256": self.environment["source"]["sha256"],
         }
-        with disk_guard(self.folder.generator_file):
-            save_generator(self.folder.generator_file, self.ema, metadata)
+        save_generator(self.folder.generator_file, self.ema, metadata)
         self.folder.set_status("finished", 2, self.totals[2])
         self.progress({"kind": "finish", "path": str(self.folder.path)})
 

@@ -1,0 +1,74 @@
+"""Real components at tiny sizes: a 16 px StyleGAN2 and two-layer CLIPs of two widths, made from our own classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zeroshift.adapt import AdaptRun, Injected, adapt
+from zeroshift.clip import ClipModel, build_dual_encoder
+from zeroshift.config import AdaptConfig, configure
+from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
+from zeroshift.text import TemplateBank, WordTokenizer
+
+WORDS = ("a photo of the sketch zombie statue cartoon person face in style . ,",)
+TEMPLATES = TemplateBank("tiny", ("{}", "a {}", "a photo of a {}.", "the {} of a face"))
+
+
+def generator(seed: int = 0, size: int = 16) -> StyleGAN2Generator:
+    """A generator of 16 px with live noise and colours strong enough to see."""
+    config = StyleGAN2Config(size=size, latent_dim=12, style_dim=16, mapping_depth=2, channel_base=16 * size, channel_max=16)
+    made = StyleGAN2Generator(config, seed=seed).eval()
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if name.endswith("noise.weight"):
+                weight.fill_(0.1)
+    return made
+
+
+def clip(seed: int = 0, embed_dim: int = 24, text_width: int = 16) -> ClipModel:
+    """A frozen CLIP of 16 px with two text layers."""
+    tokenizer = WordTokenizer(WORDS)
+    model = build_dual_encoder(
+        tokenizer.vocab_size,
+        widths=(8, 8, 16, 16),
+        depths=(1, 1, 1, 1),
+        embed_dim=embed_dim,
+        text_width=text_width,
+        text_layers=2,
+        text_heads=2,
+        context_length=16,
+        resolution=16,
+        seed=seed,
+    )
+    return ClipModel(model, tokenizer, resolution=16, name=f"tiny-{seed}", templates=TEMPLATES)
+
+
+def clips() -> list[ClipModel]:
+    """Two CLIPs that share no width."""
+    return [clip(1), clip(2, embed_dim=20, text_width=12)]
+
+
+def config(out: Path, **overrides: Any) -> AdaptConfig:
+    """A short ipl run guided by two CLIPs, without grids."""
+    base = AdaptConfig(target="zombie", clip=("tiny-1", "tiny-2"), out=out)
+    sections: dict[str, Any] = {
+        "mapper": {"steps": 4, "batch": 4, "lr": 0.02},
+        "train": {"steps": 5, "batch": 2, "lr": 0.01, "select_batch": 2},
+        "run": {"device": "cpu", "grid_every": 0, "checkpoint_every": 2},
+    }
+    for name, values in sections.items():
+        overrides[name] = values | overrides.get(name, {})
+    return configure(base, **overrides)
+
+
+def given(**parts: Any) -> Injected:
+    """What a tiny run gets instead of loading files."""
+    return Injected(**({"generator": generator(), "clips": clips()} | parts))
+
+
+def run(out: Path, *, hook: Any = None, progress: Any = None, state: Injected | None = None, **overrides: Any) -> AdaptRun:
+    """A tiny run, carried out."""
+    return adapt(config(out, **overrides), hook=hook, progress=progress, state=state or given())
