@@ -1,7 +1,7 @@
 """Generator files in and out: our safetensors, and the widely used StyleGAN2 `.pt` layout.
 
 Files are recognised by content, never by extension. Torch files are read with `weights_only=True`, so nothing in them is ever
-executed. Writes go to a temporary file beside the place, are forced to the disk, then moved: a reader sees the old file or the new.
+executed. Writes go to a temporary file beside the place, are forced to the disk, then moved: readers see the old file or the new.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,28 +42,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to. On leaving it is forced to the disk and moved to `path`; on failure removed."""
     from safetensors import SafetensorError
 
-    path, part = Path(path), None
+    path = Path(path)
+    part, opened = path.with_name(f".{path.name}.{os.getpid()}.part"), False
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        part = Path(name)
+        with open(part, "wb"):
+            opened = True
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_umask())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
             raise RunError(
                 f"the disk is full: cannot write {path}. What was there before is intact; free space and repeat."
             ) from error
-        if part is None:
+        if not opened:
             raise InputError(
                 f"cannot write in {path.parent}: {getattr(error, 'strerror', error)}. Choose another folder."
             ) from error
         raise
     finally:
-        if part is not None:
+        if opened:
             part.unlink(missing_ok=True)
 
 
@@ -284,16 +282,12 @@ def _count(state: Mapping[str, Tensor], pattern: str, first: int = 0) -> int:
 def _config(path: Path, metadata: Mapping[str, str]) -> StyleGAN2Config:
     try:
         values = json.loads(metadata["config"])
-        unknown = sorted(set(values) - {field.name for field in fields(StyleGAN2Config)})
-        if unknown:
-            raise InputError(
-                f"{path} was written by version {metadata.get('version')} with the unknown option {unknown[0]}; upgrade."
-            )
+        if unknown := sorted(set(values) - {field.name for field in fields(StyleGAN2Config)}):
+            raise InputError(f"the option {unknown[0]} is unknown to this version")
         return StyleGAN2Config(**values)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path} has no readable architecture in its metadata ({error}). Write it again with save_generator."
-        ) from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, InputError) as error:
+        written = metadata.get("version", "unknown")
+        raise InputError(f"{path}, written by version {written}, has no readable architecture: {error}") from error
 
 
 def _fit(path: Path, module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -310,10 +304,3 @@ def _fit(path: Path, module: torch.nn.Module, state: Mapping[str, Tensor]) -> No
         if not bool(torch.isfinite(state[name]).all()):
             raise InputError(f"{path}: {name} holds values that are not finite. The training that wrote it had failed.")
     module.load_state_dict(dict(state))
-
-
-def _umask() -> int:
-    """The process's file mask; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
