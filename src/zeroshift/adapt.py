@@ -20,6 +20,7 @@ from zeroshift.generators import Generator
 from zeroshift.prompts import PromptMapper
 from zeroshift.recipes import recipe, recipe_for
 from zeroshift.record import RunFolder
+from zeroshift.report import conclude
 from zeroshift.trainer import Hook, Injected, Progress, Trainer, load_mapper
 
 __all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve"]
@@ -59,7 +60,7 @@ def adapt(
     """
     run = Trainer(resolve(config, **overrides), state or Injected(), hook, progress)
     if run.folder.finished:
-        return reopened(run)
+        return concluded(reopened(run))
     run.load()
     cfg, source, guides = run.config, run.source, run.guides
     with run.recorded():
@@ -94,7 +95,7 @@ def adapt(
             run.update(step, terms)
             run.average()
     mapper = run.mapper if cfg.method == "ipl" else None
-    return AdaptRun(run.folder, cfg, source, run.ema, mapper, run.target, run.steps_done)
+    return concluded(AdaptRun(run.folder, cfg, source, run.ema, mapper, run.target, run.steps_done))
 
 
 def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
@@ -114,6 +115,12 @@ def reopened(run: Trainer) -> AdaptRun:
     generator, _ = load_generator_file(folder.generator_file)
     mapper = load_mapper(folder.mapper_file).to(run.device) if config.method == "ipl" else None
     return AdaptRun(folder, config, source.to(run.device), generator.to(run.device).eval(), mapper)
+
+
+def concluded(run: AdaptRun) -> AdaptRun:
+    """The run, with its picture and report in the folder."""
+    conclude(run.folder, run.source, run.generator)
+    return run
 
 
 @dataclass(frozen=True)

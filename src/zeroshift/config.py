@@ -320,6 +320,8 @@ def _explain(made: type, error: pydantic.ValidationError) -> str:
             lines.append(f"{name} is missing.")
         elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             lines.append(f"unknown option {name}.")
+        elif item["type"] == "unexpected_positional_argument":
+            lines.append(f"options are given by name, got {item['input']!r} without one.")
         else:
             what = item["msg"].removeprefix("Input ").replace("should be", "must be")
             lines.append(f"{name} {what}, got {item['input']!r}{_default(made, path)}.")
