@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,9 +81,9 @@ class RunFolder:
         if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
             raise InputError(f"cannot write to the run folder {folder.path}: no permission in {parent}; choose another --out.")
         if not folder.config_file.is_file():
-            if foreign := [
-                each.name for each in folder.path.glob("*") if each.name != "lock" and not each.name.endswith(".part")
-            ]:
+            # A kill before config.json was in place leaves these.
+            begun = {"lock", "environment.json", *(each.name for each in folder.path.glob(".*.part"))}
+            if foreign := sorted(each.name for each in folder.path.glob("*") if each.name not in begun):
                 raise InputError(f"{folder.path} holds other files ({foreign[0]}, ...) and no run; choose an empty --out.")
             return folder
         if changed := _changed(folder.read_json("config.json")["config"], config):
@@ -312,10 +313,16 @@ def write_json(path: Path, tree: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file whole, or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as part:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
+        try:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
+        except SafetensorError as error:
+            # It names the system's error number in its text only.
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]), str(error)) if number else error from error
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
