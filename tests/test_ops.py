@@ -113,7 +113,22 @@ def test_styled_activation_equals_scale_offset_and_leaky_relu_in_steps() -> None
     x, factor, bias, noise = draw(2, 3, 4, 4), draw(2, 3), draw(3), draw(1, 1, 4, 4)
     sum_ = x * factor[:, :, None, None] + bias[None, :, None, None] + noise
     expected = torch.where(sum_ > 0, sum_, 0.2 * sum_) * math.sqrt(2)
-    torch.testing.assert_close(ops.styled_activation(x, factor, bias[None, :, None, None] + noise), expected)
+    torch.testing.assert_close(ops.styled_activation(x, factor, bias, noise), expected)
+
+
+def test_styled_activation_is_differentiable_twice() -> None:
+    inputs = tuple(t.requires_grad_() for t in (draw(2, 2, 3, 3), draw(2, 2), draw(2), draw(2, 1, 3, 3)))
+    assert torch.autograd.gradgradcheck(lambda *args: ops.styled_activation(*args).square(), inputs)
+
+
+def test_scaled_leaky_relu_is_differentiable_twice_and_leaves_its_input_alone() -> None:
+    x, bias = draw(2, 3, 2, 2), draw(3)
+    before, expected = x.clone(), torch.nn.functional.leaky_relu(x + bias[None, :, None, None], 0.2) * math.sqrt(2)
+    torch.testing.assert_close(ops.scaled_leaky_relu(x, bias), expected)
+    assert torch.equal(x, before)
+    assert torch.autograd.gradgradcheck(
+        lambda a, b: ops.scaled_leaky_relu(a, b).square(), (x.requires_grad_(), bias.requires_grad_())
+    )
 
 
 def test_minibatch_deviation_follows_its_definition_over_interleaved_groups() -> None:

@@ -147,10 +147,8 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, path: ops.ModulationPath) -> Tensor:
         y, weight, style = self.conv(x, w, path)
-        offset = self.activate.bias.view(1, -1, 1, 1)
-        if noise is not None:
-            offset = offset + self.noise(noise)
-        return ops.styled_activation(y, ops.demodulation(weight, style), offset)
+        scaled_noise = None if noise is None else self.noise(noise)
+        return ops.styled_activation(y, ops.demodulation(weight, style), self.activate.bias, scaled_noise)
 
 
 class ToRGB(nn.Module):
@@ -352,7 +350,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.conv1(x)
         second = self.conv2(first)
-        return (second + self.skip(x)) / ops.SQRT2, first, second
+        return (second + self.skip(x)).mul_(1 / ops.SQRT2), first, second
 
 
 class StyleGAN2Discriminator(nn.Module):
