@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TextIO, Union
 
 import tyro
 
@@ -25,7 +25,7 @@ from .recipes import recipe, recipe_for
 if TYPE_CHECKING:
     from .adapt import Plan
 
-STAGES = {1: "learning the words of each picture", 2: "moving the generator"}
+STAGES = {1: "learning words", 2: "moving the generator"}
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = parse(words)
             return {Adapt: adapt, Sample: sample, Doctor: doctor}[type(command)](command)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
+        if stop.code and "--json" in words:
+            print(json.dumps({"error": "the options could not be read; standard error says why", "exit_code": 2}))
+        return 2 if stop.code else 0
     except InputError as error:
         return _fail(error, 2, "--json" in words)
     except RunError as error:
@@ -95,22 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: list[str]) -> Adapt | Sample | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
-    if not words:
-        words = ["--help"]
-    compat = _value_of("--compat", words)
-    start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat)
-    adapt_start = Adapt(config=start, compat="official" if compat == "official" else "corrected")
-    verbs = (
-        Annotated[Adapt, tyro.conf.subcommand("adapt", default=adapt_start)]
-        | Annotated[Sample, tyro.conf.subcommand("sample")]
-        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    )
-    command: Any = tyro.cli(
-        verbs,  # pyright: ignore[reportArgumentType]  # tyro takes unions, its stubs name only types
-        args=words,
-        prog="zeroshift",
-        description="Move a pretrained image generator into a domain that exists only as words.",
-    )
+    verbs: dict[str, type] = {"adapt": Adapt, "sample": Sample, "doctor": Doctor}
+    if not words or words[0] not in verbs:
+        listed = [Annotated[made, tyro.conf.subcommand(name)] for name, made in verbs.items()]
+        every: Any = Union[tuple(listed)]  # noqa: UP007  # built from a list
+        summary = "Move a pretrained image generator into a domain that exists only as words."
+        return tyro.cli(every, args=words or ["--help"], prog="zeroshift", description=summary)
+    options: dict[str, Any] = {}
+    if words[0] == "adapt":
+        compat = _value_of("--compat", words)
+        start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat)
+        options["default"] = Adapt(config=start, compat="official" if compat == "official" else "corrected")
+    command: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"zeroshift {words[0]}", **options)
     return command
 
 
@@ -208,7 +206,13 @@ class Display:
 
         self.console = Console(file=stream, highlight=False, soft_wrap=True)
         texts = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}")]
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            *texts,
+            TimeRemainingColumn(compact=True),
+        ]
         self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self.began, self.first = 0.0, 0
 

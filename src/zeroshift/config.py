@@ -64,15 +64,15 @@ class MapperConfig:
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
 
-    steps: Annotated[int, Field(ge=1)] = 300
+    steps: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=("--steps",))] = 300
     """Steps of stage 2."""
-    batch: Annotated[int, Field(ge=1)] = 2
+    batch: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=("--batch",))] = 2
     """Pictures per step of stage 2."""
-    lr: Annotated[float, Field(gt=0)] = 0.002
+    lr: Annotated[float, Field(gt=0), tyro.conf.arg(aliases=("--lr",))] = 0.002
     """Learning rate before the published factor 4/5 (Adam, betas 0 and 0.99 ** 0.8)."""
-    layers: str = "adaptive"
+    layers: Annotated[str, tyro.conf.arg(aliases=("--layers",))] = "adaptive"
     """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`, `texture`, ...), or
-    layer names separated by commas. `inspect` and `--dry-run` list the names."""
+    layer names separated by commas. `--dry-run` lists the names."""
     top_k: Annotated[int | None, Field(ge=1)] = None
     """Layers that adaptive selection frees; unset: two thirds of them."""
     select_every: Annotated[int, Field(ge=1)] = 1

@@ -90,12 +90,23 @@ def true_pictures(seeds: Sequence[int] | range, latent_dim: int, label: str, siz
     return None if domain is None else render(z_from_seeds(seeds, latent_dim), domain, size)
 
 
+GAP = 4
+"""White pixels between the pictures of a sheet."""
+
+
 def grid(pictures: Tensor, columns: int | None = None) -> Tensor:
     """One picture CHW with all pictures BCHW side by side, near to a square unless `columns` is given."""
     columns = columns or math.ceil(len(pictures) ** 0.5)
-    lines = [torch.cat(list(row), dim=-1) for row in enlarged(pictures).split(columns)]
-    width = lines[0].shape[-1]
-    return torch.cat([F.pad(line, (0, width - line.shape[-1]), value=1.0) for line in lines], dim=-2)
+    tiles = F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0)
+    return _stacked([torch.cat(list(row), dim=-1) for row in tiles.split(columns)])
+
+
+def _stacked(lines: Sequence[Tensor]) -> Tensor:
+    """Pictures CHW one below the other, on white, with a margin at the right and below."""
+    width = max(line.shape[-1] for line in lines)
+    return F.pad(
+        torch.cat([F.pad(line, (0, width - line.shape[-1]), value=1.0) for line in lines], dim=-2), (0, GAP, 0, GAP), value=1.0
+    )
 
 
 def enlarged(pictures: Tensor, smallest: int = 128) -> Tensor:
@@ -104,26 +115,24 @@ def enlarged(pictures: Tensor, smallest: int = 128) -> Tensor:
     return pictures.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
 
 
-def labelled_rows(rows: Sequence[tuple[str, Tensor]], gap: int = 4) -> Tensor:
+def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
     """One picture CHW with a row of pictures BCHW per label, the label at its left."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
-    tiles = [enlarged(pictures) for _, pictures in rows]
-    side = tiles[0].shape[-1]
+    tiles = [F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0) for _, pictures in rows]
+    side = tiles[0].shape[-2]
     font = ImageFont.load_default(size=max(13, side // 9))
     texts = [label.replace(" ", "\n") for label, _ in rows]
     ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
-    margin = 4 * gap + int(max(ruler.multiline_textbbox((0, 0), text, font=font)[2] for text in texts))
+    margin = 4 * GAP + int(max(ruler.multiline_textbbox((0, 0), text, font=font)[2] for text in texts))
     lines = []
     for text, row in zip(texts, tiles, strict=True):
         label = Image.new("RGB", (margin, side), "white")
-        ImageDraw.Draw(label).multiline_text((2 * gap, side / 2), text, fill="#333333", font=font, anchor="lm")
+        ImageDraw.Draw(label).multiline_text((2 * GAP, side / 2), text, fill="#333333", font=font, anchor="lm")
         pixels = torch.from_numpy(np.array(label)).permute(2, 0, 1) / 127.5 - 1
-        lines.append(torch.cat([pixels, *(F.pad(tile, (gap, 0), value=1.0) for tile in row)], dim=-1))
-    width = max(line.shape[-1] for line in lines)
-    sheet = torch.cat([F.pad(line, (0, width - line.shape[-1], gap, 0), value=1.0) for line in lines], dim=-2)
-    return F.pad(sheet, (0, gap, 0, gap), value=1.0)
+        lines.append(torch.cat([pixels, *row], dim=-1))
+    return _stacked(lines)
 
 
 def before_after(
