@@ -75,12 +75,16 @@ def test_discriminators_round_trip_in_both_layouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", goldenlib.runs("stylegan2_rosinality"), ids=goldenlib.run_name)
 def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, tmp_path: Path) -> None:
     meta, _ = goldenlib.load(run)
+    config = StyleGAN2Config(
+        size=meta["config"]["size"],
+        channel_multiplier=meta["config"]["channel_multiplier"],
+        mapping_depth=meta["config"].get("n_mlp", 8),
+    )
     if "n_latent" not in meta:
-        state: dict[str, Any] = StyleGAN2Discriminator(StyleGAN2Config(**meta["config"])).state_dict()
+        state: dict[str, Any] = StyleGAN2Discriminator(config).state_dict()
         official = {key: entry for key, entry in meta["keys"].items() if not key.endswith("kernel")}
     else:
-        options = {"mapping_depth": meta["config"]["n_mlp"], "channel_multiplier": meta["config"]["channel_multiplier"]}
-        made = StyleGAN2Generator(StyleGAN2Config(size=meta["config"]["size"], **options))
+        made = StyleGAN2Generator(config)
         checkpoints.export_pt(tmp_path / "g.pt", made)
         state, official = content(tmp_path / "g.pt")["g_ema"], meta["keys"]
     assert {key: list(value.shape) for key, value in state.items()} == {key: entry["shape"] for key, entry in official.items()}

@@ -56,7 +56,8 @@ def generator_of(meta: dict[str, Any], modulation: Modulation = "auto") -> Style
 
 
 def discriminator_of(meta: dict[str, Any]) -> StyleGAN2Discriminator:
-    made = StyleGAN2Discriminator(StyleGAN2Config(**meta["config"]))
+    size, multiplier = meta["config"]["size"], meta["config"]["channel_multiplier"]
+    made = StyleGAN2Discriminator(StyleGAN2Config(size=size, channel_multiplier=multiplier))
     made.load_state_dict(goldenlib.fill(meta["keys"], meta["seed"]))
     return made
 
@@ -120,9 +121,11 @@ def test_generator_gradients(run: Path, modulation: Modulation) -> None:
     norms = {name: p.grad.norm().item() for name, p in generator.named_parameters() if p.grad is not None}
     expected = meta["grad_norms_of_sum_image_times_grad_target"]
     assert set(norms) == set(expected)
+    strongest = max(norm for name, norm in expected.items() if name.endswith("noise.weight"))
     for name, norm in norms.items():
-        limit = NOISE_STRENGTH if name.endswith("noise.weight") else 1e-3
-        assert norm == pytest.approx(expected[name], rel=limit), name
+        # A noise strength's gradient is one sum with strong cancellation, so it is also judged by the scale of its like.
+        noise = name.endswith("noise.weight")
+        assert norm == pytest.approx(expected[name], rel=NOISE_STRENGTH if noise else 1e-3, abs=2e-3 * strongest * noise), name
 
 
 @pytest.mark.parametrize("run", DISCRIMINATORS, ids=goldenlib.run_name)
