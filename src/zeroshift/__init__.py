@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import portraits as portraits
     from .adapt import adapt as adapt
     from .adapt import plan as plan
     from .config import AdaptConfig as AdaptConfig
@@ -49,12 +50,15 @@ __all__ = [
     "load_clip",
     "load_generator",
     "plan",
+    "portraits",
     "recipe",
     "sample",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "portraits":
+        return importlib.import_module("zeroshift.portraits")
     if name not in _HOME:
         raise AttributeError(f"module 'zeroshift' has no attribute {name!r}; its public names are {', '.join(__all__)}")
     return getattr(importlib.import_module(f"zeroshift.{_HOME[name]}"), name)

@@ -83,8 +83,7 @@ def blend(source: Generator, target: Generator, strength: float) -> Generator:
 
 def true_pictures(seeds: Sequence[int] | range, latent_dim: int, label: str, size: int) -> Tensor | None:
     """The true pictures of the built-in portraits in a domain, for the same seeds; None for a domain that it does not have."""
-    from .portraits.captions import domain_of
-    from .portraits.shading import render
+    from .portraits import domain_of, render
 
     domain = domain_of(label)
     return None if domain is None else render(z_from_seeds(seeds, latent_dim), domain, size)

@@ -1,0 +1,216 @@
+"""The repository keeps what it says: tree, budgets, method map, light import, tests that assert."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from test_layers import ORDER
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "zeroshift"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+HEAVY = ("torch", "transformers", "numpy", "PIL", "tyro", "rich", "jinja2", "tensorboard", "pydantic", "huggingface_hub")
+
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 60
+MAX_CONFIG_FIELDS = 12
+
+
+def label(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def tree_entries() -> list[str]:
+    """Names in the README's annotated tree of the package, top to bottom."""
+    block = re.search(r"```\nsrc/zeroshift/\n(.*?)\n\S", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block, "README.md has no tree that starts with src/zeroshift/"
+    return [line.split()[0] for line in block[1].splitlines() if re.match(r"  \S", line)]
+
+
+def test_the_tree_in_the_readme_equals_the_folder() -> None:
+    skipped = {"__pycache__", "__main__.py", "py.typed", "assets"}
+    folder = {path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.name not in skipped}
+    assert set(tree_entries()) == folder
+
+
+def test_the_tree_in_the_readme_is_in_reading_order() -> None:
+    modules = [entry.removesuffix(".py").removesuffix("/") for entry in tree_entries() if entry != "__init__.py"]
+    assert modules == [name for name in ORDER if name in modules]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=label)
+def test_files_and_functions_keep_their_budget(path: Path) -> None:
+    long = [
+        f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, FUNCTIONS) and node.end_lineno and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert not long
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+def test_configs_keep_their_budget() -> None:
+    classes = [node for node in parsed(PACKAGE / "config.py").body if isinstance(node, ast.ClassDef)]
+    fields = {node.name: sum(isinstance(item, ast.AnnAssign) for item in node.body) for node in classes}
+    assert fields and max(fields.values()) <= MAX_CONFIG_FIELDS, fields
+
+
+def asserts_something(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a test holds an assert statement, `pytest.raises`, `pytest.warns` or a call named assert_* or check_*."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        name = getattr(node, "attr", None) or getattr(node, "id", "")
+        if name in ("raises", "warns") or str(name).startswith(("assert_", "check_")):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("path", TESTS, ids=label)
+def test_every_test_asserts(path: Path) -> None:
+    tests = [node for node in ast.walk(parsed(path)) if isinstance(node, FUNCTIONS) and node.name.startswith("test_")]
+    assert [test.name for test in tests if not asserts_something(test)] == []
+
+
+def test_a_test_without_an_assert_is_found() -> None:
+    idle, busy = (ast.parse(f"def test_x():\n    {body}").body[0] for body in ("run()", "assert run()"))
+    assert isinstance(idle, FUNCTIONS) and not asserts_something(idle)
+    assert isinstance(busy, FUNCTIONS) and asserts_something(busy)
+
+
+def named_functions() -> set[tuple[str, str]]:
+    """(module, name) of every `module.name` in the second column of the method map."""
+    rows = re.findall(
+        r"^\|(?:\\\||[^|\n])*\|([^|\n]*)\|", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {pair for row in rows for pair in re.findall(r"`(\w+)\.(\w+)`", row)}
+
+
+def test_every_function_of_the_method_map_exists() -> None:
+    missing = [
+        f"{module}.{name}"
+        for module, name in sorted(named_functions())
+        if not hasattr(importlib.import_module(f"zeroshift.{module}"), name)
+    ]
+    assert named_functions() and missing == []
+
+
+@pytest.mark.parametrize("module", ["losses", "directions", "prompts"])
+def test_every_public_function_of_the_method_is_on_the_map(module: str) -> None:
+    tops = parsed(PACKAGE / f"{module}.py").body
+    public = {node.name for node in tops if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_")}
+    assert public - {name for where, name in named_functions() if where == module} == set()
+
+
+def loaded_by(statement: str, watched: tuple[str, ...] = HEAVY) -> set[str]:
+    """Which of the watched packages a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*(name for name in {watched!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import zeroshift") == set()
+
+
+def test_building_the_command_line_loads_no_torch() -> None:
+    assert loaded_by("import zeroshift.cli", ("torch", "transformers", "PIL", "tensorboard")) == set()
+
+
+def test_a_heavy_import_is_noticed() -> None:
+    assert "numpy" in loaded_by("import zeroshift, numpy")
+
+
+def test_every_public_name_can_be_fetched_and_verbs_win_over_modules() -> None:
+    code = (
+        "import zeroshift.adapt, zeroshift.sample, zeroshift as zs\n"
+        "assert callable(zs.adapt) and callable(zs.sample), (zs.adapt, zs.sample)\n"
+        "print(*(name for name in zs.__all__ if getattr(zs, name) is not None))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "adapt" in done.stdout.split() and "load" in done.stdout.split()
+
+
+def test_the_global_random_state_is_never_used() -> None:
+    draws = r"torch\.seed\(|np\.random\.(?!Generator|PCG64|default_rng)|(?<![\w.])random\.(?!Random)\w+\("
+    # A library that draws from the global state is given a copy of its own.
+    seeds = re.compile(rf"{draws}|torch\.manual_seed")
+    found = {label(path) for path in SOURCES if seeds.search(path.read_text(encoding="utf-8"))}
+    forked = {label(path) for path in SOURCES if "torch.random.fork_rng" in path.read_text(encoding="utf-8")}
+    assert found - forked == set()
+
+
+def test_nothing_unfinished_and_no_path_of_one_computer() -> None:
+    words = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b|(?<![\w.$}~-])/(?:root|home|work|Users)/\w")
+    kinds = ("*.py", "*.md", "*.toml", "*.lock", "*.cff", "*.j2", "Makefile")
+    folders = (ROOT, ROOT / "src", ROOT / "tests", ROOT / "docs", ROOT / "benchmarks")
+    texts = {path for folder in folders for kind in kinds for path in (folder.glob if folder == ROOT else folder.rglob)(kind)}
+    assert len(texts) > 40
+    assert [label(path) for path in sorted(texts) if words.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_only_commands_print() -> None:
+    allowed = {"cli.py", "pretrain.py", "training.py"}
+    prints = {
+        label(path)
+        for path in SOURCES
+        if path.name not in allowed
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    }
+    assert prints == set()
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+
+
+def test_the_lock_pins_every_dependency_within_its_range() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    outside = [str(item) for item in requirements() if not item.specifier.contains(pins.get(item.name.lower(), "0"))]
+    assert outside == []
+    assert all("+" not in pin and "/" not in pin for pin in pins.values())
+
+
+def test_every_declared_dependency_is_imported_somewhere() -> None:
+    # TensorBoard is reached through torch.
+    spelled = {"pillow": "PIL", "tensorboard": r"torch\.utils\.tensorboard"}
+    runtime = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    names = [Requirement(line).name for line in runtime]
+    assert [
+        name for name in names if not re.search(rf"^\s*(?:import|from) {spelled.get(name, name)}\b", text, re.MULTILINE)
+    ] == []
+
+
+def test_the_version_is_written_once() -> None:
+    import zeroshift
+
+    assert zeroshift.__version__ == version("zeroshift")
+    assert f"version: {zeroshift.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_changelog_names_the_version() -> None:
+    import zeroshift
+
+    assert f"## {zeroshift.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
