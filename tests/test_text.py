@@ -66,7 +66,7 @@ def test_cleaning_repairs_unescapes_collapses_and_lowers() -> None:
 def test_words_become_ids_between_start_and_end_with_zeros_after() -> None:
     words = WordTokenizer(["a photo of a cat", "close-up , ."])
     assert words.vocab == ("a", "photo", "of", "cat", "close-up", ",", ".")
-    assert words(["A photo, of a Zebra!"], 12).tolist() == [[3, 5, 6, 10, 7, 5, 1, 1, 4, 0, 0, 0]]
+    assert words(["A photo, of a Zebra!"], 12).tolist() == [[3, 5, 6, 10, 7, 5, 1, 4, 0, 0, 0, 0]]
     assert words.vocab_size == 12
 
 
@@ -78,7 +78,7 @@ def test_no_word_has_an_id_that_transformers_treats_apart() -> None:
 
 def test_unknown_words_are_named_once_in_order() -> None:
     words = WordTokenizer(["a photo"])
-    assert words.unknown("a zebra photo: zebra, gnu") == ["zebra", ":", ",", "gnu"]
+    assert words.unknown("a zebra photo: zebra, gnu") == ["zebra", "gnu"]
     assert words.unknown("A Photo") == []
 
 

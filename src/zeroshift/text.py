@@ -128,9 +128,10 @@ _PORTRAITS = (
     "a {}",
     "a {} of a person",
     "a {} of a face",
-    "a {} of a man",
-    "a {} of a woman",
-    "a portrait in the style of a {}",
+    "a {} portrait",
+    "a picture of a {}",
+    "a person in the style of a {}",
+    "the {} of a person",
 )
 
 
@@ -215,6 +216,7 @@ class WordTokenizer:
 
     Ids: 0 padding, 1 unknown word, 2 never used (transformers reads an end-of-text id of 2 as a legacy case and pools at a
     random word), 3 start, 4 end, then the words. A word is a run of a-z, 0-9, ' and -; any other mark is a word of its own.
+    Punctuation that the vocabulary lacks is passed over: a full stop must not look like a word never learned.
     """
 
     start_id = 3
@@ -239,12 +241,15 @@ class WordTokenizer:
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
         """Ids, LongTensor B,T."""
-        rows = [[self._ids.get(word, self.unknown_id) for word in self.split(text)] for text in texts]
+        rows = [[self._ids.get(word, self.unknown_id) for word in self._heard(text)] for text in texts]
         return _pad(rows, texts, self.start_id, self.end_id, context_length)
 
     def unknown(self, text: str) -> list[str]:
         """Words of the text that the vocabulary lacks, in order, each once."""
-        return [word for word in dict.fromkeys(self.split(text)) if word not in self._ids]
+        return [word for word in dict.fromkeys(self._heard(text)) if word not in self._ids]
+
+    def _heard(self, text: str) -> list[str]:
+        return [word for word in self.split(text) if word in self._ids or re.match(r"\w", word)]
 
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, a list of words, into the folder."""

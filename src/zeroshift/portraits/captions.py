@@ -1,0 +1,98 @@
+"""Words for the built-in world: labels of domains, partial and attribute-complete captions, prompts of every attribute."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from zeroshift.portraits.scene import CHOICES, Scene
+from zeroshift.portraits.shading import DOMAINS
+from zeroshift.text import PORTRAITS
+
+TEMPLATES = PORTRAITS.templates
+CONTEXT = "a picture of a"
+DISTORTED = "distorted picture"
+# Other ways people name a domain; the first spelling is the label of shading.SHADERS.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "photo": ("photo", "photograph", "realistic photo"),
+    "pencil sketch": ("pencil sketch", "sketch", "pencil drawing", "drawing"),
+    "cartoon": ("cartoon", "cel shaded cartoon", "comic"),
+    "marble statue": ("marble statue", "marble sculpture", "stone statue", "white statue"),
+    "zombie": ("zombie", "green zombie", "undead zombie"),
+    "neon": ("neon", "neon sign", "neon light"),
+    "watercolor": ("watercolor", "watercolor painting", "watercolour"),
+    "pixel art": ("pixel art", "8-bit game", "pixel picture"),
+    "oil painting": ("oil painting", "painting", "oil on canvas"),
+    "charcoal": ("charcoal", "charcoal drawing", "charcoal sketch"),
+    "blueprint": ("blueprint", "blueprint drawing", "technical drawing"),
+    "ukiyo-e": ("ukiyo-e", "ukiyo-e print", "japanese woodblock print"),
+    "mosaic": ("mosaic", "roman mosaic", "tile mosaic"),
+    "bronze statue": ("bronze statue", "bronze sculpture", "bronze"),
+}
+assert tuple(SYNONYMS) == DOMAINS
+
+# attribute -> choice -> phrases that follow "a person"; the first is the one that quality is measured with.
+PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "hair": {
+        "short": ("with short hair",), "long": ("with long hair",), "curly": ("with curly hair", "with an afro"),
+        "bun": ("with a bun", "with hair in a bun"), "bald": ("with a bald head", "who is bald"),
+    },
+    "hair_color": {c: (f"with {c} hair",) for c in CHOICES["hair_color"][0]},
+    "glasses": {
+        "none": ("without glasses", "with no glasses"), "glasses": ("with glasses", "wearing round glasses"),
+        "sunglasses": ("with sunglasses", "wearing dark sunglasses"),
+    },
+    "beard": {"none": ("without a beard", "with a shaved face"), "beard": ("with a beard", "with a full beard"), "mustache": ("with a mustache",)},
+    "hat": {"none": ("without a hat", "with no hat"), "beanie": ("with a beanie", "wearing a beanie"), "hat": ("with a hat", "wearing a hat")},
+    "clothes": {c: (f"in {c} clothes", f"in a {c} shirt", f"wearing a {c} sweater") for c in CHOICES["clothes"][0]},
+    "background": {c: (f"on a {c} background", f"before a {c} wall") for c in CHOICES["background"][0]},
+}  # fmt: skip
+_EXTRA = "man woman girl boy human smiling sad serious happy frowning looking left right light dark skin big small nose eyes image style art".split()
+
+
+def domain_of(label: str) -> str | None:
+    """The built-in domain that a label names, or None."""
+    wanted = " ".join(label.lower().split())
+    return next((domain for domain, names in SYNONYMS.items() if wanted in names), None)
+
+
+def attribute_prompts(attribute: str, prefix: str = "a photo of a person") -> list[str]:
+    """One prompt per choice, in the order of scene.CHOICES."""
+    return [f"{prefix} {PHRASES[attribute][choice][0]}" for choice in CHOICES[attribute][0]]
+
+
+def _hair(words: dict[str, str], rng: random.Random) -> str:
+    if words["hair"] in ("short", "long", "curly"):
+        return f"with {words['hair']} {words['hair_color']} hair"
+    phrase = rng.choice(PHRASES["hair"][words["hair"]])
+    return f"{phrase} and {words['hair_color']} hair" if words["hair"] == "bun" else phrase
+
+
+def _mood(scene: Scene, index: int) -> str:
+    smile = float(scene.slider["smile"][index])
+    return "smiling" if smile > 0.65 else "frowning" if smile < 0.3 else "serious"
+
+
+def full_caption(scene: Scene, index: int, domain: str, rng: random.Random) -> str:
+    """A caption that names every attribute of one person."""
+    words = scene.words(index)
+    name = rng.choice(SYNONYMS[domain])
+    tone = "light" if float(scene.slider["skin"][index]) > 0.5 else "dark"
+    side = "looking right" if float(scene.slider["yaw"][index]) > 0.5 else "looking left"
+    phrases = [rng.choice(PHRASES[a][words[a]]) for a in ("glasses", "beard", "hat", "clothes", "background")]
+    phrases += [_hair(words, rng), _mood(scene, index), f"with {tone} skin", side]
+    rng.shuffle(phrases)
+    return f"a {name} of a person {' '.join(phrases)}"
+
+
+def vocabulary() -> list[str]:
+    """Every word that captions can contain, sorted."""
+    texts: list[str] = [*TEMPLATES, CONTEXT, DISTORTED, "a photo of a", "with and hair painting", *_EXTRA]
+    texts += [name for names in SYNONYMS.values() for name in names]
+    texts += [phrase for choices in PHRASES.values() for phrases in choices.values() for phrase in phrases]
+    return sorted({word for text in texts for word in text.replace("{}", " ").lower().split()})
+
+
+def label_prompts(labels: Sequence[str], rng: random.Random) -> list[str]:
+    """One sentence per domain label, with a random spelling and a random template."""
+    return [rng.choice(TEMPLATES).format(rng.choice(SYNONYMS.get(label, (label,)))) for label in labels]

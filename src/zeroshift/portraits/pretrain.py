@@ -1,0 +1,118 @@
+"""Trains a built-in model: `python -m zeroshift.portraits.pretrain generator|clip-a|clip-b|judge`.
+
+The same command again continues a killed training. Each model is written with a card: data, steps, time and quality measured
+on people that no training saw. The generator's card needs the judge, so train the judge first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zeroshift import latent
+from zeroshift.checkpoints import save_discriminator, save_generator
+from zeroshift.clip import ClipModel, load_clip_folder, save_clip
+from zeroshift.portraits import captions, dataset, train_clip, train_generator
+from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
+from zeroshift.portraits.shading import DOMAINS, render
+from zeroshift.stylegan2 import StyleGAN2Generator
+
+ASSETS = Path(__file__).parent / "assets"
+TEST_SEEDS = range(512)  # training people come from another random stream, see dataset.shard_latents
+
+
+def _test_people() -> tuple[Tensor, Tensor, Tensor]:
+    z = latent.z_from_seeds(TEST_SEEDS, LATENT_DIM)
+    eight_bit = [((render(z, d) + 1) * 127.5).round().clamp(0, 255).byte() for d in DOMAINS]
+    return z, eight_bit[0], torch.stack(eight_bit[1:], 1)
+
+
+def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
+    """Trains, measures and saves one built-in CLIP; returns its card."""
+    clip, seconds = train_clip.train(name, data, work)
+    clip.name = f"portraits-{name}"
+    z, photos, domains = _test_people()
+    recipe = train_clip.RECIPES[name]
+    card = {
+        "model": clip.name, "data": "renders of 8000 people in 14 domains", "pictures_seen": 2 * recipe.people * recipe.steps,
+        "steps": recipe.steps, "minutes": round(seconds / 60, 1), "attack_radius": recipe.attack, "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in clip.parameters()), "quality": train_clip.measure(clip, photos, domains, z),
+    }  # fmt: skip
+    save_clip(clip, out / name)
+    (out / name / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+@torch.no_grad()
+def _accuracies(judge: ClipModel, pictures: Tensor, z: Tensor) -> dict[str, float]:
+    """How often the judge, trained on renders only, reads each attribute right."""
+    scene, found = sample_scene(z), {}
+    image = F.normalize(torch.cat([judge.encode_image(part) for part in pictures.split(64)]), dim=1)
+    for attribute in CHOICES:
+        text = F.normalize(judge.encode_text(captions.attribute_prompts(attribute)), dim=1)
+        found[attribute] = float((image @ text.T).argmax(1).eq(scene.choice[attribute]).float().mean())
+    return found
+
+
+@torch.no_grad()
+def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: range = TEST_SEEDS) -> dict:
+    """Distance to the render of the same seed, sharpness, and attributes read by the judge, on test seeds."""
+    z = latent.z_from_seeds(seeds, LATENT_DIM)
+    truth = render(z)
+    made = torch.cat([generator.synthesize(generator.map(part)) for part in z.split(32)])
+    on_truth, on_made = _accuracies(judge, truth, z), _accuracies(judge, made.clamp(-1, 1), z)
+    shares = {name: on_made[name] / on_truth[name] for name in on_truth}
+
+    def edges(pictures: Tensor) -> float:
+        return float(pictures.diff(dim=3).abs().mean() + pictures.diff(dim=2).abs().mean())
+
+    return {
+        "mean_absolute_error": float((made - truth).abs().mean()), "edge_strength_over_render": edges(made) / edges(truth),
+        "attribute_share_mean": sum(shares.values()) / len(shares), "attribute_share_min": min(shares.values()),
+        "attributes_on_renders": on_truth, "attributes_on_pictures": on_made, "people": len(z),
+    }  # fmt: skip
+
+
+def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
+    """Trains, measures and saves the built-in generator and its discriminator; returns the card."""
+    recipe = train_generator.RECIPE
+    model, first = train_generator.regress(data, work, shards)
+    generator, second = train_generator.distil(model, work)
+    generator, critic, third = train_generator.finish(generator, data, work, shards)
+    card = {
+        "model": "portraits", "data": f"renders of {shards * dataset.SHARD} people, photo only",
+        "regression_pictures": recipe.steps * recipe.batch, "finish_steps": recipe.finish_steps,
+        "minutes": {"regression": round(first / 60, 1), "mapping": round(second / 60, 1), "finish": round(third / 60, 1)},
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "quality": measure_generator(generator, load_clip_folder(out / "judge")),
+    }  # fmt: skip
+    save_generator(out / "generator.safetensors", generator, {"name": "portraits"})
+    save_discriminator(out / "discriminator.safetensors", critic, {"name": "portraits"})
+    (out / "generator.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def main() -> None:
+    """Parses the command line and trains one model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("generator", *train_clip.RECIPES))
+    parser.add_argument("--data", type=Path, default=dataset.default_folder(), help="folder of the rendered shards; made when missing")
+    parser.add_argument("--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder that receives the weights and cards")
+    parser.add_argument("--shards", type=int, default=24, help="thousands of people that the generator learns from")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.model == "generator":
+        card = make_generator(args.data, args.work, args.out, args.shards)
+    else:
+        card = make_clip(args.model, args.data, args.work, args.out)
+    print(json.dumps(card, indent=2))
+
+
+if __name__ == "__main__":
+    main()

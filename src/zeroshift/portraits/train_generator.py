@@ -1,0 +1,215 @@
+"""Trainings of the built-in StyleGAN2: regression to renders, a mapping network distilled from it, an adversarial finish.
+
+1. Attributes of a person -> style -> picture, supervised at every resolution; the network grows from 16 to 64 px.
+2. The standard mapping network learns z -> the style that stage 1 gave the person of z.
+3. A discriminator, live noise and style mixing make it a generator with noise, layer roles and truncation, while an anchor
+   keeps G(z) near the render of z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zeroshift import latent, ops
+from zeroshift.portraits import dataset, training
+from zeroshift.portraits.scene import CHOICES, LATENT_DIM, SLIDERS, features, sample_scene
+from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator, resolve_modulation
+
+CONFIG = StyleGAN2Config(size=64, latent_dim=LATENT_DIM, style_dim=128, mapping_depth=4, channel_base=2048, channel_max=192)
+NUM_FEATURES = sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS)
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    """Lengths and rates of the three stages; pictures seen in stage 1 = batch * steps."""
+
+    steps: int = 5600
+    batch: int = 20
+    peak_lr: float = 5e-3
+    mapping_steps: int = 3500
+    finish_steps: int = 1500
+    finish_batch: int = 12
+    anchor: float = 6.0
+    r1_gamma: float = 0.6
+
+
+RECIPE = GeneratorRecipe()
+
+
+class Regressor(nn.Module):
+    """A generator with an embedding of attributes in place of its mapping network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = StyleGAN2Generator(CONFIG, seed=11)
+        self.embed = nn.Linear(NUM_FEATURES, CONFIG.style_dim)
+        nn.init.normal_(self.embed.weight, std=0.25, generator=torch.Generator().manual_seed(12))
+        nn.init.zeros_(self.embed.bias)
+
+    def style(self, attributes: Tensor) -> Tensor:
+        """Styles (B, S) with the range that the mapping network's last activation gives."""
+        return ops.scaled_leaky_relu(self.embed(attributes), torch.zeros(CONFIG.style_dim))
+
+
+def pyramid(generator: StyleGAN2Generator, w: Tensor, side: int) -> list[Tensor]:
+    """The running RGB pictures of 4, 8, ... `side` px, without noise: what a growing generator shows."""
+    path = resolve_modulation("auto", w.device)
+    x = generator.input.input.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    x = generator.conv1(x, w, None, path)
+    shown = [generator.to_rgb1(x, w, None, path)]
+    for index in range(0, len(generator.convs), 2):
+        if shown[-1].shape[-1] >= side:
+            break
+        x = generator.convs[index + 1](generator.convs[index](x, w, None, path), w, None, path)
+        shown.append(generator.to_rgbs[index // 2](x, w, shown[-1], path))
+    return shown
+
+
+def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
+    """L1 + 4 L2 + 4 squared differences of neighbouring-pixel gradients: small features count as much as flat areas."""
+    gap = made - wanted
+    across, down = gap.diff(dim=3), gap.diff(dim=2)
+    return gap.abs().mean() + 4 * gap.square().mean() + 4 * (across.square().mean() + down.square().mean())
+
+
+def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE) -> tuple[Regressor, float]:
+    """Stage 1; returns the trained regressor and the seconds spent."""
+    people = dataset.load(data, shards, 0)
+    attributes = features(sample_scene(people.z))
+    model = Regressor()
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.99))
+
+    def step(number: int) -> dict:
+        for group in optimizer.param_groups:
+            group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr)
+        rows = torch.randint(len(people.z), (recipe.batch,), generator=torch.Generator().manual_seed(31 * number))
+        side = 16 if number < 0.08 * recipe.steps else 32 if number < 0.25 * recipe.steps else 64
+        wanted = dataset.to_float(people.photo[rows])
+        with torch.autocast("cpu", torch.bfloat16):
+            shown = pyramid(model.generator, model.style(attributes[rows]), side)
+        loss = torch.zeros(())
+        for made in shown:
+            weight = 1.0 if made.shape[-1] == side else 0.25
+            loss = loss + weight * picture_loss(made.float(), F.avg_pool2d(wanted, 64 // made.shape[-1]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        error = (shown[-1].float() - F.avg_pool2d(wanted, 64 // side)).abs().mean()
+        return {"loss": loss, "error": error, "side": side}
+
+    seconds = training.run("regress", work, recipe.steps, {"model": model, "optimizer": optimizer}, step)
+    return model, seconds
+
+
+def _init_thresholds(first: nn.Linear) -> None:
+    """Pairs of hidden units around every quantile edge of the choices, so that steps need not be discovered."""
+    row, sharp = 0, 14.0
+    with torch.no_grad():
+        for column, (_, probabilities) in enumerate(CHOICES.values()):
+            edges = torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]).tolist()
+            for edge in edges:
+                for half in (-0.5, 0.5):
+                    first.weight[row].zero_()
+                    first.weight[row, column] = sharp
+                    first.bias[row] = -sharp * edge + half
+                    row += 1
+
+
+def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tuple[StyleGAN2Generator, float]:
+    """Stage 2: trains the mapping network so that map(z) equals the style of the person of z; sets the average style."""
+    generator = model.generator
+    sizes = [CONFIG.latent_dim] + [CONFIG.style_dim] * CONFIG.mapping_depth
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(13)
+        layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.7 * layer.in_features**-0.5)
+    _init_thresholds(layers[0])
+    optimizer = torch.optim.Adam(layers.parameters(), lr=2e-3, betas=(0.9, 0.99))
+    zero = torch.zeros(CONFIG.style_dim)
+
+    def step(number: int) -> dict:
+        for group in optimizer.param_groups:
+            group["lr"] = training.warmup_cosine(number, recipe.mapping_steps, 2e-3)
+        z = torch.randn(1024, LATENT_DIM, generator=torch.Generator().manual_seed(99_000_000 + number))
+        with torch.no_grad():
+            wanted = model.style(features(sample_scene(z)))
+        x = ops.pixel_norm(z)
+        for layer in layers:
+            x = ops.scaled_leaky_relu(layer(x), zero)
+        loss = F.mse_loss(x, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss, "relative": loss / wanted.var()}
+
+    seconds = training.run("distil", work, recipe.mapping_steps, {"layers": layers, "optimizer": optimizer}, step)
+    with torch.no_grad():
+        for layer, plain in zip(list(generator.style)[1:], layers, strict=True):
+            layer.weight.copy_(plain.weight / layer.scale)
+            layer.bias.copy_(plain.bias / layer.lr_mul)
+        generator.latent_avg.copy_(latent.average_style(generator))
+    return generator, seconds
+
+
+def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE):
+    """Stage 3: returns the averaged generator, its discriminator and the seconds spent."""
+    people = dataset.load(data, shards, 0)
+    average, critic = generator.clone(), StyleGAN2Discriminator(CONFIG, seed=14)
+    moving = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
+    of_generator = torch.optim.Adam(moving, lr=1e-3, betas=(0.0, 0.99))
+    of_critic = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.99))
+    batch = recipe.finish_batch
+
+    def made(number: int, tag: str) -> tuple[Tensor, Tensor, Tensor]:
+        draw = latent.rng("finish", tag, number)
+        rows = torch.randint(len(people.z), (batch,), generator=draw)
+        w = generator.map(people.z[rows])
+        half = batch // 2  # the second half mixes two people's styles and has no render to be held to
+        cut = int(torch.randint(1, generator.num_latents, (1,), generator=draw))
+        w = torch.cat([w[:half, None].expand(-1, generator.num_latents, -1), latent.mix(w[half:], w[half:].flip(0), cut, generator.num_latents)])
+        noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures = generator.synthesize(w, noise)
+        return pictures.float(), dataset.to_float(people.photo[rows]), w
+
+    def step(number: int) -> dict:
+        with torch.no_grad():
+            fake, _, _ = made(number, "critic")
+        rows = torch.randint(len(people.z), (batch,), generator=latent.rng("finish", "real", number))
+        real = dataset.to_float(people.photo[rows])
+        with torch.autocast("cpu", torch.bfloat16):
+            judged = critic(torch.cat([fake, real])).float()
+        loss_critic = F.softplus(judged[:batch]).mean() + F.softplus(-judged[batch:]).mean()
+        if number % 16 == 0:
+            real = real[: batch // 2].requires_grad_()
+            (slope,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
+            loss_critic = loss_critic + 16 * recipe.r1_gamma / 2 * slope.square().sum((1, 2, 3)).mean()
+        of_critic.zero_grad(set_to_none=True)
+        loss_critic.backward()
+        of_critic.step()
+        if number < 100:  # the critic starts from nothing: its first opinions are noise
+            return {"critic": loss_critic}
+        fake, wanted, _ = made(number, "generator")
+        critic.requires_grad_(False)
+        with torch.autocast("cpu", torch.bfloat16):
+            fool = F.softplus(-critic(fake).float()).mean()
+        critic.requires_grad_(True)
+        half = batch // 2
+        anchor = picture_loss(fake[:half], wanted[:half])
+        of_generator.zero_grad(set_to_none=True)
+        (fool + recipe.anchor * anchor).backward()
+        of_generator.step()
+        with torch.no_grad():
+            for mean, now in zip(average.parameters(), generator.parameters(), strict=True):
+                mean.lerp_(now, 0.01)
+        return {"critic": loss_critic, "fool": fool, "anchor": anchor, "error": (fake[:half] - wanted[:half]).abs().mean()}
+
+    parts = {"generator": generator, "average": average, "critic": critic, "of_generator": of_generator, "of_critic": of_critic}
+    seconds = training.run("finish", work, recipe.finish_steps, parts, step)
+    return average, critic, seconds
