@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "zeroshift"
 
-ORDER = """
+ORDER: Sequence[str] = """
 shapes errors config recipes text clip prompts directions losses guidance generators ops stylegan2 diffusion
 trainable latent checkpoints registry record metrics sample report trainer adapt fewshot augment invert
 compare cluster portraits cli app

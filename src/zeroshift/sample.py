@@ -6,10 +6,9 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,13 +16,13 @@ from torch.nn import functional as F
 
 from . import __version__
 from .errors import InputError
+from .generators import Generator
 from .latent import truncate, z_from_seeds
 from .record import RunFolder, write_bytes
 from .registry import load_generator
 
 if TYPE_CHECKING:
     from .config import AdaptConfig
-    from .generators import Generator
 
 MAX_SEEDS = 10_000
 """More pictures than this in one call are almost surely a slip of the pen."""
@@ -71,7 +70,8 @@ def blend(source: Generator, target: Generator, strength: float) -> Generator:
     between = target.clone()
     assert isinstance(between, torch.nn.Module)
     start, end = source.state(), target.state()
-    if unlike := [name for name in end if name not in start or start[name].shape != end[name].shape]:
+    shapes = [{name: value.shape for name, value in state.items()} for state in (start, end)]
+    if unlike := [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]:
         raise InputError(
             f"source and target differ in {len(unlike)} tensors such as {unlike[0]}; give the source of this target."
         )
@@ -173,28 +173,44 @@ def save_pictures(pictures: Tensor, seeds: Iterable[int], folder: Path, facts: M
     return paths
 
 
-@dataclass(frozen=True)
+class Adapted(Protocol):
+    """What a run offers, finished just now or loaded from its folder."""
+
+    @property
+    def config(self) -> AdaptConfig: ...
+    @property
+    def generator(self) -> Generator: ...
+    @property
+    def source(self) -> Generator: ...
+
+
+@dataclass
 class Run:
     """A run and its generators, loaded when first used."""
 
     folder: RunFolder
     device: str = "cpu"
     source_spec: str | None = None
+    _loaded: dict[str, Generator] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> AdaptConfig:
         """The resolved config of the run."""
         return self.folder.config
 
-    @cached_property
+    @property
     def generator(self) -> Generator:
         """The adapted generator."""
-        return load_generator(str(self.folder.generator_file), self.device)[0]
+        if "target" not in self._loaded:
+            self._loaded["target"] = load_generator(str(self.folder.generator_file), self.device)[0]
+        return self._loaded["target"]
 
-    @cached_property
+    @property
     def source(self) -> Generator:
         """The source generator, found by its record and verified by its hash."""
-        return self.folder.find_source(self.source_spec, self.device)[0]
+        if "source" not in self._loaded:
+            self._loaded["source"] = self.folder.find_source(self.source_spec, self.device)[0]
+        return self._loaded["source"]
 
     def sample(self, seeds: Sequence[int] | range, truncation: float | None = None, strength: float = 1.0) -> Tensor:
         """Pictures BCHW in [-1, 1]; see the function `sample`."""
@@ -224,7 +240,7 @@ def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") 
 
 
 def sample(
-    run_or_generator: Run | Generator | str | Path,
+    run_or_generator: Adapted | Generator | str | Path,
     seeds: Sequence[int] | range,
     truncation: float | None = None,
     strength: float = 1.0,
@@ -234,12 +250,10 @@ def sample(
     `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source (0), target (1) and
     beyond (up to 2); it needs a run, because only that knows its source.
     """
-    if isinstance(run_or_generator, (str, Path)):
-        run_or_generator = load(run_or_generator)
-    if isinstance(run_or_generator, Run):
-        psi = run_or_generator.config.run.truncation if truncation is None else truncation
-        target = run_or_generator.generator
-        return draw(target if strength == 1.0 else blend(run_or_generator.source, target, strength), seeds, psi)
-    if strength != 1.0:
-        raise InputError(f"strength {strength} needs a run, which knows its source generator; load one with zeroshift.load(RUN).")
-    return draw(run_or_generator, seeds, 1.0 if truncation is None else truncation)
+    run = load(run_or_generator) if isinstance(run_or_generator, (str, Path)) else run_or_generator
+    if isinstance(run, Generator):
+        if strength != 1.0:
+            raise InputError(f"strength {strength} needs a run, which knows its source; load one with zeroshift.load(RUN).")
+        return draw(run, seeds, 1.0 if truncation is None else truncation)
+    generator = run.generator if strength == 1.0 else blend(run.source, run.generator, strength)
+    return draw(generator, seeds, run.config.run.truncation if truncation is None else truncation)
