@@ -25,7 +25,6 @@ from zeroshift.latent import draw_noise, draw_z, rng
 from zeroshift.prompts import LatentMapper, PromptMapper, prompt_mapper
 from zeroshift.record import RunFolder, environment, fingerprint, write_tensors
 from zeroshift.registry import load_clip, load_generator
-from zeroshift.report import conclude
 from zeroshift.sample import draw, grid, write_png
 
 Hook = Callable[[dict[str, Any]], None]
@@ -376,7 +375,6 @@ class Trainer:
         }
         save_generator(self.folder.generator_file, self.ema, metadata)
         self.folder.set_status("finished", 2, self.totals[2])
-        conclude(self.folder, self.source, self.ema)
         self.progress({"kind": "finish", "path": str(self.folder.path)})
 
 
