@@ -46,12 +46,19 @@ def conclude(folder: RunFolder, source: Generator, target: Generator) -> tuple[P
     config, picture = folder.config, folder.path / "before_after.png"
     if not picture.is_file():
         seeds = range(config.run.samples)
-        known = folder.environment["source"]["name"] in GENERATORS
+        known = _knows_truth(folder)
         truth = true_pictures(seeds, source.latent_dim, config.target, source.image_size) if known else None
         rows = before_after(source, target, (config.source, config.target), seeds, config.run.truncation, truth)
         write_png(picture, rows, {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target})
     report = folder.path / "report.html"
     return picture, report if report.is_file() else write_report(folder)
+
+
+def _knows_truth(folder: RunFolder) -> bool:
+    """Whether the true pictures of the target domain are known: those of the built-in world in its own domains."""
+    from .portraits import domain_of
+
+    return folder.environment["source"]["name"] in GENERATORS and domain_of(folder.config.target) is not None
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -79,9 +86,9 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
         "numbers": _numbers(folder, lines),
         "before_after": data_uri(before_after) if before_after.is_file() else "",
-        "before_after_text": f"The same seeds as {config.source} (above) and as {config.target} (below); "
-        "a third row, where there is one, is the known truth.",
-        "curves": _curves(lines),
+        "before_after_text": f"The same seeds as {config.source}, and as {config.target} by the adapted generator"
+        + ("; the third row is the truth." if _knows_truth(folder) else "."),
+        "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
         "layers": layers,
         "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was free to move in.",
@@ -139,17 +146,21 @@ def layer_shares(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One curve per stage and series."""
-    curves = []
+def _curves(lines: Sequence[Mapping[str, Any]], hidden: set[str]) -> list[dict[str, Any]]:
+    """One curve per stage and series; terms that are hidden, or are the whole loss, are left out."""
+    curves: list[dict[str, Any]] = []
     for stage, what in ((1, "Stage 1, the words"), (2, "Stage 2, the generator")):
+        total: list[tuple[int, float]] = []
         for name, title in CURVES.items():
+            if name in hidden:
+                continue
             points = [
                 (int(line["step"]), float(line[name]))
                 for line in lines
                 if line["stage"] == stage and isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
             ]
-            if len(points) > 1:
+            total = total or points
+            if len(points) > 1 and (name == "loss" or points != total):
                 curves.append({"svg": curve(points, f"{what}: {title}"), "text": f"{what}: {title.lower()} by step"})
     return curves
 

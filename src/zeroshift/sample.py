@@ -95,7 +95,9 @@ GAP = 4
 
 def grid(pictures: Tensor, columns: int | None = None) -> Tensor:
     """One picture CHW with all pictures BCHW side by side, near to a square unless `columns` is given."""
-    columns = columns or math.ceil(len(pictures) ** 0.5)
+    side, most = math.ceil(len(pictures) ** 0.5), int(2 * len(pictures) ** 0.5)
+    # Full rows where that is possible without a strip.
+    columns = columns or next((each for each in range(side, most + 1) if len(pictures) % each == 0), side)
     tiles = F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0)
     return _stacked([torch.cat(list(row), dim=-1) for row in tiles.split(columns)])
 
