@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -53,6 +54,36 @@ def test_the_tree_in_the_readme_equals_the_folder() -> None:
 def test_the_tree_in_the_readme_is_in_reading_order() -> None:
     modules = [entry.removesuffix(".py").removesuffix("/") for entry in tree_entries() if entry != "__init__.py"]
     assert modules == [name for name in ORDER if name in modules]
+
+
+def commands(of: str) -> list[list[str]]:
+    """Commands of a program in the README, split into words."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{of} ")]
+
+
+def test_every_command_in_the_readme_can_be_read() -> None:
+    from zeroshift.cli import parse
+
+    assert len(commands("zeroshift")) >= 6
+    assert all(parse(words) is not None for words in commands("zeroshift"))
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {words[0] for words in commands("make")} == {"demo", "test"}
+    assert {"setup", "demo", "test", "lint", "bench", "golden"} <= targets
+
+
+def test_the_python_example_in_the_readme_names_only_what_exists() -> None:
+    import zeroshift as zs
+
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    used = {
+        node.attr for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "zs"
+    }
+    assert used and used <= set(zs.__all__)
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=label)

@@ -135,7 +135,7 @@ def adapt(command: Adapt) -> int:
     """Adapts, or says what it would do."""
     from .adapt import adapt as run_adapt
     from .adapt import plan
-    from .report import conclude, duration
+    from .report import duration
 
     if command.dry_run:
         planned = plan(command.config)
@@ -144,8 +144,8 @@ def adapt(command: Adapt) -> int:
     began = time.monotonic()
     with Display(sys.stderr if command.json else sys.stdout) as display:
         run = run_adapt(command.config, progress=display)
-    picture, report = conclude(run.folder, run.source, run.generator)
-    files = {"picture": str(picture), "weights": str(run.folder.generator_file), "report": str(report)}
+    names = {"picture": "before_after.png", "weights": run.folder.generator_file.name, "report": "report.html"}
+    files = {what: str(run.folder.path / name) for what, name in names.items()}
     if command.json:
         print(json.dumps({"run": str(run.folder.path), "finished": run.finished, "steps_done": run.steps_done, **files}))
         return 0
