@@ -251,15 +251,16 @@ def test_the_hook_sees_directions_and_gradients_where_it_asks(tmp_path: Path) ->
     assert all(float(value) >= 0 for value in last["gradients"].values()) and len(curious) == 5
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    z = torch.stack([draw_z(12, 2, 0, "stage2", step) for step in range(1, 6)])
-    broken = z.clone()
-    broken[3] = float("nan")
+@pytest.mark.parametrize("broken", ["stage2_z", "select_z"])
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path, broken: str) -> None:
+    z = torch.stack([draw_z(12, 2, 0, "given", step) for step in range(5)])
+    bad = z.clone()
+    bad[3] = float("nan")
     with pytest.raises(RunError, match=r"became nan in stage 2 at step 4; .* lower train\.lr"):
-        tiny.run(tmp_path / "run", state=tiny.given(stage2_z=broken), train={"layers": "all"})
+        tiny.run(tmp_path / "run", state=tiny.given(**{"stage2_z": z, "select_z": z, broken: bad}))
     found = RunFolder.load(tmp_path / "run").load_checkpoint()
     assert found is not None and found[1]["step"] == 2
-    assert tiny.run(tmp_path / "run", state=tiny.given(stage2_z=z), train={"layers": "all"}).steps_done == 3
+    assert tiny.run(tmp_path / "run", state=tiny.given(stage2_z=z, select_z=z)).steps_done == 3
 
 
 def test_out_of_memory_names_the_batch_to_try(tmp_path: Path) -> None:
@@ -282,6 +283,11 @@ def test_what_cannot_work_is_refused_before_the_folder_is_made(tmp_path: Path, o
     with pytest.raises(InputError, match=part):
         tiny.run(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_too_few_given_latents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stage1_z holds latents for 2 steps, the run has 4"):
+        tiny.run(tmp_path / "run", state=tiny.given(stage1_z=torch.zeros(2, 4, 12)))
 
 
 def test_an_unknown_generator_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ class Trainer:
             origin = {"name": info.name, "sha256": info.sha256}
         self.source = source.to(self.device, self.dtype).requires_grad_(False)
         clips = [clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)]
+        for name, given_z, steps in (("stage1_z", given.stage1_z, self.totals[1]), ("stage2_z", given.stage2_z, self.totals[2])):
+            if given_z is not None and len(given_z) < steps:
+                raise InputError(f"{name} holds latents for {len(given_z)} steps, the run has {steps}; give one batch per step.")
         if len(clips) != len(config.weights):
             raise InputError(f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each.")
         for clip in clips:
@@ -191,6 +194,7 @@ class Trainer:
 
         with self.guides[0].mixed(self.device):
             scores, value = trainable.score_layers(self.target, w_BS, loss, noise=self._noise("select", step, len(w_BS)))
+        self._require_finite(value, step)
         self.facts |= {"scores": scores, "selection_loss": value}
         return trainable.top_latents(scores, self.config.train.top_k or trainable.default_top_k(self.target))
 
@@ -224,11 +228,7 @@ class Trainer:
         """One step of the stage's optimiser on the weighted sum of all CLIPs' terms."""
         per_clip = [guide.total(each) for guide, each in zip(self.guides, terms, strict=True)]
         loss = torch.stack([guide.weight * each for guide, each in zip(self.guides, per_clip, strict=True)]).sum()
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss became {loss.item()} in stage {self.stage} at step {step}; the last checkpoint is intact. "
-                f"Try a lower {'mapper' if self.stage == 1 else 'train'}.lr, or precision fp32."
-            )
+        self._require_finite(loss, step)
         optimiser = self.optimisers[self.stage]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -245,6 +245,13 @@ class Trainer:
             for name in names
         }
         self.facts |= {"losses": {"loss": loss.detach(), **sums}, "per_clip": [each.detach() for each in per_clip]}
+
+    def _require_finite(self, loss: Tensor, step: int) -> None:
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss.item()} in stage {self.stage} at step {step}; the last checkpoint is intact. "
+                f"Try a lower {'mapper' if self.stage == 1 else 'train'}.lr, or precision fp32."
+            )
 
     @torch.no_grad()
     def average(self) -> None:
