@@ -4,6 +4,7 @@ VENV   ?= .venv
 OUT    ?= runs/demo
 TARGET ?= pencil sketch
 GOLDEN ?= tests/golden
+PYTEST ?= -n 2 --dist loadfile
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.zeroshift-setup

@@ -70,6 +70,13 @@ def test_every_command_in_the_readme_can_be_read() -> None:
     assert all(parse(words) is not None for words in commands("zeroshift"))
 
 
+def test_every_link_between_the_documents_leads_to_a_file() -> None:
+    pages = [ROOT / "README.md", ROOT / "NOTICE.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))]
+    assert len(links) > 5
+    assert [f"{label(page)}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {words[0] for words in commands("make")} == {"demo", "test"}
