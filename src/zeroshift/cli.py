@@ -90,9 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2, "--json" in words)
     except RunError as error:
         return _fail(error, 1, "--json" in words)
-    except KeyboardInterrupt:
-        message = "stopped; the last checkpoint is kept. The same command goes on from there:\n  zeroshift " + shlex.join(words)
-        return _fail(message if words[:1] == ["adapt"] else "stopped.", 130, "--json" in words)
+    except KeyboardInterrupt as stop:
+        return _fail(f"{stop or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
 def parse(words: list[str]) -> Adapt | Sample | Doctor:
@@ -215,6 +214,7 @@ class Display:
         ]
         self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self.began, self.first = 0.0, 0
+        self.grids: Path | None = None
 
     def __enter__(self) -> Self:
         if self.bars is not None:
@@ -230,8 +230,9 @@ class Display:
             self._start(event)
         elif event["kind"] == "step":
             self._step(event)
-        elif event["kind"] == "grid":
-            self.console.print(f"samples  {event['path']}")
+        elif event["kind"] == "grid" and not self.grids:
+            self.grids = Path(event["path"]).parent
+            self.console.print(f"sample grids appear in {self.grids}")
 
     def _start(self, event: Mapping[str, Any]) -> None:
         self.began, self.first = time.monotonic(), event["step"]
