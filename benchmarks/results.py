@@ -61,7 +61,10 @@ def run(method: str, target: str, seed: int, out: Path, judge: ClipModel, overri
 
 def table(rows: list[dict]) -> str:
     """Markdown: one line per target and method, mean over seeds (and half the spread)."""
-    lines = ["| target | method | recognised | distance to truth | Frechet to truth | diversity / truth's |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| target | method | recognised | distance to truth | Frechet to truth | diversity / truth's |",
+        "|---|---|---|---|---|---|",
+    ]
     for target in dict.fromkeys(row["target"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows):
             group = [row for row in rows if row["target"] == target and row["method"] == method]
@@ -80,7 +83,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["nada", "ipl"])
     parser.add_argument("--targets", nargs="+", default=list(portraits.TUNING))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="overrides of the recipe, such as train='{\"lr\": 0.01}'")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=JSON", help="overrides of the recipe, such as train='{\"lr\": 0.01}'"
+    )
     args = parser.parse_args()
     overrides = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
     judge, rows = load_clip("portraits-judge"), []

@@ -116,7 +116,8 @@ class QuirkConfig:
     """Filter that brings pictures to CLIP's size."""
     image_floor: Annotated[float, Field(ge=0)] = 0.05
     """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor would poison Adam's
-    second moment for a thousand steps. 0 is as published."""
+    second moment for a thousand steps. 0 is as published. Above the length of usual directions (about 1) the loss asks for the
+    whole way, not for the angle alone."""
     logit_scale_over_100: bool = False
     """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine itself."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .config import AdaptConfig, MapperConfig, RunConfig, TrainConfig, configure
+from .config import AdaptConfig, MapperConfig, QuirkConfig, RunConfig, TrainConfig, configure
 from .errors import InputError
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
@@ -18,7 +18,10 @@ def portraits(target: str) -> AdaptConfig:
         generator="portraits",
         clip=("portraits-clip-a", "portraits-clip-b"),
         mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
-        train=TrainConfig(steps=300, batch=4, lr=0.004, select_every=10, free_rgb=True),
+        # Coarser layers hold who and where somebody is; freeing them turned faces into blots (docs/log.md).
+        train=TrainConfig(steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True),
+        # About the distance between two domains for these CLIPs: a direction alone is content with half the way.
+        quirks=QuirkConfig(image_floor=1.2),
         run=RunConfig(recipe="portraits", truncation=1.0),
     )
 

@@ -34,20 +34,35 @@ assert tuple(SYNONYMS) == DOMAINS
 # attribute -> choice -> phrases that follow "a person"; the first is the one that quality is measured with.
 PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "hair": {
-        "short": ("with short hair",), "long": ("with long hair",), "curly": ("with curly hair", "with an afro"),
-        "bun": ("with a bun", "with hair in a bun"), "bald": ("with a bald head", "who is bald"),
+        "short": ("with short hair",),
+        "long": ("with long hair",),
+        "curly": ("with curly hair", "with an afro"),
+        "bun": ("with a bun", "with hair in a bun"),
+        "bald": ("with a bald head", "who is bald"),
     },
     "hair_color": {c: (f"with {c} hair",) for c in CHOICES["hair_color"][0]},
     "glasses": {
-        "none": ("without glasses", "with no glasses"), "glasses": ("with glasses", "wearing round glasses"),
+        "none": ("without glasses", "with no glasses"),
+        "glasses": ("with glasses", "wearing round glasses"),
         "sunglasses": ("with sunglasses", "wearing dark sunglasses"),
     },
-    "beard": {"none": ("without a beard", "with a shaved face"), "beard": ("with a beard", "with a full beard"), "mustache": ("with a mustache",)},
-    "hat": {"none": ("without a hat", "with no hat"), "beanie": ("with a beanie", "wearing a beanie"), "hat": ("with a hat", "wearing a hat")},
+    "beard": {
+        "none": ("without a beard", "with a shaved face"),
+        "beard": ("with a beard", "with a full beard"),
+        "mustache": ("with a mustache",),
+    },
+    "hat": {
+        "none": ("without a hat", "with no hat"),
+        "beanie": ("with a beanie", "wearing a beanie"),
+        "hat": ("with a hat", "wearing a hat"),
+    },
     "clothes": {c: (f"in {c} clothes", f"in a {c} shirt", f"wearing a {c} sweater") for c in CHOICES["clothes"][0]},
     "background": {c: (f"on a {c} background", f"before a {c} wall") for c in CHOICES["background"][0]},
-}  # fmt: skip
-_EXTRA = "man woman girl boy human smiling sad serious happy frowning looking left right light dark skin big small nose eyes image style art".split()
+}
+_EXTRA = (
+    "man woman girl boy human smiling sad serious happy frowning looking left right light dark skin "
+    "big small nose eyes image style art"
+).split()
 
 
 def domain_of(label: str) -> str | None:

@@ -39,10 +39,16 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
     z, photos, domains = _test_people()
     recipe = train_clip.RECIPES[name]
     card = {
-        "model": clip.name, "data": "renders of 8000 people in 14 domains", "pictures_seen": 2 * recipe.people * recipe.steps,
-        "steps": recipe.steps, "minutes": round(seconds / 60, 1), "attack_radius": recipe.attack, "seed": recipe.seed,
-        "parameters": sum(p.numel() for p in clip.parameters()), "quality": train_clip.measure(clip, photos, domains, z),
-    }  # fmt: skip
+        "model": clip.name,
+        "data": "renders of 8000 people in 14 domains",
+        "pictures_seen": 2 * recipe.people * recipe.steps,
+        "steps": recipe.steps,
+        "minutes": round(seconds / 60, 1),
+        "attack_radius": recipe.attack,
+        "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in clip.parameters()),
+        "quality": train_clip.measure(clip, photos, domains, z),
+    }
     save_clip(clip, out / name)
     (out / name / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -72,10 +78,14 @@ def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: ra
         return float(pictures.diff(dim=3).abs().mean() + pictures.diff(dim=2).abs().mean())
 
     return {
-        "mean_absolute_error": float((made - truth).abs().mean()), "edge_strength_over_render": edges(made) / edges(truth),
-        "attribute_share_mean": sum(shares.values()) / len(shares), "attribute_share_min": min(shares.values()),
-        "attributes_on_renders": on_truth, "attributes_on_pictures": on_made, "people": len(z),
-    }  # fmt: skip
+        "mean_absolute_error": float((made - truth).abs().mean()),
+        "edge_strength_over_render": edges(made) / edges(truth),
+        "attribute_share_mean": sum(shares.values()) / len(shares),
+        "attribute_share_min": min(shares.values()),
+        "attributes_on_renders": on_truth,
+        "attributes_on_pictures": on_made,
+        "people": len(z),
+    }
 
 
 def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
@@ -85,14 +95,16 @@ def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
     generator, second = train_generator.distil(model, work)
     generator, critic, third = train_generator.finish(generator, data, work, shards)
     card = {
-        "model": "portraits", "data": f"renders of {shards * dataset.SHARD} people, photo only",
-        "regression_pictures": recipe.steps * recipe.batch, "finish_steps": recipe.finish_steps,
+        "model": "portraits",
+        "data": f"renders of {shards * dataset.SHARD} people, photo only",
+        "regression_pictures": recipe.steps * recipe.batch,
+        "finish_steps": recipe.finish_steps,
         "minutes": {"regression": round(first / 60, 1), "mapping": round(second / 60, 1), "finish": round(third / 60, 1)},
         "parameters": sum(p.numel() for p in generator.parameters()),
         "quality": measure_generator(generator, load_clip_folder(out / "judge")),
-    }  # fmt: skip
-    save_generator(out / "generator.safetensors", generator, {"name": "portraits"})
-    save_discriminator(out / "discriminator.safetensors", critic, {"name": "portraits"})
+    }
+    save_generator(out / "generator.safetensors", generator, {"name": "portraits", "world": "portraits"})
+    save_discriminator(out / "discriminator.safetensors", critic, {"name": "portraits", "world": "portraits"})
     (out / "generator.card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
@@ -101,7 +113,9 @@ def main() -> None:
     """Parses the command line and trains one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("generator", *train_clip.RECIPES))
-    parser.add_argument("--data", type=Path, default=dataset.default_folder(), help="folder of the rendered shards; made when missing")
+    parser.add_argument(
+        "--data", type=Path, default=dataset.default_folder(), help="folder of the rendered shards; made when missing"
+    )
     parser.add_argument("--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder that receives the weights and cards")
     parser.add_argument("--shards", type=int, default=24, help="thousands of people that the generator learns from")

@@ -28,24 +28,74 @@ CHOICES: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "background": (("blue", "green", "gray", "pink", "orange", "white"), (1 / 6,) * 6),
 }
 SLIDERS = (
-    "smile", "skin", "yaw", "pitch", "light", "face_width", "jaw", "nose", "eye_size", "eye_hue",
-    "brow", "lips", "hair_volume", "light_height", "mouth_width", "age",
-)  # fmt: skip
+    "smile",
+    "skin",
+    "yaw",
+    "pitch",
+    "light",
+    "face_width",
+    "jaw",
+    "nose",
+    "eye_size",
+    "eye_hue",
+    "brow",
+    "lips",
+    "hair_volume",
+    "light_height",
+    "mouth_width",
+    "age",
+)
 NUM_ATTRIBUTES = len(CHOICES) + len(SLIDERS)
 
 # Part ids; the order is arbitrary but fixed, since shading looks parts up by number.
 PARTS = (
-    "background", "skin", "neck", "ear", "nose", "sclera", "iris", "pupil", "brow", "lips", "mouth_inside",
-    "hair", "beard", "hat", "hat_band", "clothes", "collar", "frame", "lens", "dark_lens", "lid",
-)  # fmt: skip
+    "background",
+    "skin",
+    "neck",
+    "ear",
+    "nose",
+    "sclera",
+    "iris",
+    "pupil",
+    "brow",
+    "lips",
+    "mouth_inside",
+    "hair",
+    "beard",
+    "hat",
+    "hat_band",
+    "clothes",
+    "collar",
+    "frame",
+    "lens",
+    "dark_lens",
+    "lid",
+)
 PART = {name: number for number, name in enumerate(PARTS)}
 
-_HAIR_RGB = {"black": (0.07, 0.06, 0.07), "brown": (0.33, 0.19, 0.10), "blond": (0.85, 0.68, 0.32), "red": (0.66, 0.24, 0.08),
-             "gray": (0.62, 0.62, 0.64)}  # fmt: skip
-_CLOTHES_RGB = {"red": (0.78, 0.13, 0.13), "blue": (0.15, 0.27, 0.72), "green": (0.15, 0.52, 0.22), "white": (0.92, 0.92, 0.9),
-                "black": (0.09, 0.09, 0.1), "yellow": (0.92, 0.78, 0.16)}  # fmt: skip
-_BACKGROUND_RGB = {"blue": (0.42, 0.6, 0.86), "green": (0.45, 0.7, 0.45), "gray": (0.5, 0.5, 0.52), "pink": (0.92, 0.62, 0.72),
-                   "orange": (0.93, 0.62, 0.3), "white": (0.94, 0.94, 0.95)}  # fmt: skip
+_HAIR_RGB = {
+    "black": (0.07, 0.06, 0.07),
+    "brown": (0.33, 0.19, 0.10),
+    "blond": (0.85, 0.68, 0.32),
+    "red": (0.66, 0.24, 0.08),
+    "gray": (0.62, 0.62, 0.64),
+}
+_CLOTHES_RGB = {
+    "red": (0.78, 0.13, 0.13),
+    "blue": (0.15, 0.27, 0.72),
+    "green": (0.15, 0.52, 0.22),
+    "white": (0.92, 0.92, 0.9),
+    "black": (0.09, 0.09, 0.1),
+    "yellow": (0.92, 0.78, 0.16),
+}
+_BACKGROUND_RGB = {
+    "blue": (0.42, 0.6, 0.86),
+    "green": (0.45, 0.7, 0.45),
+    "gray": (0.5, 0.5, 0.52),
+    "pink": (0.92, 0.62, 0.72),
+    "orange": (0.93, 0.62, 0.3),
+    "white": (0.94, 0.94, 0.95),
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +123,9 @@ def sample_scene(z: Tensor) -> Scene:
     z is first normalised as the mapping network normalises it (unit mean square), so that both see the same person.
     """
     if z.ndim != 2 or z.shape[1] < NUM_ATTRIBUTES:
-        raise ValueError(f"z must have shape (batch, >= {NUM_ATTRIBUTES}), got {tuple(z.shape)}. Draw it with latent.z_from_seeds.")
+        raise ValueError(
+            f"z must have shape (batch, >= {NUM_ATTRIBUTES}), got {tuple(z.shape)}. Draw it with latent.z_from_seeds."
+        )
     z = z.double()
     quantile = torch.special.ndtr(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()).clamp(1e-4, 1 - 1e-4)
     choice = {}
@@ -125,7 +177,7 @@ class _Canvas:
 
     def __init__(self, scene: Scene, size: int) -> None:
         s, batch = scene.slider, len(scene)
-        self.rotation = _rotation(_lerp(-0.5, 0.5, s["yaw"]), _lerp(-0.14, 0.14, s["pitch"]))
+        self.rotation = _rotation(_lerp(-0.32, 0.32, s["yaw"]), _lerp(-0.1, 0.1, s["pitch"]))
         eyes = torch.tensor([0.0, 0.1, 0.78]).expand(batch, 3)
         centre = (self.rotation @ eyes[..., None])[..., 0] - torch.tensor([0.0, EYE_LINE, 0.0])
         axis = (torch.arange(size) + 0.5) / size * 2 - 1
@@ -140,7 +192,9 @@ class _Canvas:
         self.solid = torch.zeros(batch, size, size, dtype=torch.long)
         self.solids: list[tuple[Tensor, Tensor, bool]] = []
 
-    def ellipsoid(self, part: str, centre: Tensor, radii: Tensor, keep=None, body: bool = False, on: Tensor | None = None) -> None:
+    def ellipsoid(
+        self, part: str, centre: Tensor, radii: Tensor, keep=None, body: bool = False, on: Tensor | None = None
+    ) -> None:
         """Casts one ellipsoid; centre and radii (B, 3) or (3,); `keep(place)` cuts it; `on` (B,) switches it per person."""
         batch = len(self.depth)
         centre, radii = centre.expand(batch, 3), radii.expand(batch, 3)
@@ -359,10 +413,26 @@ def _palette(scene: Scene) -> Tensor:
         return torch.tensor(value).expand(batch, 3)
 
     colours = {
-        "background": background, "skin": skin, "neck": skin * 0.86, "ear": skin * 0.92, "nose": skin * torch.tensor([1.02, 0.97, 0.95]),
-        "sclera": rgb(0.96, 0.96, 0.95), "iris": iris, "pupil": rgb(0.02, 0.02, 0.02), "brow": hair * 0.6 + 0.02,
-        "lips": skin * 0.45 + rgb(0.38, 0.07, 0.1), "mouth_inside": rgb(0.95, 0.93, 0.9), "hair": hair, "beard": hair * 0.8 + 0.02, "hat": hat,
-        "hat_band": hat * 0.6 + 0.12, "clothes": clothes, "collar": clothes * 0.7 + 0.06, "frame": rgb(0.05, 0.05, 0.06),
-        "lens": rgb(0.8, 0.85, 0.9), "dark_lens": rgb(0.07, 0.07, 0.09), "lid": skin * 0.55,
-    }  # fmt: skip
+        "background": background,
+        "skin": skin,
+        "neck": skin * 0.86,
+        "ear": skin * 0.92,
+        "nose": skin * torch.tensor([1.02, 0.97, 0.95]),
+        "sclera": rgb(0.96, 0.96, 0.95),
+        "iris": iris,
+        "pupil": rgb(0.02, 0.02, 0.02),
+        "brow": hair * 0.6 + 0.02,
+        "lips": skin * 0.45 + rgb(0.38, 0.07, 0.1),
+        "mouth_inside": rgb(0.95, 0.93, 0.9),
+        "hair": hair,
+        "beard": hair * 0.8 + 0.02,
+        "hat": hat,
+        "hat_band": hat * 0.6 + 0.12,
+        "clothes": clothes,
+        "collar": clothes * 0.7 + 0.06,
+        "frame": rgb(0.05, 0.05, 0.06),
+        "lens": rgb(0.8, 0.85, 0.9),
+        "dark_lens": rgb(0.07, 0.07, 0.09),
+        "lid": skin * 0.55,
+    }
     return torch.stack([colours[name].float() for name in PARTS], 1).clamp(0, 1)

@@ -75,8 +75,8 @@ def _lines(g: Buffers, width: int = 1) -> Tensor:
 def _strands(g: Buffers) -> Tensor:
     """Streaks along hair and beard, stuck to the head: (B, 1, N, N), about 1."""
     x, y, z = g.place[:, 0:1], g.place[:, 1:2], g.place[:, 2:3]
-    wave = torch.sin(26 * x + 4 * torch.sin(5 * y) + 9 * z)
-    return 1 + 0.22 * wave * _is(g, "hair", "beard")
+    wave = torch.sin(18 * x + 3 * torch.sin(4 * y) + 6 * z)
+    return 1 + 0.13 * wave * _is(g, "hair", "beard")
 
 
 def photo(g: Buffers) -> Tensor:
@@ -207,7 +207,9 @@ def oil_painting(g: Buffers) -> Tensor:
     """Thick slanted strokes in warm, deep colours with ridges of paint."""
     size = g.part.shape[-1]
     x, y = _ramp(size)
-    rgb = F.grid_sample(_blur(photo(g), 1), _brush(size).expand(len(g.part), -1, -1, -1), padding_mode="border", align_corners=False)
+    rgb = F.grid_sample(
+        _blur(photo(g), 1), _brush(size).expand(len(g.part), -1, -1, -1), padding_mode="border", align_corners=False
+    )
     grey = rgb.mean(1, keepdim=True)
     rgb = (grey + (rgb - grey) * 1.5 - 0.5) * 1.2 + 0.47
     ridge = torch.sin((y - 0.6 * x) / 2.2 * 2 * torch.pi) * 0.07
@@ -237,7 +239,11 @@ def ukiyo_e(g: Buffers) -> Tensor:
     size = g.part.shape[-1]
     _, y = _ramp(size)
     ink = ((g.albedo * 3).round() / 3) * _rgb(0.82, 0.76, 0.64) + _rgb(0.1, 0.1, 0.1)
-    ink = torch.where(_is(g, "skin", "neck", "ear", "nose", "lid") > 0, _rgb(0.93, 0.83, 0.68) * (0.8 + 0.2 * g.albedo.mean(1, keepdim=True)), ink)
+    ink = torch.where(
+        _is(g, "skin", "neck", "ear", "nose", "lid") > 0,
+        _rgb(0.93, 0.83, 0.68) * (0.8 + 0.2 * g.albedo.mean(1, keepdim=True)),
+        ink,
+    )
     ink = torch.where(_is(g, "clothes", "collar") > 0, 0.5 * ink + 0.5 * _rgb(0.18, 0.28, 0.42), ink)
     sky = _rgb(0.9, 0.84, 0.7) * (y / 64).clamp(0.0, 1) + _rgb(0.42, 0.55, 0.62) * (1 - y / 64)
     ink = torch.where(_is(g, "background") > 0, sky * 0.85 + 0.15 * g.albedo, ink)
@@ -257,10 +263,21 @@ def mosaic(g: Buffers) -> Tensor:
 
 # Label as people type it -> how it is drawn. The last three are held out: nothing may be tuned on them.
 SHADERS: dict[str, Callable[[Buffers], Tensor]] = {
-    "photo": photo, "pencil sketch": pencil_sketch, "cartoon": cartoon, "marble statue": marble_statue, "zombie": zombie, "neon": neon,
-    "watercolor": watercolor, "pixel art": pixel_art, "oil painting": oil_painting, "charcoal": charcoal, "blueprint": blueprint,
-    "ukiyo-e": ukiyo_e, "mosaic": mosaic, "bronze statue": bronze_statue,
-}  # fmt: skip
+    "photo": photo,
+    "pencil sketch": pencil_sketch,
+    "cartoon": cartoon,
+    "marble statue": marble_statue,
+    "zombie": zombie,
+    "neon": neon,
+    "watercolor": watercolor,
+    "pixel art": pixel_art,
+    "oil painting": oil_painting,
+    "charcoal": charcoal,
+    "blueprint": blueprint,
+    "ukiyo-e": ukiyo_e,
+    "mosaic": mosaic,
+    "bronze statue": bronze_statue,
+}
 DOMAINS = tuple(SHADERS)
 HELD_OUT = ("ukiyo-e", "mosaic", "bronze statue")
 TUNING = tuple(d for d in DOMAINS if d not in HELD_OUT and d != "photo")

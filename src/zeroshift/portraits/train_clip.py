@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zeroshift.clip import ClipModel, build_dual_encoder
+from zeroshift.clip import ClipModel, Vision, build_dual_encoder
 from zeroshift.portraits import captions, dataset, training
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
@@ -25,13 +25,14 @@ from zeroshift.text import PORTRAITS, WordTokenizer
 
 CLASSES = (*DOMAINS, captions.DISTORTED)
 ATTRIBUTES = tuple(CHOICES)
+EMPHASIS = {"hair": 3.0, "beard": 2.0}  # a bun or a mustache covers few pixels and is learnt last
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
     """How one built-in CLIP is made; pictures seen = 2 * people * steps."""
 
-    vision: str
+    vision: Vision
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     activation: str
@@ -40,12 +41,13 @@ class ClipRecipe:
     people: int = 40
     attack: float = 0.0  # largest L2 radius, pictures in [-1, 1]
     peak_lr: float = 2e-3
+    attribute_weight: float = 1.5  # of the attributes against the domains
 
 
 RECIPES = {
     "clip-a": ClipRecipe("resnet", (40, 80, 160), (2, 2, 2), "silu", 1, steps=1600, attack=3.0),
     "clip-b": ClipRecipe("resnet", (32, 64, 128, 192), (1, 2, 2, 1), "gelu", 2, steps=1600, attack=3.0),
-    "judge": ClipRecipe("convnext", (48, 96, 192), (1, 2, 2), "gelu", 3, steps=1000),
+    "judge": ClipRecipe("convnext", (48, 96, 192), (1, 2, 2), "gelu", 3, steps=2200, attribute_weight=4.0),
 }
 
 
@@ -53,11 +55,28 @@ def build(recipe: ClipRecipe) -> ClipModel:
     """The untrained CLIP of a recipe, with the vocabulary of the captions."""
     tokenizer = WordTokenizer(captions.vocabulary())
     model = build_dual_encoder(
-        tokenizer.vocab_size, vision=recipe.vision, widths=recipe.widths, depths=recipe.depths, activation=recipe.activation,
-        text_width=96, text_layers=2, text_heads=4, context_length=56, embed_dim=128, resolution=dataset.SIZE, seed=recipe.seed,
-    )  # fmt: skip
+        tokenizer.vocab_size,
+        vision=recipe.vision,
+        widths=recipe.widths,
+        depths=recipe.depths,
+        activation=recipe.activation,
+        text_width=96,
+        text_layers=2,
+        text_heads=4,
+        context_length=56,
+        embed_dim=128,
+        resolution=dataset.SIZE,
+        seed=recipe.seed,
+    )
     return ClipModel(
-        model, tokenizer, resolution=dataset.SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, templates=PORTRAITS, context=captions.CONTEXT, frozen=False
+        model,
+        tokenizer,
+        resolution=dataset.SIZE,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        templates=PORTRAITS,
+        context=captions.CONTEXT,
+        frozen=False,
     )
 
 
@@ -110,11 +129,15 @@ def draw_batch(people: dataset.People, n: int, seed: int, step: int, hard: bool)
     factor = torch.where(beyond, 1.2 + 1.8 * share, torch.where(blend, share, torch.ones(())))
     base = torch.where(beyond[:, None, None, None], photo, base)
     second = base + factor[:, None, None, None] * (second - base)
-    labels = torch.where(blend[:, None], share[:, None] * labels + (1 - share[:, None]) * F.one_hot(other + 1, len(CLASSES)), labels)
+    labels = torch.where(
+        blend[:, None], share[:, None] * labels + (1 - share[:, None]) * F.one_hot(other + 1, len(CLASSES)), labels
+    )
     bad = F.one_hot(torch.full((n,), len(DOMAINS)), len(CLASSES)).float()
     amount = torch.where(beyond, ((factor - 1.1) / 0.9).clamp(0, 1), broken.float())[:, None]
     labels = amount * bad + (1 - amount) * labels
-    second = torch.where(broken[:, None, None, None], _distort(torch.where((share < 0.5)[:, None, None, None], photo, second), draw), second)
+    second = torch.where(
+        broken[:, None, None, None], _distort(torch.where((share < 0.5)[:, None, None, None], photo, second), draw), second
+    )
     shift = torch.randint(-2, 3, (2,), generator=draw).tolist()
     pictures = torch.cat([photo, second]).roll(shift, (2, 3)) + 0.03 * torch.randn(2 * n, 3, 64, 64, generator=draw)
     labels = torch.cat([F.one_hot(torch.zeros(n, dtype=torch.long), len(CLASSES)).float(), labels])
@@ -136,7 +159,9 @@ class Student(nn.Module):
         """Unit embeddings (B, E) and head logits of pictures in [-1, 1] (the tower's own range here)."""
         model: Any = self.clip.model
         with torch.autocast("cpu", torch.bfloat16):
-            pooled = model.vision_model(pixel_values=pictures.contiguous(memory_format=torch.channels_last)).pooler_output.flatten(1)
+            pooled = model.vision_model(
+                pixel_values=pictures.contiguous(memory_format=torch.channels_last)
+            ).pooler_output.flatten(1)
         pooled = pooled.float()
         return F.normalize(model.visual_projection(pooled), dim=1), self.heads(pooled)
 
@@ -161,19 +186,20 @@ def _sentences(rng: random.Random, batch: Batch, n: int) -> tuple[list[str], lis
     return texts, described
 
 
-def _naming_loss(logits: Tensor, batch: Batch) -> Tensor:
+def _naming_loss(logits: Tensor, batch: Batch, attribute_weight: float = 1.5) -> Tensor:
     """Soft cross-entropy over classes plus the mean cross-entropy of the attributes: logits (2n, classes + choices)."""
     loss = -(batch.labels * logits[:, : len(CLASSES)].log_softmax(1)).sum(1).mean()
     start, total = len(CLASSES), torch.zeros(())
     for attribute in ATTRIBUTES:
         width = len(CHOICES[attribute][0])
         each = F.cross_entropy(logits[:, start : start + width], batch.attributes[attribute], reduction="none")
-        total, start = total + (each * batch.readable).sum() / batch.readable.sum(), start + width
-    return loss + 1.5 * total / len(ATTRIBUTES)
+        total = total + EMPHASIS.get(attribute, 1.0) * (each * batch.readable).sum() / batch.readable.sum()
+        start += width
+    return loss + attribute_weight * total / len(ATTRIBUTES)
 
 
 def _attack(student: Student, batch: Batch, text: Tensor, radius: float, draw: torch.Generator) -> Tensor:
-    """The batch's pictures, every second one moved by a gradient step of the naming loss to a random L2 distance up to `radius`."""
+    """The batch's pictures, every second one moved along the naming loss by a random L2 distance up to `radius`."""
     half = batch.half()
     pictures = half.pictures.clone().requires_grad_()
     image, heads = student.pictures(pictures)
@@ -190,7 +216,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
     """Trains one CLIP, or continues; returns it frozen in evaluation mode with the seconds spent."""
     recipe, people = RECIPES[name], dataset.load(data, shards, shards)
     clip = build(recipe)
-    student = Student(clip, recipe.widths[-1]).to(memory_format=torch.channels_last)
+    student = Student(clip, recipe.widths[-1])
     with torch.no_grad():
         clip.model.logit_scale.fill_(2.66)
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.peak_lr, weight_decay=0.02, betas=(0.9, 0.98))
@@ -210,19 +236,26 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
             batch.pictures = _attack(student, batch, text[:named].detach(), radius, draw)
         image, heads = student.pictures(batch.pictures)
         scale = clip.model.logit_scale.clamp(max=4.6).exp()
-        naming = _naming_loss(scale * image @ text[:named].T, batch)
+        naming = _naming_loss(scale * image @ text[:named].T, batch, recipe.attribute_weight)
         logits, truth = scale * image[described] @ text[named:].T, torch.arange(recipe.people)
         caption = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
         moved = F.normalize(image[recipe.people :] - image[: recipe.people], dim=1, eps=0.05)
         wanted = F.normalize(text[batch.domain] - text[:1], dim=1, eps=0.05)
         direction = ((1 - (moved * wanted).sum(1)) * batch.pure).sum() / batch.pure.sum().clamp_min(1)
-        loss = naming + 0.5 * _naming_loss(heads, batch) + caption + 0.5 * direction
+        loss = naming + 0.5 * _naming_loss(heads, batch, recipe.attribute_weight) + caption + 0.5 * direction
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()
         accuracy = (heads[:, : len(CLASSES)].argmax(1) == batch.labels.argmax(1)).float().mean()
-        return {"naming": naming, "caption": caption, "direction": direction, "radius": radius, "scale": scale, "domain_accuracy": accuracy}
+        return {
+            "naming": naming,
+            "caption": caption,
+            "direction": direction,
+            "radius": radius,
+            "scale": scale,
+            "domain_accuracy": accuracy,
+        }
 
     student.train()
     seconds = training.run(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
@@ -257,6 +290,11 @@ def measure(clip: ClipModel, photos: Tensor, domains: Tensor, z: Tensor) -> dict
     retrieval = float((image[:256] @ full.T).argmax(1).eq(torch.arange(256)).float().mean())
     asked = [attributes[a] for a in ("hair", "glasses", "beard", "hat", "clothes", "background")]
     return {
-        "style_accuracy": sum(style.values()) / len(style), "attribute_accuracy": sum(asked) / len(asked), "retrieval_top1_of_256": retrieval,
-        "style_by_domain": style, "attributes_from_text": attributes, "people": len(z), "logit_scale": clip.logit_scale,
-    }  # fmt: skip
+        "style_accuracy": sum(style.values()) / len(style),
+        "attribute_accuracy": sum(asked) / len(asked),
+        "retrieval_top1_of_256": retrieval,
+        "style_by_domain": style,
+        "attributes_from_text": attributes,
+        "people": len(z),
+        "logit_scale": clip.logit_scale,
+    }

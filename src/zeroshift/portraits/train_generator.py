@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from zeroshift import latent, ops
 from zeroshift.portraits import dataset, training
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, SLIDERS, features, sample_scene
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator, resolve_modulation
+from zeroshift.stylegan2 import EqualLinear, StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator, resolve_modulation
 
-CONFIG = StyleGAN2Config(size=64, latent_dim=LATENT_DIM, style_dim=128, mapping_depth=4, channel_base=2048, channel_max=192)
+CONFIG = StyleGAN2Config(size=64, latent_dim=LATENT_DIM, style_dim=128, mapping_depth=5, channel_base=2048, channel_max=192)
 NUM_FEATURES = sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS)
 
 
@@ -28,13 +28,15 @@ NUM_FEATURES = sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS)
 class GeneratorRecipe:
     """Lengths and rates of the three stages; pictures seen in stage 1 = batch * steps."""
 
-    steps: int = 5600
-    batch: int = 20
+    steps: int = 11000
+    batch: int = 12
     peak_lr: float = 5e-3
-    mapping_steps: int = 3500
-    finish_steps: int = 1500
+    grow: tuple[float, float] = (0.08, 0.25)  # shares of the steps after which 32 px and 64 px begin
+    mapping_steps: int = 12000
+    finish_steps: int = 900
     finish_batch: int = 12
-    anchor: float = 6.0
+    finish_lr: float = 8e-4
+    anchor: float = 20.0
     r1_gamma: float = 0.6
 
 
@@ -48,12 +50,19 @@ class Regressor(nn.Module):
         super().__init__()
         self.generator = StyleGAN2Generator(CONFIG, seed=11)
         self.embed = nn.Linear(NUM_FEATURES, CONFIG.style_dim)
-        nn.init.normal_(self.embed.weight, std=0.25, generator=torch.Generator().manual_seed(12))
-        nn.init.zeros_(self.embed.bias)
+        self.hidden, self.bend = nn.Linear(NUM_FEATURES, 256), nn.Linear(256, CONFIG.style_dim)
+        draw = torch.Generator().manual_seed(12)
+        nn.init.normal_(self.embed.weight, std=0.25, generator=draw)
+        nn.init.normal_(self.hidden.weight, std=0.4, generator=draw)
+        nn.init.normal_(self.hidden.bias, std=0.8, generator=draw)
+        for tensor in (self.embed.bias, self.bend.weight, self.bend.bias):
+            nn.init.zeros_(tensor)
 
     def style(self, attributes: Tensor) -> Tensor:
         """Styles (B, S) with the range that the mapping network's last activation gives."""
-        return ops.scaled_leaky_relu(self.embed(attributes), torch.zeros(CONFIG.style_dim))
+        # The bend lets a style follow a curve as the head turns: places in a picture are no linear function of the angle.
+        bent = self.embed(attributes) + self.bend(F.leaky_relu(self.hidden(attributes), 0.2))
+        return ops.scaled_leaky_relu(bent, torch.zeros(CONFIG.style_dim))
 
 
 def pyramid(generator: StyleGAN2Generator, w: Tensor, side: int) -> list[Tensor]:
@@ -88,7 +97,7 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
         for group in optimizer.param_groups:
             group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr)
         rows = torch.randint(len(people.z), (recipe.batch,), generator=torch.Generator().manual_seed(31 * number))
-        side = 16 if number < 0.08 * recipe.steps else 32 if number < 0.25 * recipe.steps else 64
+        side = 16 if number < recipe.grow[0] * recipe.steps else 32 if number < recipe.grow[1] * recipe.steps else 64
         wanted = dataset.to_float(people.photo[rows])
         with torch.autocast("cpu", torch.bfloat16):
             shown = pyramid(model.generator, model.style(attributes[rows]), side)
@@ -108,7 +117,7 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
 
 def _init_thresholds(first: nn.Linear) -> None:
     """Pairs of hidden units around every quantile edge of the choices, so that steps need not be discovered."""
-    row, sharp = 0, 14.0
+    row, sharp = 0, 200.0  # softer edges leave every second person between two choices
     with torch.no_grad():
         for column, (_, probabilities) in enumerate(CHOICES.values()):
             edges = torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]).tolist()
@@ -126,10 +135,11 @@ def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tu
     sizes = [CONFIG.latent_dim] + [CONFIG.style_dim] * CONFIG.mapping_depth
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(13)
-        layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
-        for layer in layers:
+        plain = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+        for layer in plain:
             nn.init.normal_(layer.weight, std=0.7 * layer.in_features**-0.5)
-    _init_thresholds(layers[0])
+    _init_thresholds(plain[0])
+    layers = nn.ModuleList(plain)
     optimizer = torch.optim.Adam(layers.parameters(), lr=2e-3, betas=(0.9, 0.99))
     zero = torch.zeros(CONFIG.style_dim)
 
@@ -140,7 +150,7 @@ def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tu
         with torch.no_grad():
             wanted = model.style(features(sample_scene(z)))
         x = ops.pixel_norm(z)
-        for layer in layers:
+        for layer in plain:
             x = ops.scaled_leaky_relu(layer(x), zero)
         loss = F.mse_loss(x, wanted)
         optimizer.zero_grad(set_to_none=True)
@@ -150,9 +160,10 @@ def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tu
 
     seconds = training.run("distil", work, recipe.mapping_steps, {"layers": layers, "optimizer": optimizer}, step)
     with torch.no_grad():
-        for layer, plain in zip(list(generator.style)[1:], layers, strict=True):
-            layer.weight.copy_(plain.weight / layer.scale)
-            layer.bias.copy_(plain.bias / layer.lr_mul)
+        for layer, learnt in zip(list(generator.style)[1:], plain, strict=True):
+            assert isinstance(layer, EqualLinear)
+            layer.weight.copy_(learnt.weight / layer.scale)
+            layer.bias.copy_(learnt.bias / layer.lr_mul)
         generator.latent_avg.copy_(latent.average_style(generator))
     return generator, seconds
 
@@ -170,9 +181,14 @@ def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, r
         draw = latent.rng("finish", tag, number)
         rows = torch.randint(len(people.z), (batch,), generator=draw)
         w = generator.map(people.z[rows])
-        half = batch // 2  # the second half mixes two people's styles and has no render to be held to
+        half = 2 * batch // 3  # the others mix two people's styles and have no render to be held to
         cut = int(torch.randint(1, generator.num_latents, (1,), generator=draw))
-        w = torch.cat([w[:half, None].expand(-1, generator.num_latents, -1), latent.mix(w[half:], w[half:].flip(0), cut, generator.num_latents)])
+        w = torch.cat(
+            [
+                w[:half, None].expand(-1, generator.num_latents, -1),
+                latent.mix(w[half:], w[half:].flip(0), cut, generator.num_latents),
+            ]
+        )
         noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
         with torch.autocast("cpu", torch.bfloat16):
             pictures = generator.synthesize(w, noise)
@@ -195,12 +211,14 @@ def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, r
         of_critic.step()
         if number < 100:  # the critic starts from nothing: its first opinions are noise
             return {"critic": loss_critic}
+        for group in of_generator.param_groups:
+            group["lr"] = training.warmup_cosine(number, recipe.finish_steps, recipe.finish_lr)
         fake, wanted, _ = made(number, "generator")
         critic.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
             fool = F.softplus(-critic(fake).float()).mean()
         critic.requires_grad_(True)
-        half = batch // 2
+        half = 2 * batch // 3
         anchor = picture_loss(fake[:half], wanted[:half])
         of_generator.zero_grad(set_to_none=True)
         (fool + recipe.anchor * anchor).backward()

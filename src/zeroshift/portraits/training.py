@@ -29,7 +29,9 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: int = 200) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
 
 
-def run(name: str, folder: Path, steps: int, parts: dict[str, torch.nn.Module | torch.optim.Optimizer], step_fn: Callable[[int], dict]) -> float:
+def run(
+    name: str, folder: Path, steps: int, parts: dict[str, torch.nn.Module | torch.optim.Optimizer], step_fn: Callable[[int], dict]
+) -> float:
     """Calls step_fn(step) -> scalars until `steps`, logging and saving `parts`; the same call continues a killed run.
 
     Returns the seconds spent, over all starts. The draws of a step must depend on its number alone.
