@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from zeroshift import latent, portraits
-from zeroshift.portraits import captions, dataset, scene
+from zeroshift.portraits import captions, dataset, scene, train_clip, train_generator
 from zeroshift.portraits.pretrain import ASSETS, measure_generator
 from zeroshift.text import WordTokenizer
 
@@ -97,6 +98,37 @@ def test_a_shard_is_whole_or_absent(tmp_path, monkeypatch) -> None:
     shown = dataset.to_float(people.domains[:, portraits.DOMAINS.index("neon") - 1])
     assert float((shown - truth).abs().max()) <= 1 / 127.5
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_every_stage_of_the_generator_s_training_runs_and_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "SHARD", 12)
+    short = train_generator.GeneratorRecipe(steps=6, batch=4, mapping_steps=3, finish_steps=7, finish_batch=6, polish_steps=2)
+    data, work = tmp_path / "data", tmp_path / "work"
+    model, _ = train_generator.regress(data, work, 1, dataclasses.replace(short, steps=3))
+    start = model.generator.convs[0].conv.weight.clone()
+    model, _ = train_generator.regress(data, work, 1, short)
+    assert not torch.equal(start, model.generator.convs[0].conv.weight)
+    generator, _ = train_generator.distil(model, work, short)
+    finished, critic, _ = train_generator.finish(generator, data, work, 1, short)
+    polished, _ = train_generator.polish(model, finished, data, work, 1, short)
+    pictures = polished.synthesize(polished.map(Z))
+    assert pictures.shape == (len(Z), 3, 64, 64) and bool(pictures.isfinite().all()) and bool(critic(pictures).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["clip-a", "judge"])
+def test_a_clip_s_training_goes_on_where_it_was_and_learns_without_attacks(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "SHARD", 12)
+    recipe = dataclasses.replace(train_clip.RECIPES[name], steps=2, people=6)
+    monkeypatch.setitem(train_clip.RECIPES, name, recipe)
+    data, work = tmp_path / "data", tmp_path / "work"
+    first, _ = train_clip.train(name, data, work, shards=1)
+    monkeypatch.setitem(train_clip.RECIPES, name, dataclasses.replace(recipe, steps=12))
+    second, _ = train_clip.train(name, data, work, shards=1)
+    rows = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 11]
+    # Attacks grow within these few steps, so only the judge's loss is comparable between them.
+    assert (rows[-1]["radius"] > 0) if recipe.attack else (rows[-1]["naming"] < rows[0]["naming"])
+    assert not torch.equal(first.model.visual_projection.weight, second.model.visual_projection.weight)
 
 
 def test_training_people_are_not_the_people_of_user_seeds() -> None:

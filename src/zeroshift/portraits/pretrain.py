@@ -94,12 +94,22 @@ def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
     model, first = train_generator.regress(data, work, shards)
     generator, second = train_generator.distil(model, work)
     generator, critic, third = train_generator.finish(generator, data, work, shards)
+    generator, fourth = train_generator.polish(model, generator, data, work, shards)
+    with torch.no_grad():
+        generator.latent_avg.copy_(latent.average_style(generator))
     card = {
         "model": "portraits",
         "data": f"renders of {shards * dataset.SHARD} people, photo only",
         "regression_pictures": recipe.steps * recipe.batch,
         "finish_steps": recipe.finish_steps,
-        "minutes": {"regression": round(first / 60, 1), "mapping": round(second / 60, 1), "finish": round(third / 60, 1)},
+        "polish_steps": recipe.polish_steps,
+        "minutes": dict(
+            zip(
+                ("regression", "mapping", "finish", "polish"),
+                (round(t / 60, 1) for t in (first, second, third, fourth)),
+                strict=True,
+            )
+        ),
         "parameters": sum(p.numel() for p in generator.parameters()),
         "quality": measure_generator(generator, load_clip_folder(out / "judge")),
     }

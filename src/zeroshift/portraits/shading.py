@@ -288,7 +288,7 @@ def shade(buffers: Buffers, domain: str, size: int) -> Tensor:
     if domain not in SHADERS:
         raise ValueError(f"No domain {domain!r} in the built-in world. Choose one of: {', '.join(DOMAINS)}.")
     rgb = SHADERS[domain](buffers)
-    return F.avg_pool2d(rgb, rgb.shape[-1] // size) * 2 - 1
+    return (F.avg_pool2d(rgb, rgb.shape[-1] // size) * 2 - 1).clamp(-1, 1)
 
 
 def render(z: Tensor, domain: str = "photo", size: int = 64, batch: int = 16) -> Tensor:

@@ -4,6 +4,7 @@
 2. The standard mapping network learns z -> the style that stage 1 gave the person of z.
 3. A discriminator, live noise and style mixing make it a generator with noise, layer roles and truncation, while an anchor
    keeps G(z) near the render of z.
+4. A last slow regression of the synthesis network brings it back to the renders.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ NUM_FEATURES = sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS)
 
 @dataclass(frozen=True)
 class GeneratorRecipe:
-    """Lengths and rates of the three stages; pictures seen in stage 1 = batch * steps."""
+    """Lengths and rates of the four stages; pictures seen in stage 1 = batch * steps."""
 
     steps: int = 11000
     batch: int = 12
     peak_lr: float = 5e-3
     grow: tuple[float, float] = (0.08, 0.25)  # shares of the steps after which 32 px and 64 px begin
     mapping_steps: int = 12000
-    finish_steps: int = 900
+    finish_steps: int = 700
     finish_batch: int = 12
     finish_lr: float = 8e-4
+    polish_steps: int = 1000
+    polish_lr: float = 1.2e-3
     anchor: float = 20.0
     r1_gamma: float = 0.6
 
@@ -117,7 +120,7 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
 
 def _init_thresholds(first: nn.Linear) -> None:
     """Pairs of hidden units around every quantile edge of the choices, so that steps need not be discovered."""
-    row, sharp = 0, 200.0  # softer edges leave every second person between two choices
+    row, sharp = 0, 60.0  # softer edges leave every second person between two choices
     with torch.no_grad():
         for column, (_, probabilities) in enumerate(CHOICES.values()):
             edges = torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]).tolist()
@@ -168,66 +171,100 @@ def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tu
     return generator, seconds
 
 
+def _mixed(generator: StyleGAN2Generator, w: Tensor, anchored: int, draw: torch.Generator) -> Tensor:
+    """Styles B,K,S: the first `anchored` rows as they are, the others mixed with each other at a random latent."""
+    cut = int(torch.randint(1, generator.num_latents, (1,), generator=draw))
+    plain = w[:anchored, None].expand(-1, generator.num_latents, -1)
+    return torch.cat([plain, latent.mix(w[anchored:], w[anchored:].flip(0), cut, generator.num_latents)])
+
+
+def _critic_loss(critic: StyleGAN2Discriminator, fake: Tensor, real: Tensor, r1: float) -> Tensor:
+    """Logistic loss, with R1 of weight `r1` on half of the real pictures where it is not 0."""
+    with torch.autocast("cpu", torch.bfloat16):
+        judged = critic(torch.cat([fake, real])).float()
+    loss = F.softplus(judged[: len(fake)]).mean() + F.softplus(-judged[len(fake) :]).mean()
+    if r1:
+        real = real[: len(real) // 2].requires_grad_()
+        (slope,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
+        loss = loss + r1 / 2 * slope.square().sum((1, 2, 3)).mean()
+    return loss
+
+
 def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE):
     """Stage 3: returns the averaged generator, its discriminator and the seconds spent."""
     people = dataset.load(data, shards, 0)
     average, critic = generator.clone(), StyleGAN2Discriminator(CONFIG, seed=14)
     moving = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
-    of_generator = torch.optim.Adam(moving, lr=1e-3, betas=(0.0, 0.99))
+    of_generator = torch.optim.Adam(moving, lr=recipe.finish_lr, betas=(0.0, 0.99))
     of_critic = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.99))
     batch = recipe.finish_batch
+    held = 2 * batch // 3  # the others mix two people's styles and have no render to be held to
 
-    def made(number: int, tag: str) -> tuple[Tensor, Tensor, Tensor]:
+    def made(number: int, tag: str) -> tuple[Tensor, Tensor]:
         draw = latent.rng("finish", tag, number)
         rows = torch.randint(len(people.z), (batch,), generator=draw)
-        w = generator.map(people.z[rows])
-        half = 2 * batch // 3  # the others mix two people's styles and have no render to be held to
-        cut = int(torch.randint(1, generator.num_latents, (1,), generator=draw))
-        w = torch.cat(
-            [
-                w[:half, None].expand(-1, generator.num_latents, -1),
-                latent.mix(w[half:], w[half:].flip(0), cut, generator.num_latents),
-            ]
-        )
+        w = _mixed(generator, generator.map(people.z[rows]), held, draw)
         noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
         with torch.autocast("cpu", torch.bfloat16):
             pictures = generator.synthesize(w, noise)
-        return pictures.float(), dataset.to_float(people.photo[rows]), w
+        return pictures.float(), dataset.to_float(people.photo[rows])
 
     def step(number: int) -> dict:
         with torch.no_grad():
-            fake, _, _ = made(number, "critic")
+            fake, _ = made(number, "critic")
         rows = torch.randint(len(people.z), (batch,), generator=latent.rng("finish", "real", number))
-        real = dataset.to_float(people.photo[rows])
-        with torch.autocast("cpu", torch.bfloat16):
-            judged = critic(torch.cat([fake, real])).float()
-        loss_critic = F.softplus(judged[:batch]).mean() + F.softplus(-judged[batch:]).mean()
-        if number % 16 == 0:
-            real = real[: batch // 2].requires_grad_()
-            (slope,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
-            loss_critic = loss_critic + 16 * recipe.r1_gamma / 2 * slope.square().sum((1, 2, 3)).mean()
+        # Lazy regularisation: every 16th step, 16 times the weight.
+        r1 = 16 * recipe.r1_gamma if number % 16 == 0 else 0.0
+        loss_critic = _critic_loss(critic, fake, dataset.to_float(people.photo[rows]), r1)
         of_critic.zero_grad(set_to_none=True)
         loss_critic.backward()
         of_critic.step()
-        if number < 100:  # the critic starts from nothing: its first opinions are noise
+        if number < recipe.finish_steps // 7:  # the critic starts from nothing: its first opinions are noise
             return {"critic": loss_critic}
         for group in of_generator.param_groups:
             group["lr"] = training.warmup_cosine(number, recipe.finish_steps, recipe.finish_lr)
-        fake, wanted, _ = made(number, "generator")
+        fake, wanted = made(number, "generator")
         critic.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
             fool = F.softplus(-critic(fake).float()).mean()
         critic.requires_grad_(True)
-        half = 2 * batch // 3
-        anchor = picture_loss(fake[:half], wanted[:half])
+        anchor = picture_loss(fake[:held], wanted[:held])
         of_generator.zero_grad(set_to_none=True)
         (fool + recipe.anchor * anchor).backward()
         of_generator.step()
         with torch.no_grad():
             for mean, now in zip(average.parameters(), generator.parameters(), strict=True):
                 mean.lerp_(now, 0.01)
-        return {"critic": loss_critic, "fool": fool, "anchor": anchor, "error": (fake[:half] - wanted[:half]).abs().mean()}
+        return {"critic": loss_critic, "fool": fool, "anchor": anchor, "error": (fake[:held] - wanted[:held]).abs().mean()}
 
     parts = {"generator": generator, "average": average, "critic": critic, "of_generator": of_generator, "of_critic": of_critic}
     seconds = training.run("finish", work, recipe.finish_steps, parts, step)
     return average, critic, seconds
+
+
+def polish(
+    model: Regressor, generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE
+):
+    """Stage 4: a last, slow regression of the synthesis to the renders, without noise; returns the generator and the seconds."""
+    people = dataset.load(data, shards, 0)
+    attributes = features(sample_scene(people.z))
+    moving = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
+    optimizer = torch.optim.Adam(moving, lr=recipe.polish_lr, betas=(0.9, 0.99))
+
+    def step(number: int) -> dict:
+        for group in optimizer.param_groups:
+            group["lr"] = training.warmup_cosine(number, recipe.polish_steps, recipe.polish_lr, warmup=100)
+        rows = torch.randint(len(people.z), (16,), generator=latent.rng("polish", number))
+        with torch.no_grad():
+            w = model.style(attributes[rows])
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures = generator.synthesize(w, "off").float()
+        wanted = dataset.to_float(people.photo[rows])
+        loss = picture_loss(pictures, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss, "error": (pictures - wanted).abs().mean()}
+
+    seconds = training.run("polish", work, recipe.polish_steps, {"generator": generator, "optimizer": optimizer}, step)
+    return generator, seconds
