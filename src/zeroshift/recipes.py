@@ -17,8 +17,8 @@ def portraits(target: str) -> AdaptConfig:
         target=target,
         generator="portraits",
         clip=("portraits-clip-a", "portraits-clip-b"),
-        # The published rate (0.05) is for a mapper 512 wide; this one is 128 wide and has half the steps.
-        mapper=MapperConfig(steps=150, batch=16, lr=0.3),
+        # Cautious on purpose: words that fit the pictures well made worse generators here (docs/log.md, Image-specific words).
+        mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
         # Coarser layers hold who and where somebody is; freeing them turned faces into blots (docs/log.md).
         train=TrainConfig(steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True),
         # About the distance between two domains for these CLIPs: a direction alone is content with half the way.
