@@ -296,12 +296,10 @@ def test_an_unknown_generator_is_refused_before_the_folder_is_made(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_word_that_a_clip_never_learned_is_named(tmp_path: Path) -> None:
-    with (
-        pytest.warns(UserWarning, match="tiny-2 never"),
-        pytest.warns(UserWarning, match=r"tiny-1 never learned 'stone', 'gargoyle'.* it knows a, photo"),
-    ):
+def test_a_word_that_clips_never_learned_is_named_once_for_their_vocabulary(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"tiny-1 never learned 'stone', 'gargoyle'.* it knows a, photo") as told:
         tiny.run(tmp_path / "run", target="stone gargoyle", method="nada", train={"steps": 1})
+    assert sum("never learned" in str(each.message) for each in told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny.run(tmp_path / "known", target="sketch", method="nada", train={"steps": 1})

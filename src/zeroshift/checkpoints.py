@@ -45,9 +45,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part, opened = path.with_name(f".{path.name}.{os.getpid()}.part"), False
     try:
-        with open(part, "wb"):
-            opened = True
+        with open(part, "wb") as file:
+            opened, mode = True, os.fstat(file.fileno()).st_mode
         yield part
+        os.chmod(part, mode & 0o777)  # safetensors makes files that only their owner can read
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -142,7 +142,7 @@ class Guide:
             )
 
 
-def unknown_words(clip: ClipModel, labels: tuple[str, ...], most: int = 40) -> str | None:
+def unknown_words(clip: ClipModel, labels: tuple[str, ...], most: int = 150) -> str | None:
     """A warning that names the words of labels that a CLIP never learned and some that it knows; None where it knows all."""
     unknown = [word for label in labels for word in clip.tokenizer.unknown(label)]
     if not unknown:

@@ -88,7 +88,8 @@ class Trainer:
                 raise InputError(f"{name} holds latents for {len(given_z)} steps, the run has {steps}; give one batch per step.")
         if len(clips) != len(config.weights):
             raise InputError(f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each.")
-        for clip in clips:
+        # CLIPs of one vocabulary need one warning.
+        for clip in {getattr(clip.tokenizer, "vocab", clip.name): clip for clip in reversed(clips)}.values():
             if text := unknown_words(clip, (config.source, config.target)):
                 warnings.warn(text, stacklevel=3)
                 self.progress({"kind": "warning", "message": text})
