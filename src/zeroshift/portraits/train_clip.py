@@ -186,7 +186,7 @@ def _sentences(rng: random.Random, batch: Batch, n: int) -> tuple[list[str], lis
     return texts, described
 
 
-def _naming_loss(logits: Tensor, batch: Batch, attribute_weight: float = 1.5) -> Tensor:
+def _naming_loss(logits: Tensor, batch: Batch, attribute_weight: float) -> Tensor:
     """Soft cross-entropy over classes plus the mean cross-entropy of the attributes: logits (2n, classes + choices)."""
     loss = -(batch.labels * logits[:, : len(CLASSES)].log_softmax(1)).sum(1).mean()
     start, total = len(CLASSES), torch.zeros(())
@@ -198,12 +198,12 @@ def _naming_loss(logits: Tensor, batch: Batch, attribute_weight: float = 1.5) ->
     return loss + attribute_weight * total / len(ATTRIBUTES)
 
 
-def _attack(student: Student, batch: Batch, text: Tensor, radius: float, draw: torch.Generator) -> Tensor:
+def _attack(student: Student, batch: Batch, text: Tensor, weight: float, radius: float, draw: torch.Generator) -> Tensor:
     """The batch's pictures, every second one moved along the naming loss by a random L2 distance up to `radius`."""
     half = batch.half()
     pictures = half.pictures.clone().requires_grad_()
     image, heads = student.pictures(pictures)
-    loss = _naming_loss(student.clip.logit_scale * image @ text.T, half) + 0.5 * _naming_loss(heads, half)
+    loss = _naming_loss(student.clip.logit_scale * image @ text.T, half, weight) + 0.5 * _naming_loss(heads, half, weight)
     (gradient,) = torch.autograd.grad(loss, pictures)
     length = radius * torch.rand(len(pictures), 1, 1, 1, generator=draw)
     moved = pictures + length * gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
@@ -233,7 +233,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         text = student.texts(sentences)
         named = len(CLASSES) + sum(len(c) for c, _ in CHOICES.values())
         if radius > 0:
-            batch.pictures = _attack(student, batch, text[:named].detach(), radius, draw)
+            batch.pictures = _attack(student, batch, text[:named].detach(), recipe.attribute_weight, radius, draw)
         image, heads = student.pictures(batch.pictures)
         scale = clip.model.logit_scale.clamp(max=4.6).exp()
         naming = _naming_loss(scale * image @ text[:named].T, batch, recipe.attribute_weight)
