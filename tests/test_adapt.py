@@ -16,11 +16,12 @@ from torch import Tensor
 import tiny
 from zeroshift.adapt import AdaptRun, adapt, plan
 from zeroshift.checkpoints import save_generator
-from zeroshift.clip import save_clip
+from zeroshift.clip import ClipModel, build_dual_encoder, save_clip
 from zeroshift.config import AdaptConfig
 from zeroshift.errors import InputError, RunError
 from zeroshift.latent import draw_noise, draw_z
 from zeroshift.record import RunFolder
+from zeroshift.text import BytePairTokenizer
 from zeroshift.trainer import load_mapper, resolve_device
 
 Event = dict[str, Any]
@@ -303,6 +304,17 @@ def test_a_word_that_clips_never_learned_is_named_once_for_their_vocabulary(tmp_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny.run(tmp_path / "known", target="sketch", method="nada", train={"steps": 1})
+
+
+def test_a_clip_with_byte_pairs_guides_too(tmp_path: Path) -> None:
+    tokenizer = BytePairTokenizer()
+    model = build_dual_encoder(
+        tokenizer.vocab_size, widths=(8, 8), depths=(1, 1), text_width=8, text_layers=1, text_heads=1, resolution=16
+    )
+    clips = [tiny.clip(1), ClipModel(model, tokenizer, resolution=16, name="byte-pairs", templates=tiny.TEMPLATES)]
+    run = tiny.run(tmp_path / "run", state=tiny.given(clips=clips), mapper={"steps": 1}, train={"steps": 1})
+    assert run.mapper is not None and not same(run.generator, run.source)
+    assert [each.shape[-1] for each in run.mapper(run.source.map(draw_z(12, 2, 0, "look", 0)))] == [16, 8]
 
 
 def test_a_plan_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Trainer:
         if len(clips) != len(config.weights):
             raise InputError(f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each.")
         # CLIPs of one vocabulary need one warning.
-        for clip in {getattr(clip.tokenizer, "vocab", clip.name): clip for clip in reversed(clips)}.values():
+        for clip in {tuple(getattr(clip.tokenizer, "vocab", [clip.name])): clip for clip in reversed(clips)}.values():
             if text := unknown_words(clip, (config.source, config.target)):
                 warnings.warn(text, stacklevel=3)
                 self.progress({"kind": "warning", "message": text})
