@@ -16,7 +16,8 @@ from torch import Tensor
 import tiny
 from zeroshift.adapt import AdaptRun, adapt, plan
 from zeroshift.checkpoints import save_generator
-from zeroshift.clip import ClipModel, build_dual_encoder, save_clip
+from zeroshift.clip import ClipModel, build_dual_encoder
+from zeroshift.clip_files import save_clip
 from zeroshift.config import AdaptConfig
 from zeroshift.errors import InputError, RunError
 from zeroshift.latent import draw_noise, draw_z

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import tiny
 from zeroshift import cli
 from zeroshift.checkpoints import save_generator
-from zeroshift.clip import save_clip
+from zeroshift.clip_files import save_clip
 from zeroshift.record import RunFolder
 
 

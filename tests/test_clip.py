@@ -12,7 +12,8 @@ import transformers
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from zeroshift.clip import OPENAI_MEAN, ClipModel, build_dual_encoder, from_openai_state, load_clip_folder, save_clip
+from zeroshift.clip import OPENAI_MEAN, ClipModel, build_dual_encoder
+from zeroshift.clip_files import load_clip_folder, save_clip
 from zeroshift.errors import InputError
 from zeroshift.text import BytePairTokenizer, HubTokenizer, TemplateBank, WordTokenizer
 
@@ -283,8 +284,3 @@ def test_a_folder_that_does_not_exist_and_another_architecture_are_refused(tmp_p
     transformers.CLIPTextConfig(vocab_size=20).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="clip_text_model"):
         load_clip_folder(tmp_path)
-
-
-def test_openais_resnets_are_refused_in_words() -> None:
-    with pytest.raises(InputError, match="ViT"):
-        from_openai_state({}, {"vision_layers": [1, 1, 1, 1]})

@@ -14,23 +14,13 @@ from torch import Tensor
 
 from goldenlib import fill, golden_root, load, run_name, runs
 from zeroshift import directions, losses
-from zeroshift.clip import ClipModel, from_openai_state
+from zeroshift.clip import ClipModel
+from zeroshift.clip_files import from_openai_state
 from zeroshift.prompts import mapper_from_official
 from zeroshift.text import TemplateBank, context_sentence, sentence
 
 TOLERANCE = 1e-5
 Arrays = dict[str, np.ndarray]
-
-
-def transformer_runs(group: str, key: str) -> list[Any]:
-    """Runs of a group whose CLIP is a vision transformer; one that is not is listed as not covered yet."""
-    found = []
-    for run in runs(group):
-        meta = json.loads(run.read_text(encoding="utf-8"))
-        clip = meta if key == "" else json.loads(clip_run(meta[key]).read_text(encoding="utf-8"))
-        marks = () if isinstance(clip["config"]["vision_layers"], int) else pytest.mark.skip("golden CLIP ResNet not covered yet")
-        found.append(pytest.param(run, id=f"{group}/{run_name(run)}", marks=marks))
-    return found
 
 
 def clip_run(name: str) -> Path:
@@ -51,7 +41,8 @@ def clip_of(run: Path, resize: Any = "antialias") -> ClipModel:
     """The golden CLIP of a run."""
     meta, _ = load(run)
     state = fill(meta["keys"], meta["seed"]) | {"logit_scale": torch.tensor(meta["logit_scale"])}
-    clip = from_openai_state(state, meta["config"], vision_heads=meta["vision_heads"], resize=resize)
+    heads = {"vision_heads": meta["vision_heads"], "text_heads": meta["config"]["transformer_heads"]}
+    clip = from_openai_state(state, **heads, resize=resize)
     clip.mean, clip.std, clip.templates = tuple(meta["clip_mean"]), tuple(meta["clip_std"]), banks()[0]
     return clip
 
@@ -63,7 +54,7 @@ def agrees(ours: Tensor, golden: np.ndarray, tolerance: float = TOLERANCE) -> bo
     return bool((ours.detach() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-CLIPS = transformer_runs("clip_text_image", "")
+CLIPS = [pytest.param(run, id=run_name(run)) for run in runs("clip_text_image")]
 
 
 def test_there_are_golden_clips_mappers_and_losses() -> None:
@@ -170,7 +161,7 @@ def repeat(grid: np.ndarray, times: int, pad: int) -> Tensor:
     return torch.nn.functional.pad(images, (pad,) * 4, mode="replicate")
 
 
-NADA = transformer_runs("nada_losses", "clip")
+NADA = [pytest.param(run, id=run_name(run)) for run in runs("nada_losses")]
 
 
 @pytest.mark.parametrize("run", NADA)

@@ -1,25 +1,21 @@
-"""CLIP through transformers: any CLIPModel (hub id or folder) and the built-in ones, frozen, with soft prompts.
+"""CLIP: features of pictures, texts and learned words, by any model of `clip_files` or a small untrained one; frozen.
 
 Pictures come in as BCHW in [-1, 1]; CLIP's own range and size exist only in this file. Features leave un-normalised.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zeroshift.errors import InputError
-from zeroshift.text import IMAGENET, BytePairTokenizer, HubTokenizer, TemplateBank, Tokenizer, WordTokenizer
+from zeroshift.text import IMAGENET, TemplateBank, Tokenizer, WordTokenizer
 
 # Constants of the processor published with OpenAI CLIP.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -30,7 +26,7 @@ Vision = Literal["resnet", "convnext", "regnet"]
 
 
 class ClipModel(nn.Module):
-    """One CLIP: a transformers CLIPModel or VisionTextDualEncoderModel (as `.model`) with its tokenizer and constants.
+    """One CLIP: a CLIPModel or VisionTextDualEncoderModel of transformers or a ResNetClip, with its tokenizer and constants.
 
     Frozen and in evaluation mode unless `frozen=False`, which training a built-in CLIP needs. Half-precision models give float32
     features.
@@ -181,25 +177,11 @@ def _centre_crop(images: Tensor, resolution: int) -> Tensor:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Transformers initialises from the global generator: lend it a seed and put its state back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Transformers draws a bar for every load and save of weights, which would break up our own progress."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def build_dual_encoder(
@@ -243,7 +225,7 @@ def build_dual_encoder(
     )
     tower = _vision_config(vision, list(widths), list(depths), activation, resolution)
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(tower, text, projection_dim=embed_dim)
-    with _own_randomness(seed):
+    with own_randomness(seed):
         model: Any = transformers.VisionTextDualEncoderModel(config)
         if vision == "convnext":
             # The stock deviation of 0.02 is meant for wide towers and long trainings.
@@ -267,180 +249,3 @@ def _vision_config(vision: Vision, widths: list[int], depths: list[int], activat
         # One group: grouped 3x3 convolutions cost more time than they save at these widths.
         return transformers.RegNetConfig(embedding_size=widths[0], layer_type="x", groups_width=2 * max(widths), **shared)
     raise InputError(f'unknown vision tower "{vision}". Use "resnet", "convnext" or "regnet".')
-
-
-def save_clip(clip: ClipModel, folder: str | Path) -> None:
-    """Writes a folder that `load_clip_folder` and transformers read: weights, config, processor constants, words, templates."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _no_progress_bars():
-        clip.model.save_pretrained(folder)
-    if isinstance(clip.tokenizer, WordTokenizer | HubTokenizer):
-        clip.tokenizer.save(folder)
-    side = clip.resolution
-    processor = {"do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": True}
-    processor |= {"crop_size": {"height": side, "width": side}, "image_mean": list(clip.mean), "image_std": list(clip.std)}
-    ours = {"name": clip.name, "templates": list(clip.templates.templates), "context": clip.context}
-    for file_name, content in (("preprocessor_config.json", processor), ("zeroshift.json", ours)):
-        (folder / file_name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_clip_folder(path: str | Path, resize: Resize = "antialias", name: str | None = None, frozen: bool = True) -> ClipModel:
-    """A CLIP from a local folder or a hub id, with its own processor constants, tokenizer and templates, in float32.
-
-    Raises InputError where nothing is found, the files are damaged or incomplete, or the architecture is another.
-    """
-    spec = str(path)
-    try:
-        model, lacking = _pretrained(spec)
-        processor, ours = _json_of(spec, "preprocessor_config.json"), _json_of(spec, "zeroshift.json")
-        tokenizer = _tokenizer_of(spec, model.config)
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f'cannot load a CLIP from "{spec}": {reason}. Give a hub id or a folder with its weights.') from error
-    if lacking:
-        raise InputError(f'the weights in "{spec}" lack {len(lacking)} tensors, as {lacking[0]}. Take the complete checkpoint.')
-    return ClipModel(
-        model,
-        tokenizer,
-        name=name or ours.get("name") or Path(spec).name,
-        resolution=_resolution_of(model.config, processor),
-        mean=processor.get("image_mean", OPENAI_MEAN),
-        std=processor.get("image_std", OPENAI_STD),
-        templates=TemplateBank(ours.get("name", "own"), tuple(ours["templates"])) if "templates" in ours else IMAGENET,
-        context=ours.get("context", "a photo of a"),
-        resize=resize,
-        frozen=frozen,
-    )
-
-
-def _pretrained(spec: str) -> tuple[Any, list[str]]:
-    """The transformers model in float32 and the names of tensors that its weights lack."""
-    import transformers
-
-    classes = {"clip": transformers.CLIPModel, "vision-text-dual-encoder": transformers.VisionTextDualEncoderModel}
-    config = transformers.AutoConfig.from_pretrained(spec)
-    loader: Any = classes.get(config.model_type)
-    if loader is None or config.text_config.model_type != "clip_text_model":
-        raise InputError(f'"{spec}" is a {config.model_type} model, not a CLIP with a CLIP text tower. Give another.')
-    with _own_randomness(0), _no_progress_bars():
-        model, report = loader.from_pretrained(spec, dtype=torch.float32, output_loading_info=True)
-    for tensor in (*model.parameters(), *model.buffers()):
-        # Weights mapped from a file begin at odd addresses, for which matrix products round differently.
-        tensor.data = tensor.data.clone()
-    return model, sorted(report["missing_keys"])
-
-
-def _file_of(spec: str, file_name: str) -> Path | None:
-    from transformers.utils.hub import cached_file
-
-    found = cached_file(spec, file_name, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
-
-
-def _json_of(spec: str, file_name: str) -> Any:
-    """Content of a json file of the model; an empty dict where there is none."""
-    path = _file_of(spec, file_name)
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}
-
-
-def _resolution_of(config: Any, processor: Mapping[str, Any]) -> int:
-    """Side of the vision tower's input: what the tower says, else the crop, else the size of the processor."""
-    side = getattr(config.vision_config, "image_size", None) or processor.get("crop_size") or processor.get("size")
-    if isinstance(side, Mapping):
-        side = side.get("height") or side.get("shortest_edge")
-    if not isinstance(side, int):
-        raise InputError(f"this CLIP does not say its picture size (found {side!r}). Add image_size to its vision config.")
-    return side
-
-
-def _tokenizer_of(spec: str, config: Any) -> Tokenizer:
-    """Our word list, OpenAI's byte pairs where the vocabulary is theirs, else the folder's own transformers tokenizer."""
-    vocabulary = _json_of(spec, WordTokenizer.file_name)
-    if isinstance(vocabulary, list):
-        return WordTokenizer(vocabulary)
-    own = BytePairTokenizer()
-    if config.text_config.vocab_size == own.vocab_size and vocabulary in ({}, own.vocab):
-        return own
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(spec)
-    return HubTokenizer(tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id)
-
-
-def from_openai_state(
-    state: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    *,
-    vision_heads: int | None = None,
-    name: str = "clip",
-    resize: Resize = "antialias",
-) -> ClipModel:
-    """A CLIP from a state dict with OpenAI's names; `config` holds the arguments of OpenAI's constructor.
-
-    Vision transformers only: raises InputError for the ResNets. Heads of the vision tower are width / 64 unless given.
-    """
-    import transformers
-
-    if not isinstance(config["vision_layers"], int):
-        raise InputError(f"OpenAI's ResNet towers (vision_layers {config['vision_layers']}) are not supported. Use a ViT model.")
-    words = config["vocab_size"]
-    vision = _tower_sizes(config["vision_width"], config["vision_layers"], vision_heads or config["vision_width"] // 64)
-    vision |= {"image_size": config["image_resolution"], "patch_size": config["vision_patch_size"]}
-    text = _tower_sizes(config["transformer_width"], config["transformer_layers"], config["transformer_heads"])
-    text |= {"vocab_size": words, "max_position_embeddings": config["context_length"]}
-    text |= {"bos_token_id": words - 2, "eos_token_id": words - 1}
-    hub_config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=config["embed_dim"])
-    with _own_randomness(0):
-        model = transformers.CLIPModel(hub_config)
-    model.load_state_dict(dict(_hub_entries(state)))
-    return ClipModel(model, BytePairTokenizer(), resolution=config["image_resolution"], name=name, resize=resize)
-
-
-def _tower_sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
-    blocks = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": "quick_gelu"}
-    return {"hidden_size": width, "intermediate_size": 4 * width} | blocks
-
-
-# OpenAI's name -> transformers' name, longest first where one is the beginning of another.
-_OPENAI_NAMES = {
-    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
-    "visual.ln_pre.": "vision_model.pre_layrnorm.",
-    "visual.ln_post.": "vision_model.post_layernorm.",
-    "visual.proj": "visual_projection.weight",
-    "transformer.resblocks.": "text_model.encoder.layers.",
-    "token_embedding.": "text_model.embeddings.token_embedding.",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.": "text_model.final_layer_norm.",
-    "text_projection": "text_projection.weight",
-    "logit_scale": "logit_scale",
-}
-_OPENAI_BLOCK_NAMES = {
-    ".attn.": ".self_attn.",
-    ".ln_1.": ".layer_norm1.",
-    ".ln_2.": ".layer_norm2.",
-    ".c_fc.": ".fc1.",
-    ".c_proj.": ".fc2.",
-}
-
-
-def _hub_entries(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Entries under transformers' names: projections transposed, joined attention weights split into query, key, value."""
-    for key, value in state.items():
-        prefix = next((prefix for prefix in _OPENAI_NAMES if key.startswith(prefix)), None)
-        if prefix is None:
-            # Released archives also carry the sizes as scalars.
-            continue
-        name = _OPENAI_NAMES[prefix] + key[len(prefix) :]
-        for old, new in _OPENAI_BLOCK_NAMES.items():
-            name = name.replace(old, new)
-        if ".in_proj_" in name:
-            stem, kind = name.split("in_proj_")
-            yield from ((f"{stem}{part}_proj.{kind}", rows) for part, rows in zip("qkv", value.chunk(3), strict=True))
-        else:
-            yield name, value.T if prefix in ("visual.proj", "text_projection") else value

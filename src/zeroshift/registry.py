@@ -60,7 +60,7 @@ def load_clip(
     spec: str | Path, resize: Literal["antialias", "noantialias"] = "antialias", device: str | torch.device = "cpu"
 ) -> ClipModel:
     """CLIP, frozen, of a built-in name, a folder or a hub id. InputError as for generators."""
-    from zeroshift.clip import load_clip_folder
+    from zeroshift.clip_files import load_clip_folder
 
     name = str(spec)
     if name in GENERATORS:

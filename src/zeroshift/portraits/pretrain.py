@@ -16,7 +16,8 @@ from torch import Tensor
 
 from zeroshift import latent
 from zeroshift.checkpoints import save_discriminator, save_generator
-from zeroshift.clip import ClipModel, load_clip_folder, save_clip
+from zeroshift.clip import ClipModel
+from zeroshift.clip_files import load_clip_folder, save_clip
 from zeroshift.portraits import captions, dataset, train_clip, train_generator
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, render
