@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import RunError as RunError
     from .errors import ZeroshiftError as ZeroshiftError
+    from .export import convert as convert
     from .recipes import recipe as recipe
     from .registry import load_clip as load_clip
     from .registry import load_generator as load_generator
@@ -32,6 +33,7 @@ _HOME = {
     "RunError": "errors",
     "ZeroshiftError": "errors",
     "adapt": "adapt",
+    "convert": "export",
     "load": "sample",
     "load_clip": "registry",
     "load_generator": "registry",
@@ -46,6 +48,7 @@ __all__ = [
     "RunError",
     "ZeroshiftError",
     "adapt",
+    "convert",
     "load",
     "load_clip",
     "load_generator",

@@ -65,6 +65,32 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write a generator in the layout of other programs, or as a network that runs without this package."""
+
+    generator: Annotated[str, tyro.conf.Positional]
+    """A file, a run folder, a built-in name or a hub reference (hf:owner/name)."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """File to write."""
+    to: Literal["safetensors", "rosinality", "onnx", "torchscript"]
+    """What to write: weights in a layout, or a network (onnx, torchscript)."""
+    part: Literal["synthesis", "full"] = "synthesis"
+    """Network: synthesis takes styles `w`; full takes noise `z` and `truncation`."""
+    batch: int | None = None
+    """Network: pictures per call; unset: any number."""
+    noise: Literal["buffers", "off"] = "buffers"
+    """Network: the generator's own noise maps, or none."""
+    modulation: Literal["scale", "grouped"] = "scale"
+    """Network: styles scale the activations, or the weights of one group per picture (needs --batch)."""
+    check: bool = True
+    """Network: compare its pictures with ours before it is put in its place."""
+    overwrite: Flag = False
+    """Replace a file that is there."""
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Show versions, devices and built-in models, and say what is missing."""
 
@@ -81,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with plain_warnings():
             command = parse(words)
-            return {Adapt: adapt, Sample: sample, Doctor: doctor}[type(command)](command)
+            return {Adapt: adapt, Sample: sample, Convert: convert, Doctor: doctor}[type(command)](command)
     except SystemExit as stop:
         if stop.code and "--json" in words:
             print(json.dumps({"error": "the options could not be read; standard error says why", "exit_code": 2}))
@@ -94,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{stop or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Doctor:
+def parse(words: list[str]) -> Adapt | Sample | Convert | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
-    verbs: dict[str, type] = {"adapt": Adapt, "sample": Sample, "doctor": Doctor}
+    verbs: dict[str, type] = {"adapt": Adapt, "sample": Sample, "convert": Convert, "doctor": Doctor}
     if not words or words[0] not in verbs:
         listed = [Annotated[made, tyro.conf.subcommand(name)] for name, made in verbs.items()]
         every: Any = Union[tuple(listed)]  # noqa: UP007  # built from a list
@@ -273,6 +299,36 @@ def sample(command: Sample) -> int:
     else:
         print(f"{len(seeds)} pictures in {folder}\n  grid     {paths[0]}")
     return 0
+
+
+def convert(command: Convert) -> int:
+    """Writes a generator in another form and says what was written."""
+    from .export import NetworkOptions
+    from .export import convert as run_convert
+
+    options = NetworkOptions(part=command.part, batch=command.batch, noise=command.noise, modulation=command.modulation)
+    done = run_convert(
+        command.generator,
+        command.out,
+        command.to,
+        options=None if options == NetworkOptions() else options,
+        check=command.check,
+        overwrite=command.overwrite,
+    )
+    if command.json:
+        print(json.dumps({"path": str(done.path), "to": done.to, "bytes": done.size, "difference": done.difference}))
+        return 0
+    print(f"{done.path}  {done.to}, {megabytes(done.size)}")
+    if done.difference is not None:
+        print(f"  compared with ours: the largest difference of two pixels is {done.difference:.1e}")
+    elif command.to == "onnx" and command.check:
+        print("  not compared with ours: that needs onnxruntime (pip install 'zeroshift[onnx]')")
+    return 0
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes as a person reads it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def doctor(command: Doctor) -> int:

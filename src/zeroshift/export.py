@@ -1,0 +1,234 @@
+"""Generators taken elsewhere: the layouts of other programs, and networks that run without this package.
+
+A layout (safetensors, rosinality, nvidia-state) holds weights, bit for bit the same. A network (ONNX, TorchScript) holds the
+computation too, with the styles or the noise as its input; it is compared with ours before it is put in its place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from zeroshift import __version__
+from zeroshift.checkpoints import atomic_path, export_pt, file_sha256, load_generator_file, save_generator
+from zeroshift.errors import InputError, MissingExtra, RunError
+from zeroshift.latent import rng, truncate
+from zeroshift.registry import find_generator
+
+if TYPE_CHECKING:
+    from zeroshift.stylegan2 import StyleGAN2Generator
+
+Layout = Literal["safetensors", "rosinality"]
+Network = Literal["onnx", "torchscript"]
+Target = Literal["safetensors", "rosinality", "onnx", "torchscript"]
+
+TOLERANCE = 1e-4
+"""Largest difference of two pixels, per unit of the largest pixel and at least absolute, between a network and ours."""
+
+Call = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What an exported network takes and how it computes; layouts know none of this."""
+
+    part: Literal["synthesis", "full"] = "synthesis"
+    """synthesis: styles `w` (B, latents, S) -> `image`. full: noise `z` (B, Z) and `truncation` (1,) -> `image`."""
+    batch: int | None = None
+    """Pictures per call, fixed in the network; unset: any number."""
+    noise: Literal["buffers", "off"] = "buffers"
+    """The generator's own noise maps, or none."""
+    modulation: Literal["scale", "grouped"] = "scale"
+    """How styles enter convolutions: by the activations, or by the weights of one group per picture (fixed batch only)."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A written file. `difference` is the largest one of two pixels in the comparison with ours; None where none was made."""
+
+    path: Path
+    to: str
+    size: int
+    difference: float | None = None
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    to: Target,
+    *,
+    options: NetworkOptions | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+) -> Converted:
+    """Writes the generator of a file, a run folder, a built-in name or a hub reference in another form, whole or not at all.
+
+    A network is compared with ours where `check` asks for it and its runtime is installed; RunError where it differs, and nothing
+    is written. InputError where `out` is there and `overwrite` is not set. MissingExtra where ONNX is not installed.
+    """
+    out = Path(out)
+    if to not in get_args(Target):
+        raise InputError(f"unknown form {to!r}; the forms are {', '.join(get_args(Target))}.")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of the file to write.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists and was left alone; choose another name, or allow it with --overwrite.")
+    if options is not None and to not in get_args(Network):
+        raise InputError(f"part, batch, noise and modulation are options of {' and '.join(get_args(Network))}, not of {to}.")
+    path = find_generator(source)
+    generator, metadata = load_generator_file(path)
+    facts = {**metadata, "converted_from": path.name, "converted_sha256": file_sha256(path)}
+    difference = None
+    if to == "safetensors":
+        save_generator(out, generator, facts)
+    elif to == "rosinality":
+        export_pt(out, generator)
+    else:
+        network = ExportedNetwork(generator.eval().requires_grad_(False), options or NetworkOptions())
+        write, run = (write_onnx, onnx_runner) if to == "onnx" else (write_torchscript, torchscript_runner)
+        with atomic_path(out) as part:
+            write(part, network, facts | {"format": f"zeroshift.{to}", "version": __version__})
+            call = run(part) if check else None
+            difference = None if call is None else compare(network, call, out)
+    return Converted(out, to, out.stat().st_size, difference)
+
+
+class ExportedNetwork(nn.Module):
+    """What is exported: the generator with its inputs as plain tensors, every choice made beforehand."""
+
+    def __init__(self, generator: StyleGAN2Generator, options: NetworkOptions) -> None:
+        super().__init__()
+        if options.batch is not None and options.batch < 1:
+            raise InputError(f"batch must be at least 1, got {options.batch}. Leave it out for any number of pictures.")
+        if options.modulation == "grouped" and options.batch is None:
+            raise InputError("modulation grouped needs a fixed batch, because one group per picture is built in; give --batch.")
+        self.generator, self.options = generator, options
+        generator.modulation = options.modulation
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Pictures BCHW, not clamped."""
+        first, generator = inputs[0], self.generator
+        if self.options.batch is not None:
+            # Makes a network of fixed batch refuse another one, where its runtime does not.
+            first = first.reshape(self.options.batch, *first.shape[1:])
+        if self.options.part == "full":
+            average = generator.latent_avg
+            first = average + inputs[1] * (generator.map(first) - average)
+        return generator.synthesize(first, self.options.noise)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the inputs."""
+        return ["z", "truncation"] if self.options.part == "full" else ["w"]
+
+    def example(self, batch: int, truncation: float = 0.7) -> tuple[Tensor, ...]:
+        """Inputs for `batch` pictures from a fixed seed, every latent with a style of its own."""
+        generator = self.generator
+        count = 1 if self.options.part == "full" else generator.num_latents
+        z = torch.randn(batch * count, generator.latent_dim, generator=rng("export", batch))
+        if self.options.part == "full":
+            return z, torch.tensor([truncation])
+        return (generator.map(z).view(batch, count, generator.style_dim),)
+
+    def expected(self, *inputs: Tensor) -> Tensor:
+        """Pictures that our own generator makes of the inputs."""
+        w = inputs[0]
+        if self.options.part == "full":
+            w = truncate(self.generator.map(w), self.generator.latent_avg, float(inputs[1]))
+        return self.generator.synthesize(w, self.options.noise)
+
+
+def write_onnx(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -> None:
+    """Writes one ONNX file with weights, its facts among its metadata."""
+    try:
+        for package in ("onnx", "onnxscript"):
+            importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtra(f"ONNX needs the extra `onnx` ({error}). Install it: pip install 'zeroshift[onnx]'") from error
+    inputs = network.example(network.options.batch or 2)
+    shapes = None
+    if network.options.batch is None:
+        batch = torch.export.Dim("batch", min=1)
+        shapes = ({0: batch}, None)[: len(inputs)]
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            inputs,
+            input_names=network.names,
+            output_names=["image"],
+            dynamic_shapes=None if shapes is None else (shapes,),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # the exporter notes there the files of this computer that the node came from
+        program.model.metadata_props.update(facts)
+        program.save(str(path), external_data=False)
+
+
+def onnx_runner(path: Path) -> Call | None:
+    """Runs an ONNX file; None where its runtime is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def call(*inputs: Tensor) -> Tensor:
+        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        (image,) = session.run(["image"], given)
+        return torch.from_numpy(image)
+
+    return call
+
+
+def write_torchscript(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -> None:
+    """Writes a TorchScript file, its facts in the extra file `zeroshift.json`."""
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(network, network.example(network.options.batch or 2), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={"zeroshift.json": json.dumps(dict(facts))})
+
+
+def torchscript_runner(path: Path) -> Call:
+    """Runs a TorchScript file on the CPU."""
+    with quiet():
+        return torch.jit.load(str(path), map_location="cpu").eval()
+
+
+@torch.no_grad()
+def compare(network: ExportedNetwork, call: Call, out: Path) -> float:
+    """Largest difference of two pixels between a network and ours; RunError where it is more than rounding."""
+    fixed, differences = network.options.batch, []
+    for batch, truncation in ((fixed or 1, 0.7), (fixed or 3, 1.0)):
+        inputs = network.example(batch, truncation)
+        expected, got = network.expected(*inputs), call(*inputs)
+        difference = float((expected - got).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise RunError(f"the exported network differs from ours by {difference:.2g} in a pixel, so {out} was not written.")
+        differences.append(difference)
+    return max(differences)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporters' remarks about themselves off the screen."""
+    logger: Any = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
