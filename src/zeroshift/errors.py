@@ -15,3 +15,9 @@ class MissingExtra(InputError):
 
 class RunError(ZeroshiftError, RuntimeError):
     """Work that had begun failed; the last complete checkpoint is intact. Exit code 1."""
+
+
+def printable(text: object, limit: int = 100) -> str:
+    """Text of a file as a terminal may show it: control characters escaped, at most `limit` characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else shown[:limit] + "..."
