@@ -15,7 +15,7 @@ from torch import Tensor
 from goldenlib import fill, golden_root, load, run_name, runs
 from zeroshift import directions, losses
 from zeroshift.clip import ClipModel
-from zeroshift.clip_files import from_openai_state
+from zeroshift.clip_files import from_openai_state, openai_sizes
 from zeroshift.prompts import mapper_from_official
 from zeroshift.text import TemplateBank, context_sentence, sentence
 
@@ -59,6 +59,16 @@ CLIPS = [pytest.param(run, id=run_name(run)) for run in runs("clip_text_image")]
 
 def test_there_are_golden_clips_mappers_and_losses() -> None:
     assert CLIPS and runs("ipl_mapper") and runs("nada_losses")
+
+
+@pytest.mark.parametrize("run", CLIPS)
+def test_sizes_read_off_the_weights_are_the_official_ones(run: Path) -> None:
+    meta, _ = load(run)
+    sizes = openai_sizes(fill(meta["keys"], meta["seed"]))
+    # Heads leave no trace in weights.
+    assert {name: size for name, size in sizes.items() if "heads" not in name} == {
+        name: size for name, size in meta["config"].items() if "heads" not in name
+    }
 
 
 @pytest.mark.parametrize("run", CLIPS)
@@ -205,6 +215,15 @@ def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path)
         for kind, name in (("direction", "directional"), ("global", "global_a_target"), ("manifold", "manifold"))
     )
     assert isinstance(combined, Tensor) and agrees(combined, arrays["combined"])
+
+
+@pytest.mark.parametrize("run", NADA)
+def test_the_texture_loss_of_nada_is_the_official_one(run: Path) -> None:
+    meta, arrays = load(run)
+    clip = clip_of(clip_run(meta["texture_clip"]))
+    assert clip.convolutional
+    wanted, image = (clip.encode_image(torch.from_numpy(arrays[f"{side}_images"])) for side in ("source", "target"))
+    assert agrees(losses.texture(wanted, image), arrays["texture"])
 
 
 @pytest.mark.parametrize("run", NADA)

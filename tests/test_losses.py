@@ -79,6 +79,16 @@ def test_patch_weighs_every_part_by_how_near_it_is() -> None:
     assert close(losses.patch(patches, parts), total / 12)
 
 
+def test_texture_is_the_mean_square_difference_of_whole_features() -> None:
+    wanted, image = 3 * units(4, 17), 2 * units(4, 18)
+    expected = sum(
+        (a - b) ** 2 for row, other in zip(wanted.tolist(), image.tolist(), strict=True) for a, b in zip(row, other, strict=True)
+    )
+    assert close(losses.texture(wanted, image), expected / 20)
+    alone = [losses.texture(wanted[:1], each[None]) for each in image]
+    assert close(losses.texture(wanted[:1], image), float(sum(alone)) / 4)
+
+
 def test_a_patch_is_cut_around_its_centre() -> None:
     images = torch.arange(2 * 1 * 6 * 7).view(2, 1, 6, 7)
     patches = losses.crop_patches(images, torch.tensor([[2, 3], [5, 2]]), size=4)
@@ -98,5 +108,6 @@ def test_no_loss_changes_what_it_is_given() -> None:
         loss(a, b)
     losses.contrastive(a, b, 10.0)
     losses.manifold(a, b, 0.1)
+    losses.texture(a, b)
     losses.domain(a, b[0])
     assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])

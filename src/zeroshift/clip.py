@@ -58,8 +58,10 @@ class ClipModel(nn.Module):
         self.embed_dim: int = self.model.text_projection.out_features
         self.text_width: int = self.model.text_projection.in_features
         self.context_length: int = self.model.text_model.config.max_position_embeddings
-        # Convolutional towers run up to a third faster in this layout; transformers' own CLIP is no convolutional tower.
-        self.memory_format = torch.contiguous_format if self.model.config.model_type == "clip" else torch.channels_last
+        # A vision transformer has one convolution, which cuts the patches.
+        self.convolutional = sum(isinstance(each, nn.Conv2d) for each in self.model.vision_model.modules()) > 1
+        # Convolutional towers run up to a third faster in this layout.
+        self.memory_format = torch.channels_last if self.convolutional else torch.contiguous_format
         self.model.vision_model.to(memory_format=self.memory_format)
         self.frozen = frozen
         if frozen:

@@ -44,6 +44,9 @@ class MapperConfig:
     """Steps of stage 1."""
     batch: Annotated[int, Field(ge=2)] = 32
     """Pictures per step of stage 1. The contrastive loss tells the pictures of one batch apart, so at least 2."""
+    pictures: Annotated[int, Field(ge=0)] = 0
+    """How many different pictures stage 1 sees: drawn once, then shown again in new orders, which saves their cost. 0: new ones
+    at every step, as published."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate of the mapper (Adam, betas 0.9 and 0.999)."""
     context: str = ""
@@ -97,6 +100,12 @@ class LossConfig:
     """Difference between the picture pair's similarity and the label pair's."""
     patch: Annotated[float, Field(ge=0)] = 0.0
     """Directions of the parts of one 510 px patch; needs pictures larger than 510 px."""
+    texture: Annotated[float, Field(ge=0)] = 0.0
+    """Distance, in the un-normalised features of `texture_clip`, of the adapted picture to `texture_image`."""
+    texture_image: Path | None = None
+    """Picture file whose texture is wanted; unset: every picture's own source, so that more of it stays."""
+    texture_clip: str = ""
+    """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower is convolutional."""
 
 
 @_config
@@ -296,8 +305,14 @@ def _conflicts(config: AdaptConfig) -> list[str]:
         problems.append(f"clip_weights has {len(config.clip_weights)} for {len(config.clip)} CLIPs; give each one, or none.")
     if config.clip_weights and (min(config.clip_weights) < 0 or max(config.clip_weights) == 0):
         problems.append(f"clip_weights must not be negative and not all 0, got {list(config.clip_weights)}.")
-    if not any(to_dict(config.losses).values()):
+    if not any(value for value in to_dict(config.losses).values() if isinstance(value, float)):
         problems.append("all weights of losses are 0, so nothing would be learned; set losses.direction to 1.")
+    if not config.losses.texture and (config.losses.texture_clip or config.losses.texture_image):
+        problems.append("losses.texture_clip and texture_image need the weight losses.texture above 0.")
+    if 0 < config.mapper.pictures < config.mapper.batch:
+        problems.append(
+            f"mapper.pictures is {config.mapper.pictures}, less than one batch of {config.mapper.batch}; use 0 or more."
+        )
     if config.train.layers != "adaptive" and config.train.top_k is not None:
         problems.append(f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs 'adaptive'.")
     if not config.train.layers.strip():

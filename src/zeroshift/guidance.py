@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from zeroshift import directions, losses
 from zeroshift.clip import ClipModel
 from zeroshift.config import AdaptConfig
+from zeroshift.errors import InputError
 from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature, Words
 from zeroshift.text import PARTS, sentence
 
@@ -120,6 +123,7 @@ class Guide:
             "global_clip": train.global_clip,
             "manifold": train.manifold,
             "patch": train.patch,
+            "texture": train.texture,
         }
         return torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()
 
@@ -140,6 +144,54 @@ class Guide:
                 directions.prompt_features(self.clip, words, self.context, self.config.source, source),
                 directions.prompt_features(self.clip, words, self.context, self.config.target, target),
             )
+
+
+@dataclass
+class Texture:
+    """The texture loss of stage 2. Its CLIP need not guide; its value, the same beside every guide, is computed once a step."""
+
+    clip: ClipModel
+    wanted: Feature | None
+    """Features 1,E of the picture whose texture is wanted; None: those of every picture's own source."""
+    known: tuple[int, Scalar] | None = field(default=None, repr=False)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, config: AdaptConfig, guides: Sequence[Guide], load: Callable[[str], ClipModel]) -> Texture | None:
+        """What the config asks for, `load` bringing a CLIP by name; None where the weight is 0."""
+        if not config.losses.texture:
+            return None
+        convolutional = [guide.clip for guide in guides if guide.clip.convolutional]
+        if not convolutional and not config.losses.texture_clip:
+            raise InputError(
+                "no guiding CLIP has a convolutional picture tower; give one as losses.texture_clip, such as RN50.pt."
+            )
+        clip = load(config.losses.texture_clip) if config.losses.texture_clip else convolutional[0]
+        if config.losses.texture_image is None:
+            return cls(clip, None)
+        return cls(clip, clip.encode_image(_picture(config.losses.texture_image).to(next(clip.parameters()))))
+
+    def loss(self, step: int, before: Picture, after: Picture) -> Scalar:
+        """Loss of the target's pictures; `before` are those of the source."""
+        if self.known is None or self.known[0] != step:
+            with torch.no_grad():
+                wanted = self.clip.encode_image(before) if self.wanted is None else self.wanted
+            self.known = step, losses.texture(wanted, self.clip.encode_image(after))
+        return self.known[1]
+
+
+def _picture(path: Path) -> Picture:
+    """A picture file as 1,3,H,W in [-1, 1]. InputError where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            red_green_blue = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the picture {path} of losses.texture_image: {error}. Give a PNG or JPEG file.") from error
+    width, height = red_green_blue.size
+    pixels = torch.frombuffer(bytearray(red_green_blue.tobytes()), dtype=torch.uint8)
+    return pixels.view(1, height, width, 3).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def unknown_words(clip: ClipModel, labels: tuple[str, ...], most: int = 150) -> str | None:

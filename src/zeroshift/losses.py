@@ -1,4 +1,4 @@
-"""Losses as pure functions, one per equation. Features and directions come in as unit vectors, scalars go out.
+"""Losses as pure functions, one per equation. Features and directions come in as unit vectors, but for `texture`; scalars go out.
 
 Sources: NADA, StyleGAN-NADA (Gal et al., SIGGRAPH 2022) and its code; IPL (Guo et al., CVPR 2023) and its code.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zeroshift.errors import InputError
-from zeroshift.shapes import Scalar, UnitFeature
+from zeroshift.shapes import Feature, Scalar, UnitFeature
 
 
 def directional(image_direction: Tensor, text_direction: Tensor) -> Scalar:
@@ -41,6 +41,14 @@ def global_clip(image: UnitFeature, text: UnitFeature, logit_scale_over_100: flo
 def manifold(source: UnitFeature, target: UnitFeature, text_cosine: float | Tensor) -> Scalar:
     """Eq. NADA's code (angle loss): mean_i | s_i . t_i - c |, c the cosine of the two labels' template means."""
     return ((source * target).sum(dim=-1).clamp(-1, 1) - text_cosine).abs().mean()
+
+
+def texture(wanted: Feature, image: Feature) -> Scalar:
+    """Eq. NADA's code (texture loss): mean square over all elements of E(wanted) - E(image), features un-normalised, of a ResNet.
+
+    `wanted` B,E, or 1,E for all images.
+    """
+    return (image - wanted).square().mean()
 
 
 def patch(patch_direction: UnitFeature, part_directions: UnitFeature) -> Scalar:

@@ -8,22 +8,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from zeroshift import __version__, losses, trainable
+from zeroshift import directions, losses, trainable
 from zeroshift.checkpoints import save_generator
 from zeroshift.clip import ClipModel
 from zeroshift.config import AdaptConfig, to_dict
+from zeroshift.devices import device_name, out_of_memory, resolve_device
 from zeroshift.errors import InputError, RunError
-from zeroshift.generators import Generator, Noise
-from zeroshift.guidance import PATCH_PX, Guide, unknown_words
+from zeroshift.generators import Generator, Noise, noise_of
+from zeroshift.guidance import PATCH_PX, Guide, Texture, unknown_words
 from zeroshift.latent import draw_noise, draw_z, rng
-from zeroshift.prompts import LatentMapper, PromptMapper, prompt_mapper
-from zeroshift.record import RunFolder, environment, fingerprint, write_tensors
+from zeroshift.prompts import PromptMapper, prompt_mapper
+from zeroshift.record import RunFolder, environment, fingerprint, save_mapper
 from zeroshift.registry import load_clip, load_generator
 from zeroshift.sample import draw, grid, write_png
 
@@ -31,6 +31,9 @@ Hook = Callable[[dict[str, Any]], None]
 """Called after every step with everything the step computed. An attribute `wants_gradients = True` adds gradient norms."""
 Progress = Callable[[dict[str, Any]], None]
 """Called with small plain events: kind start, step, grid, checkpoint, warning or finish."""
+
+PART_PIXELS = {"cpu": 4 * 256**2}
+"""Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's cache."""
 
 LEGACY = 4 / 5
 """The published optimiser keeps a factor of lazy regularisation that it does not use: rate * 4/5, betas (0, 0.99 ** 4/5)."""
@@ -68,6 +71,7 @@ class Trainer:
         self.layers: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
         self.noise: tuple[tuple[str, int], list[Tensor]] = ("", 0), []
+        self.album: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     # 1. Before the first step.
 
@@ -98,12 +102,14 @@ class Trainer:
                 f"losses.patch needs pictures above {PATCH_PX} px, the generator's have {self.source.image_size}; set it to 0."
             )
         self.guides = [Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)]
+        self.texture = Texture.of(config, self.guides, self._load_clip)
+        clips += [self.texture.clip] if self.texture and self.texture.clip not in clips else []
         prints = [{"name": clip.name, "sha256": fingerprint(clip.state_dict())} for clip in clips]
         self.environment = environment(device_name(self.device), origin, prints)
         self._build()
 
     def _load_clip(self, name: str) -> ClipModel:
-        return load_clip(name, resize=self.config.quirks.resize)
+        return load_clip(name, resize=self.config.quirks.resize).to(self.device, self.dtype)
 
     def _build(self) -> None:
         """Mapper, target, average and optimisers at their start."""
@@ -155,13 +161,49 @@ class Trainer:
         z_BZ = given[step - 1] if given is not None else draw_z(self.source.latent_dim, batch, self.config.run.seed, label, step)
         return self.source.map(z_BZ.to(self.device, self.dtype))
 
+    @torch.no_grad()
+    def seen(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """Styles BS of a step of stage 1, and the unit features BE of their source pictures for every CLIP.
+
+        With `mapper.pictures`, the first steps draw that many and the later ones show them again, shuffled anew every round.
+        """
+        batch, seed = self.config.mapper.batch, self.config.run.seed
+        pages = self.config.mapper.pictures // batch
+        if not pages or step <= pages:
+            return self._look(step)
+        # A resumed run looks again at the same pages, so that roundings are the same.
+        album = [self._look(page) for page in range(1, pages + 1)]
+        order = torch.randperm(pages * batch, generator=rng("stage1 order", seed, (step - 1) // pages))
+        rows = order.to(self.device)[(step - 1) % pages * batch :][:batch]
+        features = [torch.cat(each)[rows] for each in zip(*(page[1] for page in album), strict=True)]
+        return torch.cat([page[0] for page in album])[rows], features
+
+    def _look(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """Fresh styles and features of a step, kept where they will be shown again."""
+        if step in self.album:
+            return self.album[step]
+        w_BS = self.styles(step)
+        pictures = self.pictures(self.source, w_BS, step)
+        found = w_BS, [directions.normalize(guide.see(pictures)) for guide in self.guides]
+        if self.config.mapper.pictures:
+            self.album[step] = found
+        return found
+
     def pictures(self, generator: Generator, w: Tensor, step: int, label: str = "") -> Tensor:
         """Pictures of styles BS or BKS, with the noise of a step."""
         label = label or f"stage{self.stage}"
         if self.config.quirks.noise == "independent" and generator is self.target:
             label += " target"
+        noise = self._noise(label, step, len(w))
+        size = len(w) if torch.is_grad_enabled() else self._part()
+        parts = [slice(first, first + size) for first in range(0, len(w), size)]
         with self.guides[0].mixed(self.device):
-            return generator.synthesize(w, self._noise(label, step, len(w))).to(self.dtype)
+            drawn = [generator.synthesize(w[part], noise_of(noise, part)).to(self.dtype) for part in parts]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+
+    def _part(self) -> int:
+        """Pictures to draw at a time where no gradient, or one for the styles alone, is kept."""
+        return max(1, PART_PIXELS.get(self.device.type, 16 * 256**2) // self.source.image_size**2)
 
     def _noise(self, label: str, step: int, batch: int) -> Noise:
         kind = self.config.quirks.noise
@@ -193,8 +235,9 @@ class Trainer:
         def loss(pictures: Tensor) -> Tensor:
             return torch.stack([guide.weight * guide.label_loss(pictures.to(self.dtype)) for guide in self.guides]).sum()
 
+        noise, part = self._noise("select", step, len(w_BS)), max(self.config.train.batch, self._part())
         with self.guides[0].mixed(self.device):
-            scores, value = trainable.score_layers(self.target, w_BS, loss, noise=self._noise("select", step, len(w_BS)))
+            scores, value = trainable.score_layers(self.target, w_BS, loss, noise=noise, part=part)
         self._require_finite(value, step)
         self.facts |= {"scores": scores, "selection_loss": value}
         return trainable.top_latents(scores, self.config.train.top_k or trainable.default_top_k(self.target))
@@ -220,6 +263,9 @@ class Trainer:
             with torch.no_grad():
                 source_BE = guide.see(losses.crop_patches(before, centers, PATCH_PX))
             terms["patch"] = guide.patch_loss(source_BE, guide.see(losses.crop_patches(after, centers, PATCH_PX)))
+        if self.texture is not None:
+            with guide.mixed(self.device):
+                terms["texture"] = self.texture.loss(step, before, after)
         self.facts.setdefault("image_directions", []).append(image_direction.detach())
         self.facts.setdefault("text_directions", []).append(text_direction)
         self.facts["pictures"] = (before, after.detach())
@@ -384,60 +430,3 @@ class Trainer:
         save_generator(self.folder.generator_file, self.ema, metadata)
         self.folder.set_status("finished", 2, self.totals[2])
         self.progress({"kind": "finish", "path": str(self.folder.path)})
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a config; "auto" takes a GPU where there is one. InputError where the asked one is missing."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(name)
-    if (device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count())) or (
-        device.type == "mps" and not mps
-    ):
-        raise InputError(f"there is no device {name} here; use --device auto or cpu.")
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """What kind of device it is, in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
-
-
-def save_mapper(path: Path, mapper: PromptMapper) -> None:
-    """Writes a mapper with the shape of each of its heads."""
-    heads: list[Any] = list(mapper.heads)
-    shapes = [
-        {
-            "style_dim": head.layers[0].weight.shape[1],
-            "num_words": head.num_words,
-            "text_width": head.text_width,
-            "hidden": head.layers[0].weight.shape[0],
-            "depth": len(head.layers),
-            "tokens": head.context is not None,
-        }
-        for head in heads
-    ]
-    write_tensors(path, mapper.state_dict(), {"heads": json.dumps(shapes), "version": __version__})
-
-
-def load_mapper(path: Path) -> PromptMapper:
-    """The mapper that `save_mapper` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        shapes, state = json.loads(file.metadata()["heads"]), {key: file.get_tensor(key) for key in file.keys()}
-    heads = []
-    for shape in shapes:
-        words = torch.zeros(shape["num_words"], shape["text_width"]) if shape.pop("tokens") else None
-        heads.append(LatentMapper(**shape, context=words))
-    mapper = PromptMapper(heads).to(next(iter(state.values())).dtype)
-    mapper.load_state_dict(state)
-    return mapper
