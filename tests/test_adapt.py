@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 import tiny
+from zeroshift import trainer
 from zeroshift.adapt import AdaptRun, adapt, plan
 from zeroshift.checkpoints import save_generator
 from zeroshift.clip import ClipModel, build_dual_encoder
 from zeroshift.clip_files import save_clip
 from zeroshift.config import AdaptConfig
+from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError, RunError
 from zeroshift.latent import draw_noise, draw_z
-from zeroshift.record import RunFolder
+from zeroshift.record import RunFolder, load_mapper
 from zeroshift.text import BytePairTokenizer
-from zeroshift.trainer import load_mapper, resolve_device
+from zeroshift.trainer import Trainer
 
 Event = dict[str, Any]
 
@@ -369,3 +371,43 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="there is no device cuda:63 here"):
         resolve_device("cuda:63")
+
+
+def test_stage_1_can_show_the_same_pictures_again_in_new_orders(tmp_path: Path) -> None:
+    fresh = Trainer(tiny.config(tmp_path / "a"), tiny.given())
+    again = Trainer(tiny.config(tmp_path / "b", mapper={"pictures": 8, "steps": 8}), tiny.given())
+    for each in (fresh, again):
+        each.load()
+    first = [again.seen(step) for step in (1, 2)]
+    for step, (w, features) in enumerate(first, start=1):
+        expected_w, expected = fresh.seen(step)
+        assert torch.equal(w, expected_w) and all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
+    album_w, rounds = torch.cat([w for w, _ in first]), []
+    for steps in ((3, 4), (5, 6)):
+        shown = [again.seen(step) for step in steps]
+        w, features = torch.cat([page[0] for page in shown]), torch.cat([page[1][1] for page in shown])
+        order = [int((album_w == row).all(dim=1).nonzero()) for row in w]
+        assert sorted(order) == list(range(8)) and torch.equal(features, torch.cat([page[1][1] for page in first])[order])
+        rounds.append(order)
+    assert rounds[0] != rounds[1] != list(range(8))
+
+
+def test_a_stopped_run_that_shows_pictures_again_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    mapper = {"pictures": 9, "steps": 7}
+    whole = tiny.run(tmp_path / "whole", mapper=mapper)
+    with pytest.raises(ZeroDivisionError):
+        tiny.run(tmp_path / "run", hook=Stop((1, 5), ZeroDivisionError()), mapper=mapper)
+    assert same(tiny.run(tmp_path / "run", mapper=mapper).mapper, whole.mapper)
+    with pytest.raises(InputError, match="mapper.pictures is 3"):
+        tiny.config(tmp_path / "x", mapper={"pictures": 3})
+
+
+def test_pictures_drawn_in_parts_equal_those_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Trainer(tiny.config(tmp_path / "run"), tiny.given(dtype=torch.float64))
+    run.load()
+    w = run.styles(1)
+    with torch.no_grad():
+        whole = run.pictures(run.source, w, 1)
+        monkeypatch.setitem(trainer.PART_PIXELS, "cpu", 3 * 16**2)
+        in_parts = run.pictures(run.source, w, 1)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -137,6 +139,20 @@ def test_scores_equal_the_change_of_one_sgd_step_on_the_styles() -> None:
         scores, value = trainable.score_layers(generator, w, loss, rounded=rounded)
         torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-15)
         torch.testing.assert_close(value, expected_loss.detach())
+
+
+@pytest.mark.parametrize("noise", ["buffers", "maps"])
+def test_scoring_a_batch_in_parts_changes_nothing(noise: str) -> None:
+    generator = small().double()
+    w = generator.map(latent.z_from_seeds(range(5), 8).double())
+    maps: Any = latent.draw_noise(generator.noise_shapes(), 5, 0, "select", 1) if noise == "maps" else noise
+    maps = maps if noise == "buffers" else [each.double() for each in maps]
+
+    def loss(image: Tensor) -> Tensor:
+        return (image - 0.2).square().mean()
+
+    whole, in_parts = (trainable.score_layers(generator, w, loss, noise=maps, part=part) for part in (None, 2))
+    torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=0)
 
 
 def test_scoring_leaves_no_gradient_in_the_generator() -> None:

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from zeroshift import directions, trainable
+from zeroshift import trainable
 from zeroshift.checkpoints import load_generator_file
 from zeroshift.config import AdaptConfig, configure
 from zeroshift.generators import Generator
 from zeroshift.prompts import PromptMapper
 from zeroshift.recipes import recipe, recipe_for
-from zeroshift.record import RunFolder
+from zeroshift.record import RunFolder, load_mapper
 from zeroshift.report import conclude
-from zeroshift.trainer import Hook, Injected, Progress, Trainer, load_mapper
+from zeroshift.trainer import Hook, Injected, Progress, Trainer
 
 __all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve"]
 
@@ -65,20 +65,16 @@ def adapt(
     cfg, source, guides = run.config, run.source, run.guides
     with run.recorded():
         for step in run.steps(1):  # learn the words of every picture
-            # 1. text + latent
-            w_BS = run.styles(step)
+            # 1. latent, and what every CLIP sees in the source's picture of it
+            w_BS, images = run.seen(step)
             # 2. prompts
             words = run.mapper(w_BS)
-            # 3. CLIP features
-            with torch.no_grad():
-                pictures = run.pictures(source, w_BS, step)
-                images = [directions.normalize(guide.see(pictures)) for guide in guides]
-            # 4. losses
+            # 3. losses
             terms = [guide.word_losses(*each) for guide, *each in zip(guides, words, images, strict=True)]
-            # 5. mapper
+            # 4. mapper
             run.update(step, terms)
         for step in run.steps(2):  # move the generator
-            # 1. text + latent
+            # 1. latent
             w_BS = run.styles(step)
             # 2. prompts
             with torch.no_grad():

@@ -59,3 +59,8 @@ class Generator(Protocol):
     def state(self) -> dict[str, Tensor]:
         """Copies of all weights and buffers that make up the generator."""
         ...
+
+
+def noise_of(noise: Noise, rows: slice) -> Noise:
+    """The noise that belongs to some pictures of a batch; maps of batch 1 serve all pictures."""
+    return noise if isinstance(noise, str) else [each if len(each) == 1 else each[rows] for each in noise]

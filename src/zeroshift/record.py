@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zeroshift.generators import Generator
+    from zeroshift.prompts import PromptMapper
     from zeroshift.registry import SourceInfo
 
 SCHEMA = 1
@@ -323,6 +324,41 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             # It names the system's error number in its text only.
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]), str(error)) if number else error from error
+
+
+def save_mapper(path: Path, mapper: PromptMapper) -> None:
+    """Writes a mapper with the shape of each of its heads."""
+    heads: list[Any] = list(mapper.heads)
+    shapes = [
+        {
+            "style_dim": head.layers[0].weight.shape[1],
+            "num_words": head.num_words,
+            "text_width": head.text_width,
+            "hidden": head.layers[0].weight.shape[0],
+            "depth": len(head.layers),
+            "tokens": head.context is not None,
+        }
+        for head in heads
+    ]
+    write_tensors(path, mapper.state_dict(), {"heads": json.dumps(shapes), "version": __version__})
+
+
+def load_mapper(path: Path) -> PromptMapper:
+    """The mapper that `save_mapper` wrote."""
+    import torch
+    from safetensors import safe_open
+
+    from zeroshift.prompts import LatentMapper, PromptMapper
+
+    with safe_open(path, "pt") as file:
+        shapes, state = json.loads(file.metadata()["heads"]), {key: file.get_tensor(key) for key in file.keys()}
+    heads = []
+    for shape in shapes:
+        words = torch.zeros(shape["num_words"], shape["text_width"]) if shape.pop("tokens") else None
+        heads.append(LatentMapper(**shape, context=words))
+    mapper = PromptMapper(heads).to(next(iter(state.values())).dtype)
+    mapper.load_state_dict(state)
+    return mapper
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:

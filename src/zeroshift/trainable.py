@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift.errors import InputError
-from zeroshift.generators import Generator, Layer, Noise
+from zeroshift.generators import Generator, Layer, Noise, noise_of
 
 LayerMap = Literal["exact", "published"]
 
@@ -104,23 +104,29 @@ def score_layers(
     *,
     noise: Noise = "buffers",
     rate: float = SELECTION_RATE,
+    part: int | None = None,
     rounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scores (K,), how far one gradient step of the loss on W+ moves each latent, and the loss itself.
 
-    score_k = mean over batch and style of |w_k' - w_k|, w' = w - rate * d loss / d w. `loss` takes pictures BCHW and gives a
-    scalar; `w` is BS or BKS. The weights of the generator receive no gradient.
+    score_k = mean over batch and style of |w_k' - w_k|, w' = w - rate * d loss / d w. `loss` takes pictures BCHW and gives their
+    mean loss; `w` is BS or BKS. `part` pictures are differentiated at a time, which bounds the memory and changes nothing else.
+    The weights of the generator receive no gradient.
     Note. `rounded` subtracts w from w' in their own precision, as the published code does, instead of taking rate * |gradient|.
     """
     count = _num_latents(generator)
-    rows = w.unsqueeze(1).expand(-1, count, -1) if w.dim() == 2 else w
-    rows = rows.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        value = loss(generator.synthesize(rows, noise))
-        (gradient,) = torch.autograd.grad(value, rows)
-    before = rows.detach()
-    change = (before - rate * gradient) - before if rounded else rate * gradient
-    return change.abs().mean(dim=(0, 2)), value.detach()
+    before = (w.unsqueeze(1).expand(-1, count, -1) if w.dim() == 2 else w).detach()
+    gradients, values = [], []
+    for first in range(0, len(before), part or len(before)):
+        rows = slice(first, first + (part or len(before)))
+        leaf = before[rows].clone().requires_grad_()
+        with torch.enable_grad():
+            value = loss(generator.synthesize(leaf, noise_of(noise, rows))) * (len(leaf) / len(before))
+            gradients += torch.autograd.grad(value, leaf)
+        values.append(value.detach())
+    step = rate * torch.cat(gradients)
+    change = (before - step) - before if rounded else step
+    return change.abs().mean(dim=(0, 2)), torch.stack(values).sum()
 
 
 def top_latents(scores: Tensor, count: int) -> tuple[int, ...]:

@@ -1,0 +1,191 @@
+"""Time and memory of a step of `zs.adapt` against the published procedure written out literally (`benchmarks/literal.py`).
+
+    python benchmarks/adapt.py [--worlds vit portraits] [--stages 1 2] [--steps 3] [--channel-multiplier 2] [--threads 2]
+
+Every side lives in a process of its own, which says its own peak memory; the sides take turns, step by step, on the same models
+and the same injected latents, and their losses must be equal. "vit" is a ViT-B/32-shaped CLIP with a 256 px StyleGAN2 of random
+weights; "portraits" the built-in models. Seconds are the least over the steps after the first, which warms up: other work on the
+machine only adds. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zeroshift as zs
+from zeroshift import latent
+from zeroshift.adapt import Injected
+from zeroshift.clip import ClipModel
+from zeroshift.config import AdaptConfig, configure
+from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
+
+SIDES: dict[str, dict[str, Any]] = {
+    "literal": {},
+    "ours": {},
+    "amortised": {"train": {"select_every": 2}},
+    "bf16": {"run": {"precision": "bf16"}},
+}
+"""The published procedure; ours doing the same; ours with steps that select layers and steps that do not; ours in bfloat16."""
+
+TOLERANCE = 1e-4
+"""Largest relative difference between the losses of the published procedure and ours, both in float32."""
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+
+def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipModel]]:
+    """Generator and CLIPs, equal in every process."""
+    if world == "portraits":
+        return zs.load_generator("portraits")[0], [zs.load_clip(f"portraits-clip-{letter}") for letter in "ab"]
+    import transformers
+
+    from zeroshift.text import BytePairTokenizer
+
+    torch.manual_seed(0)
+    shape = transformers.CLIPConfig(text_config={"eos_token_id": 49407, "bos_token_id": 49406})
+    clip = ClipModel(transformers.CLIPModel(shape), BytePairTokenizer(), resolution=224, name="ViT-B/32 shape")
+    return StyleGAN2Generator(StyleGAN2Config(size=256, channel_multiplier=multiplier)).eval(), [clip]
+
+
+def settings(world: str, stage: int, steps: int, side: str, out: str) -> AdaptConfig:
+    """Published sizes, layers chosen adaptively in both worlds; low rates, so that roundings do not grow from step to step."""
+    stage2 = {"steps": steps if stage == 2 else 1, "batch": 2, "lr": 1e-4}
+    changes: dict[str, Any] = {
+        "source": "photo",
+        "target": "pencil sketch",
+        "mapper": {"steps": steps if stage == 1 else 1, "batch": 32 if stage == 1 else 2, "lr": 1e-3},
+        "train": stage2 | SIDES[side].get("train", {}),
+        "quirks": {"noise": "buffers"},
+        "run": {"checkpoint_every": 10**6, "grid_every": 0, **SIDES[side].get("run", {})},
+        "clip": ("a", "b") if world == "portraits" else ("a",),
+        "out": out,
+    }
+    return configure(**changes)
+
+
+def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Injected:
+    """The same latents for all sides; a single small step of stage 1 comes before stage 2."""
+
+    def stack(label: str, count: int, batch: int) -> torch.Tensor:
+        return torch.stack([latent.draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)])
+
+    counts, batch = {1: (steps, 1), 2: (1, steps)}[stage], {1: 32, 2: 2}[stage]
+    return Injected(stage1_z=stack("1", counts[0], batch), stage2_z=stack("2", counts[1], 2), select_z=stack("select", steps, 8))
+
+
+def work(pipe: Connection, side: str, world: str, stage: int, steps: int, args: argparse.Namespace) -> None:
+    """A side's process: waits for its turn before every step, then sends loss, seconds and peak bytes."""
+    torch.set_num_threads(args.threads)
+    generator, clips = models(world, args.channel_multiplier)
+    given = latents(generator, stage, steps)
+    began = 0.0
+
+    def turn() -> None:
+        nonlocal began
+        pipe.recv()
+        began = time.perf_counter()
+
+    def tell(loss: float, last: bool) -> None:
+        pipe.send((loss, time.perf_counter() - began, peak_bytes()))
+        if not last:
+            turn()
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(world, stage, steps, side, str(Path(folder) / "run"))
+        turn()
+        if side == "literal":
+            run_literal(config, generator, clips, given, stage, tell)
+            return
+        given.generator, given.clips = generator, clips
+
+        def hook(event: dict[str, Any]) -> None:
+            if event["stage"] == stage:
+                tell(float(event["losses"]["loss"]), event["step"] == steps)
+
+        zs.adapt(config, state=given, hook=hook)
+
+
+def run_literal(config: AdaptConfig, generator: Any, clips: list[ClipModel], given: Injected, stage: int, tell: Any) -> None:
+    """The published procedure on the given latents, from the mapper that a run with this config starts from."""
+    from literal import Literal
+    from zeroshift.prompts import PromptMapper, prompt_mapper
+
+    heads = [
+        prompt_mapper([clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()).heads[0]
+        for index, clip in enumerate(clips)
+    ]
+    loop = Literal(generator, clips, PromptMapper(heads), config)
+    assert given.stage1_z is not None and given.stage2_z is not None and given.select_z is not None
+    if stage == 1:
+        for step, z in enumerate(given.stage1_z):
+            tell(loop.stage1(z), step + 1 == len(given.stage1_z))
+        return
+    loop.stage1(given.stage1_z[0])
+    for step, (z, select_z) in enumerate(zip(given.stage2_z, given.select_z, strict=True)):
+        tell(loop.stage2(z, select_z), step + 1 == len(given.stage2_z))
+
+
+def compare(world: str, stage: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One line of results: all sides of one stage in one world, taking turns."""
+    steps, start = args.steps, multiprocessing.get_context("spawn")
+    sides = [side for side in args.sides if stage == 2 or side != "amortised"]
+    pipes, seen = {}, {side: [] for side in sides}
+    for side in sides:
+        pipes[side], theirs = start.Pipe()
+        start.Process(target=work, args=(theirs, side, world, stage, steps, args), daemon=True).start()
+    for step in range(1, steps + 1):
+        for side in sides:
+            pipes[side].send("go")
+            seen[side].append(pipes[side].recv())
+            loss, seconds, peak = seen[side][-1]
+            print(f"{world} stage {stage} step {step} {side}: loss {loss:.6f}, {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
+    result: dict[str, Any] = {"world": world, "stage": stage, "steps": steps}
+    for side in sides:
+        result[side] = {"seconds": typical(side, [row[1] for row in seen[side]]), "peak_gb": round(seen[side][-1][2] / 1e9, 3)}
+        result[side]["deviation"] = max(
+            abs(mine[0] - row[0]) / abs(row[0]) for mine, row in zip(seen[side], seen["literal"], strict=True)
+        )
+        for name, key in (("speedup", "seconds"), ("memory", "peak_gb")):
+            ratio = result["literal"][key] / result[side][key]
+            result[side][name] = round(ratio if name == "speedup" else 1 / ratio, 2)
+    deviation = result["ours"]["deviation"]
+    assert deviation <= TOLERANCE, f"losses differ by {deviation:.1e} of the published ones, {TOLERANCE:.0e} is allowed"
+    return result
+
+
+def typical(side: str, seconds: list[float]) -> float:
+    """Least after the first step; with layers selected at every tenth step, the mean over ten."""
+    if side != "amortised":
+        return round(min(seconds[1:]), 4)
+    plain, selecting = min(seconds[1::2]), min(seconds[2::2])
+    return round((9 * plain + selecting) / 10, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", nargs="+", default=["vit", "portraits"], choices=["vit", "portraits"])
+    parser.add_argument("--stages", nargs="+", type=int, default=[1, 2], choices=[1, 2])
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--channel-multiplier", type=int, default=2, help="2: config-f, 1: half the channels above 32 px")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    rows = [compare(world, stage, args) for world in args.worlds for stage in args.stages]
+    print(json.dumps({"threads": args.threads, "channel_multiplier": args.channel_multiplier, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Where a run computes, and how a device says that its memory ran out."""
+
+from __future__ import annotations
+
+import torch
+
+from zeroshift.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a config; "auto" takes a GPU where there is one. InputError where the asked one is missing."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    if (device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count())) or (
+        device.type == "mps" and not mps
+    ):
+        raise InputError(f"there is no device {name} here; use --device auto or cpu.")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What kind of device it is, in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
