@@ -211,7 +211,3 @@ def test_the_command_says_what_it_wrote_and_how_large_it_is(
     assert cli.main([*words, "rosinality", "--overwrite", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["to"] == "rosinality" and told["bytes"] == (tmp_path / "g.pt").stat().st_size
-
-
-def test_sizes_are_told_as_people_read_them() -> None:
-    assert [cli.megabytes(size) for size in (900, 123_456, 7_306_920)] == ["1 kB", "123 kB", "7.3 MB"]

@@ -20,6 +20,7 @@ import tyro
 from . import __version__
 from .config import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
 from .errors import InputError, RunError
+from .hub import megabytes
 from .recipes import recipe, recipe_for
 
 if TYPE_CHECKING:
@@ -324,11 +325,6 @@ def convert(command: Convert) -> int:
     elif command.to == "onnx" and command.check:
         print("  not compared with ours: that needs onnxruntime (pip install 'zeroshift[onnx]')")
     return 0
-
-
-def megabytes(size: int) -> str:
-    """A number of bytes as a person reads it."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def doctor(command: Doctor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +12,7 @@ import torch
 
 from zeroshift.checkpoints import file_sha256, load_discriminator_file, load_generator_file
 from zeroshift.errors import InputError
+from zeroshift.hub import WEIGHTS, Reference, fetch_folder, fetch_generator, is_reference, parse_reference
 from zeroshift.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 if TYPE_CHECKING:
@@ -24,8 +26,7 @@ CLIPS = {"portraits-clip-a": "clip-a", "portraits-clip-b": "clip-b", "portraits-
 GENERATOR_FILES = ("generator.safetensors", "model.safetensors", "generator.pt", "model.pt")
 """Names tried, in this order, in a folder or a hub repository that is given as a generator."""
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SourceInfo:
 
 
 def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[StyleGAN2Generator, SourceInfo]:
-    """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or a hub id, and its origin.
+    """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or one on the hub, and its origin.
 
     Raises InputError that names the built-in generators if nothing is found, or says what is wrong with the file.
     """
@@ -67,14 +68,19 @@ def load_clip(
         raise InputError(f'"{name}" is a generator, not a CLIP. The built-in CLIPs are {", ".join(CLIPS)}.')
     if name in CLIPS:
         return load_clip_folder(_asset(name, CLIPS[name]), resize=resize, name=name).to(device)
-    if not Path(spec).is_dir() and not _is_hub_id(name):
+    if Path(spec).is_dir():
+        return load_clip_folder(spec, resize=resize).to(device)
+    if not is_reference(spec) and not _is_hub_id(name):
         raise InputError(_not_found("CLIP", name, CLIPS))
-    return load_clip_folder(spec, resize=resize).to(device)
+    folder = _from_hub("CLIP", name, CLIPS, lambda reference: fetch_folder(reference, _clip_files))
+    return load_clip_folder(folder, resize=resize, name=parse_reference(name).repository.split("/")[1]).to(device)
 
 
 def find_generator(spec: str | Path) -> Path:
     """File of a generator, downloaded if `spec` is a hub id."""
     name, path = str(spec), Path(spec)
+    if is_reference(spec):
+        return fetch_generator(parse_reference(name), GENERATOR_FILES)
     if name in GENERATORS:
         return _asset(name, GENERATORS[name])
     if name in CLIPS:
@@ -86,26 +92,17 @@ def find_generator(spec: str | Path) -> Path:
             if (path / file_name).is_file():
                 return path / file_name
         raise InputError(f"the folder {path} holds none of {', '.join(GENERATOR_FILES)}. Give the generator file itself.")
-    if _is_hub_id(name):
-        return _download(name)
-    raise InputError(_not_found("generator", name, GENERATORS))
+    if not _is_hub_id(name):
+        raise InputError(_not_found("generator", name, GENERATORS))
+    return _from_hub("generator", name, GENERATORS, lambda reference: fetch_generator(reference, GENERATOR_FILES))
 
 
-def _download(repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    for file_name in GENERATOR_FILES:
-        try:
-            return Path(hf_hub_download(repository, file_name))
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                continue
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(f"{_not_found('generator', repository, GENERATORS)} The hub said: {reason}") from error
-    raise InputError(
-        f'the hub repository "{repository}" holds none of {", ".join(GENERATOR_FILES)}. Download its file and give the path.'
-    )
+def _clip_files(names: list[str]) -> list[str]:
+    """Files of a repository that a CLIP needs: its settings and words, and its weights in one format."""
+    top = [name for name in names if "/" not in name]
+    formats = (r"model.*\.safetensors", r".*\.safetensors", r"pytorch_model.*\.bin", r".*\.(bin|pt)")
+    weights = ([name for name in top if re.fullmatch(form, name)] for form in formats)
+    return [name for name in top if name.endswith((".json", ".txt", ".model"))] + next(filter(None, weights), [])
 
 
 def _asset(name: str, place: str) -> Path:
@@ -117,8 +114,18 @@ def _asset(name: str, place: str) -> Path:
     return path
 
 
+def _from_hub(kind: str, name: str, built_in: dict[str, str], fetch: Callable[[Reference], Path]) -> Path:
+    """What is fetched for a hub id; where that fails, the message says what else the name could have been."""
+    try:
+        return fetch(parse_reference(name))
+    except InputError as error:
+        if is_reference(name):
+            raise
+        raise InputError(f"{_not_found(kind, name, built_in)} {error}") from error
+
+
 def _is_hub_id(name: str) -> bool:
-    return HUB_ID.fullmatch(name) is not None and not name.endswith(SUFFIXES)
+    return HUB_ID.fullmatch(name) is not None and not name.endswith(WEIGHTS)
 
 
 def _not_found(kind: str, name: str, built_in: dict[str, str]) -> str:

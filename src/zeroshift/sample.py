@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from . import __version__
 from .errors import InputError
 from .generators import Generator
+from .hub import is_reference
 from .latent import truncate, z_from_seeds
 from .record import RunFolder, write_bytes
 from .registry import load_generator
@@ -233,8 +234,17 @@ class Run:
         }
 
 
-def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run:
-    """A finished run, from its folder. `generator` says where the source generator is now, if not where the run found it."""
+@overload
+def load(run: Path, *, generator: str | None = None, device: str = "cpu") -> Run: ...
+@overload
+def load(run: str, *, generator: str | None = None, device: str = "cpu") -> Any: ...
+def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run | Generator:
+    """A finished run, from its folder; or the generator of a hub reference such as "hf:owner/name".
+
+    `generator` says where the source generator of a run is now, if not where the run found it.
+    """
+    if is_reference(run):
+        return load_generator(run, device)[0]
     folder = RunFolder.load(run)
     if not folder.generator_file.is_file():
         raise InputError(f"{run} has no adapted generator yet ({folder.status.state}); run the command that began it again.")
@@ -247,7 +257,7 @@ def sample(
     truncation: float | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator.
+    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator (or its hub reference).
 
     `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source (0), target (1) and
     beyond (up to 2); it needs a run, because only that knows its source.
