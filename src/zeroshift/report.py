@@ -46,7 +46,7 @@ def conclude(folder: RunFolder, source: Generator, target: Generator) -> tuple[P
     config, picture = folder.config, folder.path / "before_after.png"
     if not picture.is_file():
         seeds = range(config.run.samples)
-        known = _knows_truth(folder)
+        known = knows_truth(folder)
         truth = true_pictures(seeds, source.latent_dim, config.target, source.image_size) if known else None
         rows = before_after(source, target, (config.source, config.target), seeds, config.run.truncation, truth)
         write_png(picture, rows, {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target})
@@ -54,7 +54,7 @@ def conclude(folder: RunFolder, source: Generator, target: Generator) -> tuple[P
     return picture, report if report.is_file() else write_report(folder)
 
 
-def _knows_truth(folder: RunFolder) -> bool:
+def knows_truth(folder: RunFolder) -> bool:
     """Whether the true pictures of the target domain are known: those of the built-in world in its own domains."""
     from .portraits import domain_of
 
@@ -87,7 +87,7 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "numbers": _numbers(folder, lines),
         "before_after": data_uri(before_after) if before_after.is_file() else "",
         "before_after_text": f"The same seeds as {config.source}, and as {config.target} by the adapted generator"
-        + ("; the third row is the truth." if _knows_truth(folder) else "."),
+        + ("; the third row is the truth." if knows_truth(folder) else "."),
         "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
         "layers": layers,
