@@ -1,9 +1,9 @@
 """The published IPL procedure, written out literally from its formulas: the yardstick of `benchmarks/adapt.py`.
 
-What costs its authors time is kept: the template sentences of both labels encoded at every step of stage 1, prompts encoded one by
-one at full length, gradients of every CLIP and generator weight, layers selected with a batch of their own at every step,
+What costs its authors time is kept: the template sentences of both labels encoded at every step of stage 1, prompts encoded one
+by one at full length, gradients of every CLIP and generator weight, layers selected with a batch of their own at every step,
 convolutions with one group per sample, the average taken over the whole state. Where the published program is unclear the cheaper
-reading is taken: constants are encoded without gradient, and so are the prompts of stage 2. What is computed follows our corrected
+reading is taken: constants are encoded without gradient, and so are the prompts of stage 2. What is computed follows our own
 defaults (residual, layer map, bounded image direction), so that the losses must equal those of the product.
 """
 
