@@ -35,6 +35,7 @@ MAX_PEEKS = 16
 """Files of one repository whose beginnings are looked at."""
 
 _PART = r"[A-Za-z0-9][\w.-]*"
+_PLAIN = re.compile(rf"{_PART}/{_PART}(@.+)?")
 _FORM = re.compile(rf"({_PART}/{_PART})(?:@(refs/\w+/[^/@]+|[^/@]+))?(?:/([^@]+))?(?:@(.+))?")
 
 
@@ -54,6 +55,11 @@ class Reference:
 def is_reference(spec: str | Path) -> bool:
     """Whether a model is named as one of the hub."""
     return isinstance(spec, str) and spec.startswith(PREFIX)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the plain form owner/name of the hub, and does not end like a file of weights."""
+    return _PLAIN.fullmatch(name) is not None and not name.endswith(WEIGHTS)
 
 
 def parse_reference(text: str) -> Reference:
@@ -83,7 +89,7 @@ def fetch_generator(reference: Reference, preferred: Sequence[str] = ()) -> Path
             return _fetch([replace(reference, file=weights[0])])[0]
         found = []
         if len(weights) <= MAX_PEEKS:
-            _say(f"looking for the generator among {len(weights)} files of {reference}")
+            say(f"looking for the generator among {len(weights)} files of {reference}")
             found = [name for name in weights if holds_generator(peek(name))]
         choices = [name for name in preferred if name in found] or found
         if len(choices) == 1 or (choices and choices[0] in preferred):
@@ -128,7 +134,7 @@ def _fetch(references: Sequence[Reference]) -> list[Path]:
     if missing:
         names = missing[0][0].file if len(missing) == 1 else f"{len(missing)} files"
         size = megabytes(sum(info.file_size or 0 for _, info in missing))
-        _say(f"downloading {names} ({size}) of {missing[0][0].repository} from {endpoint()}")
+        say(f"downloading {names} ({size}) of {missing[0][0].repository} from {endpoint()}")
     return [
         Path(hf_hub_download(**facts(item))) if info.will_download else Path(info.local_path)  # pyright: ignore
         for item, info in found
@@ -155,7 +161,7 @@ def _listed(reference: Reference) -> tuple[dict[str, int], Callable[[str], bytes
         except _network_errors():
             if cached is None:
                 raise
-            _say(f"{endpoint()} did not answer; using what is in the cache of {reference}")
+            say(f"{endpoint()} did not answer; using what is in the cache of {reference}")
     folder = cached
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     return sizes, lambda name: _local_head(folder / name)
@@ -204,8 +210,8 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def explained(reference: Reference) -> Iterator[None]:
-    """Turns what the hub's client raises into one InputError that says what to try."""
+def explained(reference: Reference, failed: str = "could not deliver") -> Iterator[None]:
+    """Turns what the hub's client raises into one InputError that says what to try. `failed` says what the hub did."""
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -240,14 +246,18 @@ def explained(reference: Reference) -> Iterator[None]:
     except HFValidationError as error:
         raise InputError(f"{reference} is no valid name on the hub: {_first_line(error)}") from error
     except _network_errors() as error:
-        raise InputError(f"{where} could not deliver {reference}: {_first_line(error)}") from error
+        if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
+            raise InputError(
+                f"{where} {failed} {reference}: your token does not allow it; log in with `hf auth login`."
+            ) from error
+        raise InputError(f"{where} {failed} {reference}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Tells the person at the terminal, below or above running bars. A download is never silent, whoever began it."""
     from huggingface_hub.utils import tqdm
 
