@@ -15,7 +15,7 @@ from torch import Tensor
 from goldenlib import fill, golden_root, load, run_name, runs
 from zeroshift import directions, losses
 from zeroshift.clip import ClipModel
-from zeroshift.clip_files import from_openai_state, openai_sizes
+from zeroshift.clip_openai import from_openai_state, openai_sizes
 from zeroshift.prompts import mapper_from_official
 from zeroshift.text import TemplateBank, context_sentence, sentence
 

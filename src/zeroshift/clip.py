@@ -32,6 +32,9 @@ class ClipModel(nn.Module):
     features.
     """
 
+    first_word = 1
+    """Position of a text's first word: behind the start token."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -55,8 +58,8 @@ class ClipModel(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.templates, self.context = templates, context
         self.resize: Resize = resize
-        self.embed_dim: int = self.model.text_projection.out_features
-        self.text_width: int = self.model.text_projection.in_features
+        self.embed_dim: int = self._text_projection.out_features
+        self.text_width: int = self._text_projection.in_features
         self.context_length: int = self.model.text_model.config.max_position_embeddings
         # A vision transformer has one convolution, which cuts the patches.
         self.convolutional = sum(isinstance(each, nn.Conv2d) for each in self.model.vision_model.modules()) > 1
@@ -80,7 +83,11 @@ class ClipModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.model.text_projection.weight.dtype
+        return self._text_projection.weight.dtype
+
+    @property
+    def _text_projection(self) -> nn.Linear:
+        return self.model.text_projection
 
     def preprocess(self, images: Tensor) -> Tensor:
         """CLIP's input from pictures BCHW in [-1, 1]: shorter side to the resolution, centre crop, mean and deviation.
@@ -99,22 +106,18 @@ class ClipModel(nn.Module):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features B,E of already preprocessed pictures, un-normalised."""
         pixels = pixels.to(self.dtype).contiguous(memory_format=self.memory_format)
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output.flatten(1)
-        return _full(self.model.visual_projection(pooled))
+        return _full(self._project(self.model.vision_model(pixel_values=pixels).pooler_output.flatten(1)))
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
-        """Ids B,T on the model's device, zero padded to the context length."""
+        """Ids B,T on the model's device, padded to the context length."""
         texts = [texts] if isinstance(texts, str) else texts
-        return self.tokenizer(texts, self.context_length).to(self.model.text_projection.weight.device)
+        return self.tokenizer(texts, self.context_length).to(self._text_projection.weight.device)
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
-        """Features B,E of texts or token ids B,T, un-normalised, read at the end token.
-
-        Note: padding after the longest text is cut off, which changes nothing because attention is causal.
-        """
+        """Features B,E of texts or token ids B,T, un-normalised, read at the end token."""
         ids_BT = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         end_B = self._ends(ids_BT)
-        return self._read(self.model.text_model.embeddings.token_embedding(ids_BT[:, : int(end_B.max()) + 1]), end_B)
+        return self._read(self.model.text_model.embeddings.token_embedding(self._attended(ids_BT, end_B)), end_B)
 
     def encode_prompts(self, prompts: Tensor, text: str) -> Tensor:
         """Features B,E of `text` with the embeddings of its first M words replaced by `prompts` B,M,D, un-normalised.
@@ -126,24 +129,31 @@ class ClipModel(nn.Module):
             raise InputError(
                 f"prompts are {width} wide, the text tower of {self.name} {self.text_width}. Make one head per CLIP."
             )
-        ids_1T = self.tokenize(text)
+        ids_1T, first = self.tokenize(text), self.first_word
         end_1 = self._ends(ids_1T)
-        if num_words >= int(end_1):
-            raise InputError(f'"{text}" has {int(end_1) - 1} tokens, fewer than {num_words} learned words. Use a longer context.')
-        tokens = self.model.text_model.embeddings.token_embedding(ids_1T[:, : int(end_1) + 1]).expand(batch, -1, -1)
-        tokens_BTD = torch.cat([tokens[:, :1], prompts.to(tokens.dtype), tokens[:, 1 + num_words :]], dim=1)
+        if num_words > (known := int(end_1) - first):
+            raise InputError(f'"{text}" has {known} tokens, fewer than {num_words} learned words. Use a longer context.')
+        tokens = self.model.text_model.embeddings.token_embedding(self._attended(ids_1T, end_1)).expand(batch, -1, -1)
+        tokens_BTD = torch.cat([tokens[:, :first], prompts.to(tokens.dtype), tokens[:, first + num_words :]], dim=1)
         return self._read(tokens_BTD, end_1.expand(batch))
 
     def embed_tokens(self, text: str) -> Tensor:
         """Token embeddings T,D of a text's words, without start and end."""
         ids_1T = self.tokenize(text)
-        return self.model.text_model.embeddings.token_embedding(ids_1T[0, 1 : int(self._ends(ids_1T))])
+        return self.model.text_model.embeddings.token_embedding(ids_1T[0, self.first_word : int(self._ends(ids_1T))])
 
     def _ends(self, ids_BT: Tensor) -> Tensor:
         found_BT = ids_BT == self.tokenizer.end_id
         if not bool(found_BT.any(dim=1).all()):
             raise InputError(f"token ids without the end token {self.tokenizer.end_id}. Tokenise with this model's tokenizer.")
         return found_BT.int().argmax(dim=1)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return self.model.visual_projection(pooled)
+
+    def _attended(self, ids_BT: Tensor, end_B: Tensor) -> Tensor:
+        """The ids that matter: attention is causal, so what follows the longest text changes nothing."""
+        return ids_BT[:, : int(end_B.max()) + 1]
 
     def _read(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
         """Text feature B,E from token embeddings: positions, causal blocks, last norm and projection of row `end_B`."""
@@ -155,6 +165,31 @@ class ClipModel(nn.Module):
         hidden_BTD = tower.encoder(inputs_embeds=hidden_BTD, attention_mask=mask, is_causal=True).last_hidden_state
         rows_BD = hidden_BTD[torch.arange(len(hidden_BTD), device=end_B.device), end_B]
         return _full(self.model.text_projection(tower.final_layer_norm(rows_BD)))
+
+
+class SiglipClip(ClipModel):
+    """SigLIP: no start token, words that attend to all words and to the padding, and a feature read at the last position.
+
+    Its sigmoid loss has a bias beside the scale, which shifts all logits alike and is not needed here.
+    """
+
+    first_word = 0
+
+    @property
+    def _text_projection(self) -> nn.Linear:
+        return self.model.text_model.head
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+    def _attended(self, ids_BT: Tensor, end_B: Tensor) -> Tensor:
+        return ids_BT
+
+    def _read(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
+        tower = self.model.text_model
+        hidden_BTD = tower.embeddings(inputs_embeds=tokens_BTD)
+        hidden_BTD = tower.encoder(inputs_embeds=hidden_BTD, attention_mask=None).last_hidden_state
+        return _full(tower.head(tower.final_layer_norm(hidden_BTD[:, -1])))
 
 
 def _full(features: Tensor) -> Tensor:

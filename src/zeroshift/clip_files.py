@@ -8,43 +8,55 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from zeroshift.clip import OPENAI_MEAN, OPENAI_STD, ClipModel, Resize, own_randomness
-from zeroshift.clip_resnet import REDUCTION, ResNetClip, ResNetClipConfig
+from zeroshift.clip import OPENAI_MEAN, OPENAI_STD, ClipModel, Resize, SiglipClip, own_randomness
+from zeroshift.clip_openai import Activation, from_openai_state, openai_layout, openai_sizes
 from zeroshift.errors import InputError
+from zeroshift.pickles import flat_tensors, read_tensors
 from zeroshift.text import IMAGENET, BytePairTokenizer, HubTokenizer, TemplateBank, Tokenizer, WordTokenizer
 
-Activation = Literal["quick_gelu", "gelu"]
-
-HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
-"""Picture towers of open_clip (ViT-H, g, bigG, e) whose heads are not 64 wide: width -> width of a head."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Transformers draws a bar for every load and save of weights, which would break up our own progress."""
+def _quiet() -> Iterator[None]:
+    """Transformers draws a bar for every load and save of weights and tables of what did not fit, amid our own messages."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns whatever libraries raise on damaged or foreign files into one sentence that names the place."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # Some errors announce the reason on the next line.
+        reason = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")
+        raise InputError(f'cannot load a CLIP from "{path}": {reason}. Give a hub id or a folder with its weights.') from error
 
 
 def save_clip(clip: ClipModel, folder: str | Path) -> None:
     """Writes a folder that `load_clip_folder` and transformers read: weights, config, processor constants, words, templates."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _no_progress_bars():
+    with _quiet():
         clip.model.save_pretrained(folder)
     if isinstance(clip.tokenizer, WordTokenizer | HubTokenizer):
         clip.tokenizer.save(folder)
@@ -56,234 +68,212 @@ def save_clip(clip: ClipModel, folder: str | Path) -> None:
         (folder / file_name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_clip_folder(path: str | Path, resize: Resize = "antialias", name: str | None = None, frozen: bool = True) -> ClipModel:
-    """A CLIP from a local folder or a hub id, with its own processor constants, tokenizer and templates, in float32.
+def load_clip_folder(
+    path: str | Path, resize: Resize = "antialias", name: str | None = None, activation: Activation | None = None
+) -> ClipModel:
+    """A CLIP in float32 from a local folder: of transformers (config.json says CLIP, SigLIP, or a dual encoder with CLIP's text
+    tower), of open_clip (open_clip_config.json), or with one file of weights, which is read as `load_clip_file` does.
 
     Raises InputError where nothing is found, the files are damaged or incomplete, or the architecture is another.
     """
-    spec = str(path)
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f'there is no folder "{path}" to load a CLIP from. Give a folder, a file, or a hub id.')
+    kind = _settings(path / "config.json").get("model_type")
+    if kind is None:
+        return load_clip_file(_only_weights(path), resize, name or path.name, activation)
+    if activation is not None:
+        raise InputError(f"{path / 'config.json'} states the activation. Leave :{activation} out.")
+    with _explained(path), _quiet():
+        return _from_transformers(path, str(kind), resize, name)
+
+
+def load_clip_file(
+    path: str | Path, resize: Resize = "antialias", name: str | None = None, activation: Activation | None = None
+) -> ClipModel:
+    """A CLIP in float32 from one file: OpenAI's archive, or a state dict with OpenAI's names, as open_clip has them too, alone or
+    within a training checkpoint. An open_clip_config.json beside it is heeded.
+
+    Heads are those of the config, or see `openai_sizes`. The activation is QuickGELU in OpenAI's archives, else what the
+    argument, the config or the file's name ("quickgelu") says. Raises InputError where none says it, and as the folder does.
+    """
+    path = Path(path)
+    content = read_tensors(path)
+    state = openai_layout(flat_tensors(content.tree), path)
+    # OpenAI's archive says all about itself, wherever it lies.
+    facts = {} if content.kind == "torchscript" else _settings(path.parent / OPEN_CLIP_CONFIG)
+    with _explained(path.parent / OPEN_CLIP_CONFIG):
+        model, processor = facts.get("model_cfg", {}), facts.get("preprocess_cfg", {})
+        vision, text, width = model.get("vision_cfg", {}), model.get("text_cfg", {}), openai_sizes(state)["vision_width"]
+        _require_plain(path, model)
+        if vision.get("width", width) != width:
+            raise InputError(f"{OPEN_CLIP_CONFIG} beside {path} is of another model: width {vision['width']}, not {width}.")
+        heads = width // vision["head_width"] if "head_width" in vision else None, text.get("heads")
+        mean, std = (_three(path, processor.get(key, usual)) for key, usual in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)))
+        activation = activation or _activation_of(path, content.kind, state, model)
+        clip = from_openai_state(state, *heads, activation=activation, name=name or path.stem, resize=resize)
+    clip.mean, clip.std = mean, std
+    return clip
+
+
+def split_activation(spec: str) -> tuple[str, Activation | None]:
+    """The name of a CLIP and the activation that is written behind it: "weights.pt:gelu" or "weights.pt:quick_gelu"."""
+    name, _, last = spec.rpartition(":")
+    for activation in get_args(Activation):
+        if name and last == activation:
+            return name, activation
+    return spec, None
+
+
+def _json(path: Path) -> Any:
+    """Content of a json file; an empty dict where there is none. InputError names a broken one."""
     try:
-        model, lacking = _pretrained(spec)
-        processor, ours = _json_of(spec, "preprocessor_config.json"), _json_of(spec, "zeroshift.json")
-        tokenizer = _tokenizer_of(spec, model.config)
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f'cannot load a CLIP from "{spec}": {reason}. Give a hub id or a folder with its weights.') from error
-    if lacking:
-        raise InputError(f'the weights in "{spec}" lack {len(lacking)} tensors, as {lacking[0]}. Take the complete checkpoint.')
-    return ClipModel(
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no json file: {error}. Copy or download it again.") from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not isinstance(found := _json(path), dict):
+        raise InputError(f"{path} is no table of settings. Copy or download it again.")
+    return found
+
+
+def _three(path: Path, numbers: Any) -> tuple[float, float, float]:
+    """Mean or deviation of the three colours."""
+    red, green, blue = map(float, numbers)
+    if not all(math.isfinite(each) for each in (red, green, blue)):
+        raise InputError(f"the colour constants {numbers} of {path} are no numbers. Take the files of one model.")
+    return red, green, blue
+
+
+def _from_transformers(path: Path, kind: str, resize: Resize, name: str | None) -> ClipModel:
+    """A CLIP of transformers, with its own processor constants, tokenizer and templates."""
+    processor = _settings(path / "preprocessor_config.json")
+    processor = processor or _settings(path / "processor_config.json").get("image_processor", {})
+    ours, model = _settings(path / "zeroshift.json"), _pretrained(path, kind)
+    return (SiglipClip if kind == "siglip" else ClipModel)(
         model,
-        tokenizer,
-        name=name or ours.get("name") or Path(spec).name,
-        resolution=_resolution_of(model.config, processor),
-        mean=processor.get("image_mean", OPENAI_MEAN),
-        std=processor.get("image_std", OPENAI_STD),
+        _tokenizer_of(path, model.config),
+        name=name or ours.get("name") or path.name,
+        resolution=_resolution_of(path, model.config, processor),
+        mean=_three(path, processor.get("image_mean", OPENAI_MEAN)),
+        std=_three(path, processor.get("image_std", OPENAI_STD)),
         templates=TemplateBank(ours.get("name", "own"), tuple(ours["templates"])) if "templates" in ours else IMAGENET,
         context=ours.get("context", "a photo of a"),
         resize=resize,
-        frozen=frozen,
     )
 
 
-def _pretrained(spec: str) -> tuple[Any, list[str]]:
-    """The transformers model in float32 and the names of tensors that its weights lack."""
+def _pretrained(path: Path, kind: str) -> Any:
+    """The transformers model in float32."""
     import transformers
 
-    classes = {"clip": transformers.CLIPModel, "vision-text-dual-encoder": transformers.VisionTextDualEncoderModel}
-    config = transformers.AutoConfig.from_pretrained(spec)
-    loader: Any = classes.get(config.model_type)
-    if loader is None or config.text_config.model_type != "clip_text_model":
-        raise InputError(f'"{spec}" is a {config.model_type} model, not a CLIP with a CLIP text tower. Give another.')
-    with own_randomness(0), _no_progress_bars():
-        model, report = loader.from_pretrained(spec, dtype=torch.float32, output_loading_info=True)
+    names = {"clip": "CLIP", "siglip": "Siglip", "vision-text-dual-encoder": "VisionTextDualEncoder"}
+    if kind not in names:
+        raise InputError(f"\"{path}\" is a {kind} model. CLIPs here are {', '.join(names)}, or OpenAI's and open_clip's files.")
+    # Classes by name, not Auto classes, which offer to run code that lies in the folder.
+    config = getattr(transformers, f"{names[kind]}Config").from_pretrained(path, local_files_only=True)
+    if config.text_config.model_type not in ("clip_text_model", "siglip_text_model"):
+        raise InputError(f'the text tower of "{path}" is a {config.text_config.model_type}, not a CLIP text tower. Give another.')
+    loader: Any = getattr(transformers, f"{names[kind]}Model")
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "local_files_only": True, "output_loading_info": True}
+    pickled = [] if any(path.glob("*.safetensors")) else sorted(path.glob("pytorch_model*.bin"))
+    state = {name: each for file in pickled for name, each in flat_tensors(read_tensors(file).tree).items()} or None
+    with own_randomness(0):
+        model, report = loader.from_pretrained(None if state else path, config=config, state_dict=state, **options)
+    if report["mismatched_keys"]:
+        tensor, found, expected = min(report["mismatched_keys"])
+        sizes = f"{tuple(found)} in the weights and {tuple(expected)} by config.json"
+        raise InputError(f'the tensor {tensor} of "{path}" is {sizes}. Take the complete checkpoint again.')
+    if lacking := sorted(report["missing_keys"]):
+        raise InputError(f'the weights in "{path}" lack {len(lacking)} tensors, as {lacking[0]}. Take the complete checkpoint.')
+    if surplus := sorted(each for each in report["unexpected_keys"] if not each.endswith("position_ids")):
+        raise InputError(f'the weights in "{path}" have {len(surplus)} tensors that config.json does not know, as {surplus[0]}.')
     for tensor in (*model.parameters(), *model.buffers()):
         # Weights mapped from a file begin at odd addresses, for which matrix products round differently.
         tensor.data = tensor.data.clone()
-    return model, sorted(report["missing_keys"])
+    return model
 
 
-def _file_of(spec: str, file_name: str) -> Path | None:
-    from transformers.utils.hub import cached_file
-
-    found = cached_file(spec, file_name, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
-
-
-def _json_of(spec: str, file_name: str) -> Any:
-    """Content of a json file of the model; an empty dict where there is none."""
-    path = _file_of(spec, file_name)
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}
-
-
-def _resolution_of(config: Any, processor: Mapping[str, Any]) -> int:
-    """Side of the vision tower's input: what the tower says, else the crop, else the size of the processor."""
-    side = getattr(config.vision_config, "image_size", None) or processor.get("crop_size") or processor.get("size")
-    if isinstance(side, Mapping):
-        side = side.get("height") or side.get("shortest_edge")
-    if not isinstance(side, int):
-        raise InputError(f"this CLIP does not say its picture size (found {side!r}). Add image_size to its vision config.")
-    return side
+def _resolution_of(path: Path, config: Any, processor: Mapping[str, Any]) -> int:
+    """Side of the picture tower's input: what the tower says, else the crop, else the size of the processor. They must agree."""
+    sides = [getattr(config.vision_config, "image_size", None)]
+    crops = processor.get("do_center_crop", "crop_size" in processor) and "crop_size" in processor
+    sides += [processor.get("crop_size" if crops else "size")]
+    numbers = [each.get("height") or each.get("shortest_edge") if isinstance(each, Mapping) else each for each in sides]
+    stated = [each for each in numbers if each is not None]
+    if not stated or not all(isinstance(each, int) and each > 0 for each in stated):
+        raise InputError(f'"{path}" does not say its picture size (found {stated}). Add image_size to its vision config.')
+    if config.model_type == "clip" and stated[0] % config.vision_config.patch_size:
+        raise InputError(f'patches of {config.vision_config.patch_size} px do not fill the {stated[0]} px pictures of "{path}".')
+    if len(set(stated)) > 1:
+        raise InputError(
+            f'"{path}" states pictures of {stated[0]} px in config.json and of {stated[1]} px in preprocessor_config.json. '
+            "Take the files of one model."
+        )
+    return stated[0]
 
 
-def _tokenizer_of(spec: str, config: Any) -> Tokenizer:
+def _tokenizer_of(path: Path, config: Any) -> Tokenizer:
     """Our word list, OpenAI's byte pairs where the vocabulary is theirs, else the folder's own transformers tokenizer."""
-    vocabulary = _json_of(spec, WordTokenizer.file_name)
+    vocabulary, size = _json(path / WordTokenizer.file_name), config.text_config.vocab_size
     if isinstance(vocabulary, list):
-        return WordTokenizer(vocabulary)
+        words = WordTokenizer.load(path)
+        if words.vocab_size != size:
+            raise InputError(f"{path / WordTokenizer.file_name} gives {words.vocab_size} ids, config.json {size}.")
+        return words
     own = BytePairTokenizer()
-    if config.text_config.vocab_size == own.vocab_size and vocabulary in ({}, own.vocab):
+    if size == own.vocab_size and vocabulary in ({}, own.vocab):
         return own
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(spec)
+    # Read without its sentencepiece model where the same is written in tokenizer.json.
+    plain = (path / "tokenizer.json").is_file()
+    loader = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    with _explained(path / ("tokenizer.json" if plain else "tokenizer_config.json")):
+        tokenizer: Any = loader.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if len(tokenizer) > size:
+        raise InputError(f'the tokenizer in "{path}" gives {len(tokenizer)} ids, config.json {size}. Take files of one model.')
+    if config.model_type == "siglip":
+        return HubTokenizer(tokenizer, -1, tokenizer.eos_token_id, fill_id=tokenizer.pad_token_id, lower=True)
     return HubTokenizer(tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
-def from_openai_state(
-    state: Mapping[str, Tensor],
-    *,
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-    activation: Activation = "quick_gelu",
-    name: str = "clip",
-    resize: Resize = "antialias",
-) -> ClipModel:
-    """A CLIP in float32 from a state dict with OpenAI's names: a vision transformer or a ResNet. Raises InputError where tensors
-    are missing, left over or of the wrong shape.
-
-    Sizes come from the shapes. Heads cannot be seen in weights: see `openai_sizes`. Nor can the activation: OpenAI's own models
-    have QuickGELU, x sigmoid(1.702 x), most of open_clip's GELU. Convolutional towers have ReLU whatever it is.
-    """
-    import transformers
-
-    sizes = openai_sizes(state)
-    words, depth = sizes["vocab_size"], sizes["transformer_layers"]
-    text = _tower(state, "transformer", sizes["transformer_width"], depth, text_heads or sizes["transformer_heads"])
-    text |= {"hidden_act": activation}
-    text |= {"vocab_size": words, "max_position_embeddings": sizes["context_length"]}
-    text |= {"bos_token_id": words - 2, "eos_token_id": words - 1}
-    heads, width, layers = vision_heads or sizes["vision_heads"], sizes["vision_width"], sizes["vision_layers"]
-    side, embed_dim = sizes["image_resolution"], sizes["embed_dim"]
-    with own_randomness(0):
-        if isinstance(layers, int):
-            vision = _tower(state, "visual.transformer", width, layers, heads)
-            vision |= {"image_size": side, "patch_size": sizes["vision_patch_size"], "hidden_act": activation}
-            hub_config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed_dim)
-            model: nn.Module = transformers.CLIPModel(hub_config)
-        else:
-            text_config = transformers.CLIPTextConfig(**text)
-            model = ResNetClip(ResNetClipConfig(text_config, tuple(layers), width, side, heads, embed_dim))
-    _fill(model, dict(_hub_entries(state)), name)
-    return ClipModel(model, BytePairTokenizer(), resolution=side, name=name, resize=resize)
+def _only_weights(folder: Path) -> Path:
+    """The file of weights in a folder of open_clip, which may hold the same weights in several formats."""
+    found = sorted(each for each in folder.iterdir() if each.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        found = sorted(found, key=lambda each: (not each.name.startswith("open_clip"), each.suffix != ".safetensors"))[:1]
+    if len(found) != 1:
+        listed = f" but {len(found)} files of weights" if found else ""
+        raise InputError(f'"{folder}" holds no config.json of a transformers model and no {OPEN_CLIP_CONFIG}{listed}.')
+    return found[0]
 
 
-def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of OpenAI's constructor, and `vision_heads`, read off the shapes of a state dict with OpenAI's names.
-
-    Heads are width / 64 (a ResNet's 32 width / 64), but for the widths of open_clip's towers that are known to differ.
-    """
-    try:
-        patches, text_width = state["visual.conv1.weight"], len(state["ln_final.weight"])
-        sizes: dict[str, Any] = {
-            "embed_dim": state["text_projection"].shape[1],
-            "context_length": len(state["positional_embedding"]),
-            "vocab_size": len(state["token_embedding.weight"]),
-            "transformer_width": text_width,
-            "transformer_heads": max(1, text_width // 64),
-            "transformer_layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
-        }
-        if "visual.layer1.0.conv1.weight" in state:
-            width = len(state["visual.layer1.0.conv1.weight"])
-            cells = len(state["visual.attnpool.positional_embedding"]) - 1
-            stages = [_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-            vision = {"vision_layers": stages, "vision_patch_size": None, "image_resolution": REDUCTION * math.isqrt(cells)}
-            return sizes | vision | {"vision_width": width, "vision_heads": max(1, REDUCTION * width // 64)}
-        width, patch = len(patches), patches.shape[-1]
-        cells, layers = len(state["visual.positional_embedding"]) - 1, _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
-    except KeyError as missing:
-        raise InputError(f"these weights lack the tensor {missing} of a CLIP. Take the complete checkpoint.") from None
-    vision = {"vision_layers": layers, "vision_patch_size": patch, "image_resolution": patch * math.isqrt(cells)}
-    return sizes | vision | {"vision_width": width, "vision_heads": max(1, width // HEAD_WIDTHS.get(width, 64))}
+# What open_clip's configs may say: sizes, which the weights show too, and what matters only in training.
+_PLAIN = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout", "output_tokens"}
+_PLAIN |= {"context_length", "vocab_size", "heads", "embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
+_PLAIN |= {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "pad_id"}
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers the group of a pattern takes at the beginning of the names."""
-    return len({found[1] for key in state if (found := re.match(pattern, key))})
+def _require_plain(path: Path, model: Mapping[str, Any]) -> None:
+    """Refuses options of open_clip's config that would change what is computed."""
+    for part in (model, model.get("vision_cfg", {}), model.get("text_cfg", {})):
+        for key, value in part.items():
+            if key not in _PLAIN and value not in (None, False, 0, "tok", "argmax", "learnable"):
+                raise InputError(f"{OPEN_CLIP_CONFIG} beside {path} asks for {key} {value!r}, which is not supported.")
 
 
-def _tower(state: Mapping[str, Tensor], prefix: str, width: int, layers: int, heads: int) -> dict[str, Any]:
-    """transformers' config of a tower of transformer blocks, without its activation."""
-    if width % heads:
-        raise InputError(f"{heads} heads do not divide the width {width} of the tower {prefix}. Give the right number of heads.")
-    inner = state.get(f"{prefix}.resblocks.0.mlp.c_fc.weight")
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width if inner is None else len(inner)}
-    return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
-
-
-def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
-    """Loads entries under the model's own names, and says which tensor does not fit."""
-    # A released ResNet counts the batches of its training.
-    expected, given = (
-        {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
-        for each in (model.state_dict(), entries)
+def _activation_of(path: Path, kind: str, state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Activation:
+    """Activation of the transformer blocks, which weights do not show: from who wrote the file, a config, or the file's name."""
+    if kind == "torchscript" or "input_resolution" in state:
+        return "quick_gelu"
+    if model:
+        return "quick_gelu" if model.get("quick_gelu") else "gelu"
+    if re.search("quick_?gelu", path.name.lower()):
+        return "quick_gelu"
+    raise InputError(
+        f"{path} does not say whether its activation is GELU or QuickGELU, which changes every feature. "
+        f"Write {path}:quick_gelu for weights of OpenAI, Meta or DFN, {path}:gelu for most others."
     )
-    lacking, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
-    if lacking:
-        raise InputError(f"the weights of {name} lack {len(lacking)} tensors, as {min(lacking)}. Take the complete checkpoint.")
-    if surplus:
-        raise InputError(f"the weights of {name} have {len(surplus)} tensors of an unknown architecture, as {min(surplus)}.")
-    for key, value in given.items():
-        if value.shape != expected[key].shape:
-            sizes = f"{tuple(value.shape)} where {tuple(expected[key].shape)} is expected"
-            raise InputError(f"the tensor {key} of {name} is {sizes}. Take another checkpoint.")
-    model.load_state_dict(given, strict=False)
-
-
-# OpenAI's name -> transformers' name (a ResNet's picture tower: ours), longest first where one is the beginning of another.
-_OPENAI_NAMES = {
-    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre.": "vision_model.pre_layrnorm.",
-    "visual.ln_post.": "vision_model.post_layernorm.",
-    "visual.proj": "visual_projection.weight",
-    "visual.attnpool.c_proj.": "visual_projection.",
-    "visual.": "vision_model.",
-    "transformer.resblocks.": "text_model.encoder.layers.",
-    "token_embedding.": "text_model.embeddings.token_embedding.",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.": "text_model.final_layer_norm.",
-    "text_projection": "text_projection.weight",
-    "logit_scale": "logit_scale",
-}
-_OPENAI_BLOCK_NAMES = {
-    ".attn.": ".self_attn.",
-    ".ln_1.": ".layer_norm1.",
-    ".ln_2.": ".layer_norm2.",
-    ".c_fc.": ".fc1.",
-    ".mlp.c_proj.": ".mlp.fc2.",
-}
-# Released archives also carry sizes and masks; the bias of a sigmoid loss shifts all logits alike.
-_PASSED_OVER = {"input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias"}
-
-
-def _hub_entries(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Entries under transformers' names: projections transposed, joined attention weights split into query, key, value."""
-    patches = "visual.layer1.0.conv1.weight" not in state
-    for key, value in state.items():
-        if key.rsplit(".", 1)[-1] in _PASSED_OVER:
-            continue
-        prefix = next((prefix for prefix in _OPENAI_NAMES if key.startswith(prefix)), "")
-        name = _OPENAI_NAMES.get(prefix, "") + key[len(prefix) :]
-        if patches and key.startswith("visual.conv1."):
-            name = name.replace("conv1", "embeddings.patch_embedding")
-        for old, new in _OPENAI_BLOCK_NAMES.items():
-            name = name.replace(old, new)
-        value = value.float() if value.is_floating_point() else value
-        if ".in_proj_" in name:
-            stem, kind = name.split("in_proj_")
-            yield from ((f"{stem}{part}_proj.{kind}", rows) for part, rows in zip("qkv", value.chunk(3), strict=True))
-        else:
-            yield name, value.T if prefix in ("visual.proj", "text_projection") else value

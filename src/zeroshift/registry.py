@@ -60,20 +60,23 @@ def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> 
 def load_clip(
     spec: str | Path, resize: Literal["antialias", "noantialias"] = "antialias", device: str | torch.device = "cpu"
 ) -> ClipModel:
-    """CLIP, frozen, of a built-in name, a folder or a hub id. InputError as for generators."""
-    from zeroshift.clip_files import load_clip_folder
+    """CLIP, frozen, of a built-in name, a file, a folder or one on the hub; ":gelu" or ":quick_gelu" behind a file says
+    its activation where it does not. InputError as for generators.
+    """
+    from zeroshift.clip_files import load_clip_file, load_clip_folder, split_activation
 
-    name = str(spec)
+    name, activation = split_activation(str(spec))
     if name in GENERATORS:
         raise InputError(f'"{name}" is a generator, not a CLIP. The built-in CLIPs are {", ".join(CLIPS)}.')
     if name in CLIPS:
-        return load_clip_folder(_asset(name, CLIPS[name]), resize=resize, name=name).to(device)
-    if Path(spec).is_dir():
-        return load_clip_folder(spec, resize=resize).to(device)
-    if not is_reference(spec) and not _is_hub_id(name):
+        return load_clip_folder(_asset(name, CLIPS[name]), resize, name, activation).to(device)
+    path, known = Path(name), None
+    if not path.exists() and not is_reference(name) and not _is_hub_id(name):
         raise InputError(_not_found("CLIP", name, CLIPS))
-    folder = _from_hub("CLIP", name, CLIPS, lambda reference: fetch_folder(reference, _clip_files))
-    return load_clip_folder(folder, resize=resize, name=parse_reference(name).repository.split("/")[1]).to(device)
+    if not path.exists():
+        path, known = _from_hub("CLIP", name, CLIPS, _fetch_clip), parse_reference(name).repository.split("/")[1]
+    load = load_clip_file if path.is_file() else load_clip_folder
+    return load(path, resize, known, activation).to(device)
 
 
 def find_generator(spec: str | Path) -> Path:
@@ -95,6 +98,10 @@ def find_generator(spec: str | Path) -> Path:
     if not _is_hub_id(name):
         raise InputError(_not_found("generator", name, GENERATORS))
     return _from_hub("generator", name, GENERATORS, lambda reference: fetch_generator(reference, GENERATOR_FILES))
+
+
+def _fetch_clip(reference: Reference) -> Path:
+    return fetch_generator(reference) if reference.file else fetch_folder(reference, _clip_files)
 
 
 def _clip_files(names: list[str]) -> list[str]:

@@ -191,7 +191,7 @@ def clean(text: str) -> str:
 
 
 class Tokenizer(Protocol):
-    """What a CLIP asks of its tokenizer; the ids start with `start_id` and hold `end_id` once, then zeros."""
+    """What a CLIP asks of its tokenizer; the ids start with `start_id`, unless it is negative, and end with `end_id` and padding."""
 
     start_id: int
     end_id: int
@@ -201,13 +201,16 @@ class Tokenizer(Protocol):
     def unknown(self, text: str) -> list[str]: ...
 
 
-def _pad(rows: Sequence[Sequence[int]], texts: Sequence[str], start: int, end: int, context_length: int) -> Tensor:
-    """Start, ids, end, zeros: LongTensor B,T. Raises InputError where a text does not fit."""
-    ids_BT = torch.zeros(len(rows), context_length, dtype=torch.long)
+def _pad(rows: Sequence[Sequence[int]], texts: Sequence[str], start: int, end: int, context_length: int, fill: int = 0) -> Tensor:
+    """Start if it is not negative, ids, end, padding: LongTensor B,T. Raises InputError where a text does not fit."""
+    ids_BT = torch.full((len(rows), context_length), fill)
+    begin = [start] if start >= 0 else []
     for row_T, ids, text in zip(ids_BT, rows, texts, strict=True):
-        if len(ids) + 2 > context_length:
-            raise InputError(f'"{text}" has {len(ids)} tokens, this CLIP reads at most {context_length - 2}. Use a shorter text.')
-        row_T[: len(ids) + 2] = torch.tensor([start, *ids, end])
+        whole = [*begin, *ids, end]
+        if len(whole) > context_length:
+            most = context_length - len(whole) + len(ids)
+            raise InputError(f'"{text}" has {len(ids)} tokens, this CLIP reads at most {most}. Use a shorter text.')
+        row_T[: len(whole)] = torch.tensor(whole)
     return ids_BT
 
 
@@ -337,16 +340,22 @@ class BytePairTokenizer:
 
 
 class HubTokenizer:
-    """A transformers tokenizer behind our call, for CLIPs whose vocabulary is not OpenAI's."""
+    """A transformers tokenizer behind our call, for CLIPs whose vocabulary is not OpenAI's.
 
-    def __init__(self, tokenizer: Any, start_id: int, end_id: int) -> None:
+    SigLIP's has no start (a negative id), fills with a padding token, and is meant for lower case.
+    """
+
+    def __init__(self, tokenizer: Any, start_id: int, end_id: int, fill_id: int = 0, lower: bool = False) -> None:
         self._tokenizer, self.start_id, self.end_id = tokenizer, start_id, end_id
+        self._fill_id, self._lower = fill_id, lower
         self.vocab_size = len(tokenizer)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
         """Ids, LongTensor B,T."""
-        rows = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        return _pad(rows, texts, self.start_id, self.end_id, context_length)
+        return _pad([self._ids(text) for text in texts], texts, self.start_id, self.end_id, context_length, self._fill_id)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer(text.lower() if self._lower else text, add_special_tokens=False)["input_ids"]
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's own files into the folder."""
@@ -358,4 +367,4 @@ class HubTokenizer:
         # Byte-level vocabularies name the end token as the unknown one but never produce it.
         if missing is None or missing == self.end_id:
             return []
-        return [word for word in text.split() if missing in self._tokenizer(word, add_special_tokens=False)["input_ids"]]
+        return [word for word in text.split() if missing in self._ids(word)]
