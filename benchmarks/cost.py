@@ -4,7 +4,7 @@
 
 The parts are those of the two loops in `zeroshift.adapt`, called on its own trainer with the models of `benchmarks/adapt.py`. A
 multiplication and an addition count as two; element-wise work counts as none, so the gap is what memory and overhead cost. The
-ceiling is the fastest of a matrix product and four convolutions of StyleGAN2's shapes. Prints Markdown tables, then a line of JSON.
+ceiling is the fastest of a matrix product and four convolutions of StyleGAN2's shapes. Prints tables, then a line of JSON.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def _activations(run: Trainer) -> int:
             else:
                 picture = run.pictures(run.target, w_1S, 1)
                 held = [guide.see(picture) for guide in run.guides]
-                batch = max(config.train.batch, config.train.select_batch if config.train.layers == "adaptive" else 1)
+                batch = run.most_at_once()
         sizes.append(batch * sum(size for place, size in kept.items() if place not in owned))
         del held
     return max(sizes)

@@ -201,8 +201,14 @@ class Trainer:
             drawn = [generator.synthesize(w[part], noise_of(noise, part)).to(self.dtype) for part in parts]
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
+    def most_at_once(self) -> int:
+        """Pictures of the target that stage 2 differentiates at a time: a batch, or a part of those that select the layers."""
+        train = self.config.train
+        part = min(train.select_batch, self._part()) if train.layers == "adaptive" else 1
+        return max(train.batch, part)
+
     def _part(self) -> int:
-        """Pictures to draw at a time where no gradient, or one for the styles alone, is kept."""
+        """Pictures to draw at a time where no gradient is kept."""
         return max(1, PART_PIXELS.get(self.device.type, 16 * 256**2) // self.source.image_size**2)
 
     def _noise(self, label: str, step: int, batch: int) -> Noise:
@@ -235,9 +241,9 @@ class Trainer:
         def loss(pictures: Tensor) -> Tensor:
             return torch.stack([guide.weight * guide.label_loss(pictures.to(self.dtype)) for guide in self.guides]).sum()
 
-        noise, part = self._noise("select", step, len(w_BS)), max(self.config.train.batch, self._part())
+        noise = self._noise("select", step, len(w_BS))
         with self.guides[0].mixed(self.device):
-            scores, value = trainable.score_layers(self.target, w_BS, loss, noise=noise, part=part)
+            scores, value = trainable.score_layers(self.target, w_BS, loss, noise=noise, part=self.most_at_once())
         self._require_finite(value, step)
         self.facts |= {"scores": scores, "selection_loss": value}
         return trainable.top_latents(scores, self.config.train.top_k or trainable.default_top_k(self.target))
@@ -411,7 +417,7 @@ class Trainer:
         """What to try when memory ran out."""
         name, batch = ("mapper.batch", self.config.mapper.batch) if self.stage == 1 else ("train.batch", self.config.train.batch)
         tip = f"try {name} {batch // 2}" if batch > 1 + (self.stage == 1) else "try precision bf16 or a smaller generator"
-        if self.stage == 2 and self.config.train.layers == "adaptive" and self.config.train.select_batch > batch:
+        if self.stage == 2 and self.most_at_once() > batch:
             tip = f"try train.select_batch {max(1, self.config.train.select_batch // 2)}, or {tip[4:]}"
         return f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; {tip}."
 
