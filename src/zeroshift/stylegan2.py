@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, overload
 
 import torch
@@ -32,6 +32,7 @@ class StyleGAN2Config:
 
     Channels at side r are min(channel_max, channel_base / r) where `channel_base` is given. Otherwise they follow the published
     table: 512 up to 32 px, then 256, 128, 64, 32, 16 times `channel_multiplier`, each at most `channel_max`.
+    `num_classes` above 0 makes the mapping conditional. `conv_clamp` bounds every layer's output, as half-precision layers need.
     """
 
     size: int
@@ -42,6 +43,8 @@ class StyleGAN2Config:
     channel_max: int = 512
     channel_base: int | None = None
     lr_mlp: float = 0.01
+    num_classes: int = 0
+    conv_clamp: float | None = None
 
     def __post_init__(self) -> None:
         if self.size not in (16, 32, 64, 128, 256, 512, 1024):
@@ -53,6 +56,10 @@ class StyleGAN2Config:
             raise InputError(f"channel_base must be at least the size {self.size}, got {self.channel_base}.")
         if not self.lr_mlp > 0:
             raise InputError(f"lr_mlp must be positive, got {self.lr_mlp}. The published value is 0.01.")
+        if self.num_classes < 0:
+            raise InputError(f"num_classes must be at least 0, got {self.num_classes}.")
+        if self.conv_clamp is not None and not self.conv_clamp > 0:
+            raise InputError(f"conv_clamp must be positive, got {self.conv_clamp}. Leave it out for no bound.")
 
     def channels(self, side: int) -> int:
         """Number of channels at a side of 4, 8, ... size pixels."""
@@ -138,10 +145,11 @@ class NoiseInjection(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """Modulated and demodulated 3x3 convolution, noise, bias, activation."""
+    """Modulated and demodulated 3x3 convolution, noise, bias, activation, bound."""
 
-    def __init__(self, num_in: int, num_out: int, style_dim: int, *, up: bool = False) -> None:
+    def __init__(self, num_in: int, num_out: int, style_dim: int, *, up: bool = False, clamp: float | None = None) -> None:
         super().__init__()
+        self.clamp = clamp
         self.conv = ModulatedConv2d(num_in, num_out, 3, style_dim, up=up)
         self.noise = NoiseInjection()
         self.activate = Bias(num_out)
@@ -149,7 +157,8 @@ class StyledConv(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, path: ops.ModulationPath) -> Tensor:
         y, weight, style = self.conv(x, w, path)
         scaled_noise = None if noise is None else self.noise(noise)
-        return ops.styled_activation(y, ops.demodulation(weight, style), self.activate.bias, scaled_noise)
+        y = ops.styled_activation(y, ops.demodulation(weight, style), self.activate.bias, scaled_noise)
+        return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -157,14 +166,16 @@ class ToRGB(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, channels: int, style_dim: int) -> None:
+    def __init__(self, channels: int, style_dim: int, *, clamp: float | None = None) -> None:
         super().__init__()
+        self.clamp = clamp
         self.conv = ModulatedConv2d(channels, 3, 1, style_dim)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
         self.register_buffer("kernel", ops.fir_kernel(gain=4.0), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, below: Tensor | None, path: ops.ModulationPath) -> Tensor:
         rgb = self.conv(x, w, path)[0].to(self.bias.dtype) + self.bias
+        rgb = rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
         if below is None:
             return rgb
         with torch.autocast(x.device.type, enabled=False):
@@ -198,19 +209,20 @@ class StyleGAN2Generator(nn.Module):
         self.image_size, self.latent_dim, self.style_dim = config.size, config.latent_dim, config.style_dim
         levels = int(math.log2(config.size)) - 2
         self.num_latents = 2 * levels + 2
-        widths = [config.latent_dim] + [config.style_dim] * config.mapping_depth
+        self.embed = EqualLinear(config.num_classes, config.style_dim) if config.num_classes else None
+        widths = [config.latent_dim + config.style_dim * bool(config.num_classes)] + [config.style_dim] * config.mapping_depth
         mapping = [EqualLinear(a, b, lr_mul=config.lr_mlp, activate=True) for a, b in zip(widths, widths[1:], strict=False)]
         self.style = nn.Sequential(PixelNorm(), *mapping)
-        width, below = config.style_dim, config.channels(4)
+        width, below, clamp = config.style_dim, config.channels(4), config.conv_clamp
         self.input = ConstantInput(below)
-        self.conv1 = StyledConv(below, below, width)
-        self.to_rgb1 = ToRGB(below, width)
+        self.conv1 = StyledConv(below, below, width, clamp=clamp)
+        self.to_rgb1 = ToRGB(below, width, clamp=clamp)
         self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
         for level in range(1, levels + 1):
             channels = config.channels(4 << level)
-            self.convs.append(StyledConv(below, channels, width, up=True))
-            self.convs.append(StyledConv(channels, channels, width))
-            self.to_rgbs.append(ToRGB(channels, width))
+            self.convs.append(StyledConv(below, channels, width, up=True, clamp=clamp))
+            self.convs.append(StyledConv(channels, channels, width, clamp=clamp))
+            self.to_rgbs.append(ToRGB(channels, width, clamp=clamp))
             below = channels
         self.register_buffer("latent_avg", torch.zeros(width))
         rng = torch.Generator().manual_seed(seed)
@@ -218,11 +230,34 @@ class StyleGAN2Generator(nn.Module):
         for index, shape in enumerate(self.noise_shapes()):
             self.noises.register_buffer(f"noise_{index}", torch.randn(shape, generator=rng))
 
-    def map(self, z: Tensor) -> Tensor:
-        """Styles BS of noise BZ."""
+    def map(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Styles BS of noise BZ.
+
+        A generator with classes needs `labels`: class numbers (B,) or rows of weights (B, classes); see also `for_class`.
+        """
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise InputError(f"z must have shape (batch, {self.latent_dim}), got {tuple(z.shape)}.")
-        return self.style(z)
+        if self.embed is None:
+            if labels is not None:
+                raise InputError("labels were given to a generator without classes. Leave them out.")
+            return self.style(z)
+        known = ops.pixel_norm(self.embed(self._label_rows(labels, z)))
+        return self.style[1:](torch.cat([self.style[0](z), known.to(z.dtype)], dim=1))
+
+    def for_class(self, label: int) -> StyleGAN2Generator:
+        """A generator without classes that draws what this one draws for the class `label`; itself where there are no classes."""
+        if self.embed is None:
+            return self
+        made = StyleGAN2Generator(replace(self.config, num_classes=0), modulation=self.modulation)
+        state, width = self.state(), self.latent_dim
+        weight = state["style.1.weight"]
+        # The class is constant, so its share of the first layer moves into the bias; the rest is scaled by another fan-in.
+        row = self.embed(self._label_rows(torch.tensor([label]), self.latent_avg[None]))
+        known = weight[:, width:] @ ops.pixel_norm(row).detach()[0]
+        state["style.1.weight"] = weight[:, :width] * math.sqrt(width / weight.shape[1])
+        state["style.1.bias"] += known / math.sqrt(weight.shape[1])
+        made.load_state_dict({name: value for name, value in state.items() if not name.startswith("embed.")})
+        return made.to(self.latent_avg.device, self.latent_avg.dtype).train(self.training)
 
     @overload
     def synthesize(self, w: Tensor, noise: Noise = ..., *, features: Literal[False] = ...) -> Tensor: ...
@@ -267,7 +302,8 @@ class StyleGAN2Generator(nn.Module):
         def layer(name: str, latent: int | None, kind: LayerKind) -> Layer:
             return Layer(name, latent, kind, tuple(n for n in names if n.startswith(name + ".")))
 
-        result = [layer(f"style.{index}", None, "mapping") for index in range(1, len(self.style))]
+        result = [] if self.embed is None else [layer("embed", None, "mapping")]
+        result += [layer(f"style.{index}", None, "mapping") for index in range(1, len(self.style))]
         result += [layer("input", None, "const"), layer("conv1", 0, "conv"), layer("to_rgb1", 1, "rgb")]
         for level in range(len(self.to_rgbs)):
             first = 2 * level + 1
@@ -284,6 +320,21 @@ class StyleGAN2Generator(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Copies of all weights, noise maps and the average style, on their device."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+
+    def _label_rows(self, labels: Tensor | None, z: Tensor) -> Tensor:
+        """Labels as rows of weights (B, classes)."""
+        count, batch = self.config.num_classes, z.shape[0]
+        if labels is None:
+            raise InputError(
+                f"this generator draws {count} classes: give labels from 0 to {count - 1}, or choose with for_class()."
+            )
+        if labels.shape == (batch, count):
+            return labels.to(z)
+        if labels.shape != (batch,) or labels.is_floating_point() or not bool(((labels >= 0) & (labels < count)).all()):
+            raise InputError(
+                f"labels must be {batch} whole numbers from 0 to {count - 1}, or weights of shape ({batch}, {count})."
+            )
+        return F.one_hot(labels.long(), count).to(z)
 
     def _rows(self, w: Tensor) -> Sequence[Tensor]:
         if w.dim() == 2 and w.shape[1] == self.style_dim:
