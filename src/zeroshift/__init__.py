@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import RunError as RunError
     from .errors import ZeroshiftError as ZeroshiftError
     from .export import convert as convert
+    from .publish import push_to_hub as push_to_hub
     from .recipes import recipe as recipe
     from .registry import load_clip as load_clip
     from .registry import load_generator as load_generator
@@ -38,6 +39,7 @@ _HOME = {
     "load_clip": "registry",
     "load_generator": "registry",
     "plan": "adapt",
+    "push_to_hub": "publish",
     "recipe": "recipes",
     "sample": "sample",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "load_generator",
     "plan",
     "portraits",
+    "push_to_hub",
     "recipe",
     "sample",
 ]

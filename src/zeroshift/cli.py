@@ -9,16 +9,17 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TextIO, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
 from . import __version__
 from .config import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
+from .display import Display
 from .errors import InputError, RunError
 from .hub import megabytes
 from .recipes import recipe, recipe_for
@@ -26,7 +27,6 @@ from .recipes import recipe, recipe_for
 if TYPE_CHECKING:
     from .adapt import Plan
 
-STAGES = {1: "learning words", 2: "moving the generator"}
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -92,6 +92,26 @@ class Convert:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Push:
+    """Upload the adapted generator of a finished run to the Hugging Face hub, with a model card."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    repository: Annotated[str, tyro.conf.Positional]
+    """Name on the hub: owner/name. Made where it is not there yet."""
+    private: Flag = False
+    """Make the repository private."""
+    rosinality: Flag = False
+    """Add generator.pt in the layout of other programs."""
+    dry_run: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write what would be uploaded to this folder, and upload nothing."""
+    overwrite: Flag = False
+    """Replace files of these names that are there."""
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Show versions, devices and built-in models, and say what is missing."""
 
@@ -108,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with plain_warnings():
             command = parse(words)
-            return {Adapt: adapt, Sample: sample, Convert: convert, Doctor: doctor}[type(command)](command)
+            return {Adapt: adapt, Sample: sample, Convert: convert, Push: push, Doctor: doctor}[type(command)](command)
     except SystemExit as stop:
         if stop.code and "--json" in words:
             print(json.dumps({"error": "the options could not be read; standard error says why", "exit_code": 2}))
@@ -121,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{stop or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Convert | Doctor:
+def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
-    verbs: dict[str, type] = {"adapt": Adapt, "sample": Sample, "convert": Convert, "doctor": Doctor}
+    verbs: dict[str, type] = {"adapt": Adapt, "sample": Sample, "convert": Convert, "push": Push, "doctor": Doctor}
     if not words or words[0] not in verbs:
         listed = [Annotated[made, tyro.conf.subcommand(name)] for name, made in verbs.items()]
         every: Any = Union[tuple(listed)]  # noqa: UP007  # built from a list
@@ -220,69 +240,6 @@ def _plan_text(planned: Plan) -> str:
     return "\n".join(lines)
 
 
-class Display:
-    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the trainer's events."""
-
-    LINES = 20
-    """Plain lines per stage."""
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
-        texts = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}")]
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            *texts,
-            TimeRemainingColumn(compact=True),
-        ]
-        self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
-        self.began, self.first = 0.0, 0
-        self.grids: Path | None = None
-
-    def __enter__(self) -> Self:
-        if self.bars is not None:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bars is not None:
-            self.bars.stop()
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        if event["kind"] == "start":
-            self._start(event)
-        elif event["kind"] == "step":
-            self._step(event)
-        elif event["kind"] == "grid" and not self.grids:
-            self.grids = Path(event["path"]).parent
-            self.console.print(f"sample grids appear in {self.grids}")
-
-    def _start(self, event: Mapping[str, Any]) -> None:
-        self.began, self.first = time.monotonic(), event["step"]
-        name = f"stage {event['stage']}: {STAGES[event['stage']]}"
-        if self.first:
-            self.console.print(f"resuming {name} after step {self.first} of {event['steps']}")
-        if self.bars is not None:
-            self.task = self.bars.add_task(name, total=event["steps"], completed=self.first, loss="", rate="")
-        elif not self.first:
-            self.console.print(name)
-
-    def _step(self, event: Mapping[str, Any]) -> None:
-        step, steps = event["step"], event["steps"]
-        rate = (step - self.first) / max(1e-9, time.monotonic() - self.began)
-        if self.bars is not None:
-            self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
-        elif step == steps or step % max(1, steps // self.LINES) == 0:
-            from .report import duration
-
-            left = f", {duration((steps - step) / rate)} left" if step < steps else ""
-            self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
-
-
 def sample(command: Sample) -> int:
     """Draws pictures and writes them."""
     from .sample import load, parse_seeds, save_pictures
@@ -324,6 +281,23 @@ def convert(command: Convert) -> int:
         print(f"  compared with ours: the largest difference of two pixels is {done.difference:.1e}")
     elif command.to == "onnx" and command.check:
         print("  not compared with ours: that needs onnxruntime (pip install 'zeroshift[onnx]')")
+    return 0
+
+
+def push(command: Push) -> int:
+    """Uploads the generator of a run and says where it is."""
+    from .publish import CARD, push_to_hub
+
+    chosen = {"private": command.private, "rosinality": command.rosinality, "overwrite": command.overwrite}
+    done = push_to_hub(command.run, command.repository, dry_run=command.dry_run, **chosen)
+    if command.json:
+        place = None if done.folder is None else str(done.folder)
+        print(json.dumps({"repository": done.repository, "url": done.url, "folder": place, "files": done.files}))
+        return 0
+    print(done.url or f"Would upload to {done.repository}. Nothing was uploaded; the files are in {done.folder}")
+    print("\n".join(f"  {name:22} {megabytes(size):>9}" for name, size in done.files.items()))
+    if done.licence_open:
+        print(f"Fill in the licence of the source weights in {CARD} before others use them.")
     return 0
 
 

@@ -12,7 +12,7 @@ import torch
 
 from zeroshift.checkpoints import file_sha256, load_discriminator_file, load_generator_file
 from zeroshift.errors import InputError
-from zeroshift.hub import WEIGHTS, Reference, fetch_folder, fetch_generator, is_reference, parse_reference
+from zeroshift.hub import Reference, fetch_folder, fetch_generator, is_hub_id, is_reference, parse_reference
 from zeroshift.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ CLIPS = {"portraits-clip-a": "clip-a", "portraits-clip-b": "clip-b", "portraits-
 
 GENERATOR_FILES = ("generator.safetensors", "model.safetensors", "generator.pt", "model.pt")
 """Names tried, in this order, in a folder or a hub repository that is given as a generator."""
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def load_clip(
     if name in CLIPS:
         return load_clip_folder(_asset(name, CLIPS[name]), resize, name, activation).to(device)
     path, known = Path(name), None
-    if not path.exists() and not is_reference(name) and not _is_hub_id(name):
+    if not path.exists() and not is_reference(name) and not is_hub_id(name):
         raise InputError(_not_found("CLIP", name, CLIPS))
     if not path.exists():
         path, known = _from_hub("CLIP", name, CLIPS, _fetch_clip), parse_reference(name).repository.split("/")[1]
@@ -95,7 +93,7 @@ def find_generator(spec: str | Path) -> Path:
             if (path / file_name).is_file():
                 return path / file_name
         raise InputError(f"the folder {path} holds none of {', '.join(GENERATOR_FILES)}. Give the generator file itself.")
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         raise InputError(_not_found("generator", name, GENERATORS))
     return _from_hub("generator", name, GENERATORS, lambda reference: fetch_generator(reference, GENERATOR_FILES))
 
@@ -129,10 +127,6 @@ def _from_hub(kind: str, name: str, built_in: dict[str, str], fetch: Callable[[R
         if is_reference(name):
             raise
         raise InputError(f"{_not_found(kind, name, built_in)} {error}") from error
-
-
-def _is_hub_id(name: str) -> bool:
-    return HUB_ID.fullmatch(name) is not None and not name.endswith(WEIGHTS)
 
 
 def _not_found(kind: str, name: str, built_in: dict[str, str]) -> str:

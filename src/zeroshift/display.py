@@ -1,0 +1,73 @@
+"""Progress of a run, as a person at a terminal or a log file sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+STAGES = {1: "learning words", 2: "moving the generator"}
+
+
+class Display:
+    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the trainer's events."""
+
+    LINES = 20
+    """Plain lines per stage."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        texts = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            *texts,
+            TimeRemainingColumn(compact=True),
+        ]
+        self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self.began, self.first = 0.0, 0
+        self.grids: Path | None = None
+
+    def __enter__(self) -> Self:
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "start":
+            self._start(event)
+        elif event["kind"] == "step":
+            self._step(event)
+        elif event["kind"] == "grid" and not self.grids:
+            self.grids = Path(event["path"]).parent
+            self.console.print(f"sample grids appear in {self.grids}")
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        self.began, self.first = time.monotonic(), event["step"]
+        name = f"stage {event['stage']}: {STAGES[event['stage']]}"
+        if self.first:
+            self.console.print(f"resuming {name} after step {self.first} of {event['steps']}")
+        if self.bars is not None:
+            self.task = self.bars.add_task(name, total=event["steps"], completed=self.first, loss="", rate="")
+        elif not self.first:
+            self.console.print(name)
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        step, steps = event["step"], event["steps"]
+        rate = (step - self.first) / max(1e-9, time.monotonic() - self.began)
+        if self.bars is not None:
+            self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
+        elif step == steps or step % max(1, steps // self.LINES) == 0:
+            from .report import duration
+
+            left = f", {duration((steps - step) / rate)} left" if step < steps else ""
+            self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
