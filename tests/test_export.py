@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def torchscript(path: Path) -> Any:
         return torch.jit.load(str(path))
 
 
-@pytest.mark.parametrize("layout", ["rosinality", "safetensors"])
+@pytest.mark.parametrize("layout", ["rosinality", "nvidia-state", "safetensors"])
 def test_a_layout_holds_the_same_weights_and_the_average_style(
     layout: Any, generator: StyleGAN2Generator, source: Path, tmp_path: Path
 ) -> None:
@@ -62,6 +63,71 @@ def test_a_layout_holds_the_same_weights_and_the_average_style(
         state = checkpoints.load_generator_file(path)[0].state()
         assert state.keys() == generator.state().keys()
         assert all(torch.equal(value, state[name]) for name, value in generator.state().items())
+
+
+def test_the_layouts_are_those_of_the_programs_they_are_for(source: Path, tmp_path: Path) -> None:
+    for layout in ("rosinality", "nvidia-state"):
+        zeroshift.convert(source, tmp_path / layout, layout)
+    rosinality, nvidia = (torch.load(tmp_path / name, weights_only=True) for name in ("rosinality", "nvidia-state"))
+    assert set(rosinality) == {"g_ema", "latent_avg"} and "convs.0.conv.blur.kernel" in rosinality["g_ema"]
+    assert torch.equal(nvidia["mapping.w_avg"], rosinality["latent_avg"])
+    assert torch.equal(nvidia["synthesis.b8.conv0.weight"], rosinality["g_ema"]["convs.0.conv.weight"][0])
+
+
+@torch.no_grad()
+def test_a_mapping_of_another_factor_is_scaled_to_the_usual_one_and_draws_the_same(tmp_path: Path) -> None:
+    made = StyleGAN2Generator(replace(tiny.generator().config, lr_mlp=0.1), seed=2)
+    checkpoints.save_generator(tmp_path / "g", made)
+    z = torch.randn(3, made.latent_dim, generator=torch.Generator().manual_seed(1))
+    for layout in ("rosinality", "nvidia-state"):
+        zeroshift.convert(tmp_path / "g", tmp_path / layout, layout)
+        loaded = checkpoints.load_generator_file(tmp_path / layout)[0]
+        assert loaded.config.lr_mlp == 0.01
+        torch.testing.assert_close(loaded(z), made(z), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def with_classes(tmp_path: Path) -> tuple[StyleGAN2Generator, Path]:
+    """A generator of three classes whose activations are bounded, and its file."""
+    made = StyleGAN2Generator(replace(tiny.generator().config, num_classes=3, conv_clamp=0.5), seed=2).eval()
+    checkpoints.save_generator(tmp_path / "classes", made)
+    return made, tmp_path / "classes"
+
+
+@torch.no_grad()
+def test_one_class_is_written_where_a_form_has_none_and_a_bound_goes_along(
+    with_classes: tuple[StyleGAN2Generator, Path], tmp_path: Path
+) -> None:
+    made, source = with_classes
+    z = torch.randn(2, made.latent_dim, generator=torch.Generator().manual_seed(1))
+    expected = made.synthesize(made.map(z, torch.tensor([1, 1])))
+    zeroshift.convert(source, tmp_path / "net", "torchscript", label=1, options=NetworkOptions(part="full"))
+    torch.testing.assert_close(torchscript(tmp_path / "net")(z, torch.ones(1)), expected, rtol=0, atol=1e-5)
+    with pytest.warns(UserWarning, match=r"bounded at 0.5 \(conv_clamp\)"):
+        zeroshift.convert(source, tmp_path / "pt", "rosinality", label=1)
+    loaded = checkpoints.load_generator_file(tmp_path / "pt")[0]
+    torch.testing.assert_close(loaded.map(z), made.map(z, torch.tensor([1, 1])), rtol=0, atol=1e-5)
+    zeroshift.convert(source, tmp_path / "synthesis", "torchscript")
+    torch.testing.assert_close(
+        torchscript(tmp_path / "synthesis")(made.map(z, torch.tensor([1, 1]))[:, None].repeat(1, 6, 1)), expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "label", "says"), [("rosinality", None, "classes"), ("torchscript", None, "--label"), ("onnx", 3, "0 to 2")]
+)
+def test_classes_that_a_form_cannot_hold_are_refused(
+    form: Any, label: int | None, says: str, with_classes: tuple[StyleGAN2Generator, Path], tmp_path: Path
+) -> None:
+    options = None if form == "rosinality" else NetworkOptions(part="full")
+    with pytest.raises(InputError, match=says):
+        zeroshift.convert(with_classes[1], tmp_path / "g", form, options=options, label=label)
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_label_of_a_generator_without_classes_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no classes"):
+        zeroshift.convert(source, tmp_path / "g", "rosinality", label=0)
 
 
 def test_our_own_file_keeps_what_it_said_and_names_the_file_it_came_from(source: Path, tmp_path: Path) -> None:

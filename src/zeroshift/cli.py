@@ -73,8 +73,10 @@ class Convert:
     """A file, a run folder, a built-in name or a hub reference (hf:owner/name)."""
     out: Annotated[Path, tyro.conf.Positional]
     """File to write."""
-    to: Literal["safetensors", "rosinality", "onnx", "torchscript"]
+    to: Literal["safetensors", "rosinality", "nvidia-state", "onnx", "torchscript"]
     """What to write: weights in a layout, or a network (onnx, torchscript)."""
+    label: int | None = None
+    """Class to choose of a generator with classes; what is written then has none."""
     part: Literal["synthesis", "full"] = "synthesis"
     """Network: synthesis takes styles `w`; full takes noise `z` and `truncation`."""
     batch: int | None = None
@@ -112,6 +114,16 @@ class Push:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Say what a weights file or folder is, its architecture, and what cannot be used and why. Nothing in it is executed."""
+
+    file: Annotated[str, tyro.conf.Positional]
+    """A file, a folder, a built-in name or a hub reference (hf:owner/name)."""
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Show versions, devices and built-in models, and say what is missing."""
 
@@ -128,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with plain_warnings():
             command = parse(words)
-            return {Adapt: adapt, Sample: sample, Convert: convert, Push: push, Doctor: doctor}[type(command)](command)
+            return VERBS[type(command)](command)
     except SystemExit as stop:
         if stop.code and "--json" in words:
             print(json.dumps({"error": "the options could not be read; standard error says why", "exit_code": 2}))
@@ -141,9 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{stop or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Doctor:
+def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Inspect | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
-    verbs: dict[str, type] = {"adapt": Adapt, "sample": Sample, "convert": Convert, "push": Push, "doctor": Doctor}
+    verbs = {made.__name__.lower(): made for made in VERBS}
     if not words or words[0] not in verbs:
         listed = [Annotated[made, tyro.conf.subcommand(name)] for name, made in verbs.items()]
         every: Any = Union[tuple(listed)]  # noqa: UP007  # built from a list
@@ -270,6 +282,7 @@ def convert(command: Convert) -> int:
         command.out,
         command.to,
         options=None if options == NetworkOptions() else options,
+        label=command.label,
         check=command.check,
         overwrite=command.overwrite,
     )
@@ -298,6 +311,15 @@ def push(command: Push) -> int:
     print("\n".join(f"  {name:22} {megabytes(size):>9}" for name, size in done.files.items()))
     if done.licence_open:
         print(f"Fill in the licence of the source weights in {CARD} before others use them.")
+    return 0
+
+
+def inspect(command: Inspect) -> int:
+    """Prints what a file is."""
+    from .describe import inspect as describe
+
+    found = describe(command.file)
+    print(json.dumps(found.tree()) if command.json else found.text())
     return 0
 
 
@@ -334,6 +356,17 @@ def examine() -> dict[str, dict[str, str]]:
         },
         "built-in models": {name: str(path) if path.exists() else "missing" for name, path in assets.items()},
     }
+
+
+VERBS: dict[type, Callable[[Any], int]] = {
+    Adapt: adapt,
+    Sample: sample,
+    Convert: convert,
+    Push: push,
+    Inspect: inspect,
+    Doctor: doctor,
+}
+"""Options of a verb -> what carries it out; the verb is the class's name in small letters."""
 
 
 def _fail(message: object, code: int, as_json: bool) -> int:

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,14 +23,17 @@ from zeroshift import __version__
 from zeroshift.checkpoints import atomic_path, export_pt, file_sha256, load_generator_file, save_generator
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.latent import rng, truncate
+from zeroshift.layouts import to_nvidia
 from zeroshift.registry import find_generator
 
 if TYPE_CHECKING:
     from zeroshift.stylegan2 import StyleGAN2Generator
 
-Layout = Literal["safetensors", "rosinality"]
 Network = Literal["onnx", "torchscript"]
-Target = Literal["safetensors", "rosinality", "onnx", "torchscript"]
+Target = Literal["safetensors", "rosinality", "nvidia-state", "onnx", "torchscript"]
+
+LR_MLP = 0.01
+"""Factor of the mapping weights that the layouts of other programs take for granted."""
 
 TOLERANCE = 1e-4
 """Largest difference of two pixels, per unit of the largest pixel and at least absolute, between a network and ours."""
@@ -68,13 +71,15 @@ def convert(
     to: Target,
     *,
     options: NetworkOptions | None = None,
+    label: int | None = None,
     check: bool = True,
     overwrite: bool = False,
 ) -> Converted:
     """Writes the generator of a file, a run folder, a built-in name or a hub reference in another form, whole or not at all.
 
-    A network is compared with ours where `check` asks for it and its runtime is installed; RunError where it differs, and nothing
-    is written. InputError where `out` is there and `overwrite` is not set. MissingExtra where ONNX is not installed.
+    `label` chooses one class of a generator with classes; what is written then has none. A network is compared with ours where
+    `check` asks for it and its runtime is installed; RunError where it differs, and nothing is written. InputError where `out` is
+    there and `overwrite` is not set. MissingExtra where ONNX is not installed.
     """
     out = Path(out)
     if to not in get_args(Target):
@@ -87,12 +92,16 @@ def convert(
         raise InputError(f"part, batch, noise and modulation are options of {' and '.join(get_args(Network))}, not of {to}.")
     path = find_generator(source)
     generator, metadata = load_generator_file(path)
+    if label is not None:
+        if not generator.config.num_classes:
+            raise InputError(f"{source} has no classes, so label {label} means nothing; leave it out.")
+        generator = generator.for_class(label)
     facts = {**metadata, "converted_from": path.name, "converted_sha256": file_sha256(path)}
     difference = None
     if to == "safetensors":
         save_generator(out, generator, facts)
-    elif to == "rosinality":
-        export_pt(out, generator)
+    elif to in ("rosinality", "nvidia-state"):
+        write_layout(out, generator, to)
     else:
         network = ExportedNetwork(generator.eval().requires_grad_(False), options or NetworkOptions())
         write, run = (write_onnx, onnx_runner) if to == "onnx" else (write_torchscript, torchscript_runner)
@@ -101,6 +110,34 @@ def convert(
             call = run(part) if check else None
             difference = None if call is None else compare(network, call, out)
     return Converted(out, to, out.stat().st_size, difference)
+
+
+def write_layout(out: Path, generator: StyleGAN2Generator, to: Literal["rosinality", "nvidia-state"]) -> None:
+    """Writes rosinality's file, or the state dict that NVIDIA's PyTorch programs load."""
+    usual = with_usual_mapping(generator)
+    if to == "rosinality":
+        export_pt(out, usual)
+    else:
+        with atomic_path(out) as part:
+            torch.save({name: tensor.contiguous() for name, tensor in to_nvidia(usual.state()).items()}, part)
+    if (bound := generator.config.conv_clamp) is not None:
+        warnings.warn(
+            f"the layout {to} does not say that activations are bounded at {bound:g} (conv_clamp); a program that does not bound "
+            "them draws slightly other pictures where the bound is reached",
+            stacklevel=3,
+        )
+
+
+def with_usual_mapping(generator: StyleGAN2Generator) -> StyleGAN2Generator:
+    """A generator of the same pictures whose mapping weights have the usual factor; itself where they have it."""
+    config = generator.config
+    if config.lr_mlp == LR_MLP:
+        return generator
+    state = generator.state()
+    scaled = {name: value * (config.lr_mlp / LR_MLP) for name, value in state.items() if name.startswith("style.")}
+    made = type(generator)(replace(config, lr_mlp=LR_MLP))
+    made.load_state_dict(state | scaled)
+    return made.eval()
 
 
 class ExportedNetwork(nn.Module):
@@ -112,6 +149,9 @@ class ExportedNetwork(nn.Module):
             raise InputError(f"batch must be at least 1, got {options.batch}. Leave it out for any number of pictures.")
         if options.modulation == "grouped" and options.batch is None:
             raise InputError("modulation grouped needs a fixed batch, because one group per picture is built in; give --batch.")
+        if options.part == "full" and generator.config.num_classes:
+            raise InputError(f"this generator draws {generator.config.num_classes} classes; choose one with --label.")
+        generator = generator.for_class(0)  # only the mapping knows of classes, and it is left out or has none
         self.generator, self.options = generator, options
         generator.modulation = options.modulation
 
