@@ -1,52 +1,16 @@
-"""CLIPs: preparing pictures, reading texts and learned words, saving and loading."""
+"""CLIPs: preparing pictures, reading texts and learned words."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-import transformers
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from zeroshift.clip import OPENAI_MEAN, ClipModel, build_dual_encoder
-from zeroshift.clip_files import load_clip_folder, save_clip
+from clips import TEXTS, WORDS, draw, small, vit
+from zeroshift.clip import ClipModel, build_dual_encoder
 from zeroshift.errors import InputError
-from zeroshift.text import BytePairTokenizer, HubTokenizer, TemplateBank, WordTokenizer
-
-WORDS = WordTokenizer(["a photo of a face", "pencil sketch , ."])
-TEXTS = ["a photo of a face", "sketch", "a pencil sketch of a photo of a face , a face ."]
-
-
-def small(vision: Any = "resnet", text_width: int = 16, seed: int = 0, **options: Any) -> ClipModel:
-    model = build_dual_encoder(
-        WORDS.vocab_size,
-        vision=vision,
-        widths=(8, 16),
-        depths=(1, 1),
-        embed_dim=12,
-        text_width=text_width,
-        text_heads=2,
-        text_layers=2,
-        seed=seed,
-    )
-    return ClipModel(model, WORDS, **{"resolution": 64, "name": "small", **options})
-
-
-def vit(**sizes: Any) -> transformers.CLIPModel:
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = tower | {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407} | sizes
-    config = transformers.CLIPConfig(
-        vision_config=tower | {"image_size": 32, "patch_size": 8}, text_config=text, projection_dim=12
-    )
-    return transformers.CLIPModel(config).eval()
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)
+from zeroshift.text import BytePairTokenizer
 
 
 @pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
@@ -196,91 +160,3 @@ def test_double_precision_goes_all_the_way_through() -> None:
     # A constant rounded to float32 would show in the ninth digit.
     gray = small(mean=(0.1, 0.1, 0.1), std=(0.3, 0.3, 0.3)).double().preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.float64))
     assert float(gray[0, 0, 0, 0]) == pytest.approx((0.5 - 0.1) / 0.3, rel=1e-14)
-
-
-@pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
-def test_a_saved_built_in_clip_comes_back_whole(vision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    bank = TemplateBank("faces", ("{}", "a {} of a face"))
-    clip = small(vision, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), templates=bank, context="a face")
-    save_clip(clip, tmp_path)
-    again = load_clip_folder(tmp_path)
-    assert (again.mean, again.std, again.context, again.name) == (clip.mean, clip.std, "a face", "small")
-    assert again.templates.templates == bank.templates and again.resolution == 64
-    assert isinstance(again.tokenizer, WordTokenizer) and again.tokenizer.vocab == WORDS.vocab
-    images = draw(1, 3, 64, 64, dtype=torch.float32)
-    assert torch.equal(again.encode_image(images), clip.encode_image(images))
-    assert torch.equal(again.encode_text(TEXTS), clip.encode_text(TEXTS))
-    assert capfd.readouterr().err == ""
-
-
-def test_a_transformers_clip_with_openais_vocabulary_is_read_with_its_processor(tmp_path: Path) -> None:
-    model = vit()
-    model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": 32}))
-    clip = load_clip_folder(tmp_path, name="mine")
-    assert (clip.name, clip.mean, clip.std, clip.resolution) == ("mine", (0.5,) * 3, (0.25,) * 3, 32)
-    assert isinstance(clip.tokenizer, BytePairTokenizer) and (clip.text_width, clip.embed_dim) == (16, 12)
-    pixels = clip.preprocess(draw(1, 3, 48, 40, dtype=torch.float32))
-    with torch.no_grad():
-        pooled = model.vision_model(pixel_values=pixels).pooler_output
-        expected = model.visual_projection(pooled)
-    torch.testing.assert_close(clip.encode_pixels(pixels), expected)
-
-
-def test_without_a_processor_file_openais_constants_are_taken(tmp_path: Path) -> None:
-    vit().save_pretrained(tmp_path)
-    assert load_clip_folder(tmp_path).mean == OPENAI_MEAN
-
-
-def test_a_foreign_vocabulary_is_read_with_the_tokenizer_of_its_folder(tmp_path: Path) -> None:
-    letters = "abcdefgh"
-    vocabulary = {token: number for number, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
-    vocabulary |= {"ab</w>": 16, "<|startoftext|>": 17, "<|endoftext|>": 18}
-    files = tmp_path / "words"
-    files.mkdir()
-    (files / "vocab.json").write_text(json.dumps(vocabulary))
-    (files / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    transformers.CLIPTokenizer.from_pretrained(files).save_pretrained(tmp_path)
-    vit(vocab_size=19, bos_token_id=17, eos_token_id=18).save_pretrained(tmp_path)
-    clip = load_clip_folder(tmp_path)
-    assert isinstance(clip.tokenizer, HubTokenizer)
-    assert clip.tokenize(["ab cab", "d"])[:, :5].tolist() == [[17, 16, 2, 16, 18], [17, 11, 18, 0, 0]]
-    save_clip(clip, tmp_path / "again")
-    assert torch.equal(load_clip_folder(tmp_path / "again").encode_text(["ab cab"]), clip.encode_text(["ab cab"]))
-
-
-def damage(folder: Path, how: str) -> None:
-    weights = folder / "model.safetensors"
-    if how == "truncated":
-        weights.write_bytes(weights.read_bytes()[:1000])
-    elif how == "no weights":
-        weights.unlink()
-    elif how == "no config":
-        (folder / "config.json").unlink()
-    elif how == "broken processor":
-        (folder / "preprocessor_config.json").write_text("{")
-    else:
-        from safetensors.torch import load_file, save_file
-
-        tensors = load_file(weights)
-        del tensors["text_projection.weight"]
-        save_file(tensors, weights, metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize("how", ["truncated", "no weights", "no config", "broken processor", "incomplete"])
-def test_damaged_folders_are_refused_by_name(how: str, tmp_path: Path) -> None:
-    save_clip(small(), tmp_path)
-    damage(tmp_path, how)
-    with pytest.raises(InputError) as caught:
-        load_clip_folder(tmp_path)
-    message = str(caught.value)
-    assert str(tmp_path) in message and "\n" not in message
-    assert how != "incomplete" or "text_projection.weight" in message
-
-
-def test_a_folder_that_does_not_exist_and_another_architecture_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere"):
-        load_clip_folder(tmp_path / "nowhere")
-    transformers.CLIPTextConfig(vocab_size=20).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="clip_text_model"):
-        load_clip_folder(tmp_path)

@@ -19,6 +19,7 @@ from zeroshift.text import (
     clean,
     context_sentence,
     sentence,
+    without_punctuation,
 )
 
 
@@ -61,6 +62,11 @@ def test_the_context_stands_before_the_label() -> None:
 
 def test_cleaning_repairs_unescapes_collapses_and_lowers() -> None:
     assert clean("  Caf\u00c3\u00a9 &amp;amp;\n\t Bar ") == "caf\u00e9 & bar"
+
+
+def test_siglips_texts_lose_case_and_punctuation() -> None:
+    assert without_punctuation(" A  photo\nof: it's (a) CAT. ") == "a photo of its a cat"
+    assert without_punctuation("Élan – naïve") == "élan – naïve"
 
 
 def test_words_become_ids_between_start_and_end_with_zeros_after() -> None:

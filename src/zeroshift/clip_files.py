@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from zeroshift.clip import OPENAI_MEAN, OPENAI_STD, ClipModel, Resize, SiglipClip, own_randomness
 from zeroshift.clip_openai import Activation, from_openai_state, openai_layout, openai_sizes
-from zeroshift.errors import InputError
+from zeroshift.errors import InputError, MissingExtra
 from zeroshift.pickles import flat_tensors, read_tensors
-from zeroshift.text import IMAGENET, BytePairTokenizer, HubTokenizer, TemplateBank, Tokenizer, WordTokenizer
+from zeroshift.text import IMAGENET, BytePairTokenizer, HubTokenizer, TemplateBank, Tokenizer, WordTokenizer, without_punctuation
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+SIGLIP2_WORDS = 256_000
+"""Vocabulary of SigLIP 2, which unlike SigLIP reads punctuation."""
 
 
 @contextmanager
@@ -231,12 +234,15 @@ def _tokenizer_of(path: Path, config: Any) -> Tokenizer:
     # Read without its sentencepiece model where the same is written in tokenizer.json.
     plain = (path / "tokenizer.json").is_file()
     loader = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    if not plain and config.model_type == "siglip" and find_spec("sentencepiece") is None:
+        raise MissingExtra(f'"{path}" has no tokenizer.json. Take a folder that has one, or: pip install sentencepiece')
     with _explained(path / ("tokenizer.json" if plain else "tokenizer_config.json")):
         tokenizer: Any = loader.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if len(tokenizer) > size:
         raise InputError(f'the tokenizer in "{path}" gives {len(tokenizer)} ids, config.json {size}. Take files of one model.')
     if config.model_type == "siglip":
-        return HubTokenizer(tokenizer, -1, tokenizer.eos_token_id, fill_id=tokenizer.pad_token_id, lower=True)
+        prepare = str.lower if size == SIGLIP2_WORDS else without_punctuation
+        return HubTokenizer(tokenizer, -1, tokenizer.eos_token_id, tokenizer.pad_token_id, prepare)
     return HubTokenizer(tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 

@@ -190,7 +190,7 @@ def openai_layout(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
 
 
 _OTHER_LAYOUTS = {
-    "vision_model.embeddings.": "a CLIP under transformers' names: give its folder, with config.json",
+    "text_model.embeddings.": "a CLIP under transformers' names: give its folder, with config.json",
     "visual.trunk.": "an open_clip model whose picture tower is of timm, which is not supported: take a ViT or ResNet",
     "visual.patch_embed.": "an EVA-CLIP, which is not supported: take a ViT or ResNet",
 }

@@ -11,7 +11,8 @@ import gzip
 import html
 import json
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -191,7 +192,7 @@ def clean(text: str) -> str:
 
 
 class Tokenizer(Protocol):
-    """What a CLIP asks of its tokenizer; the ids start with `start_id`, unless it is negative, and end with `end_id` and padding."""
+    """What a CLIP asks of its tokenizer; ids start with `start_id`, unless it is negative, and end with `end_id` and padding."""
 
     start_id: int
     end_id: int
@@ -339,15 +340,20 @@ class BytePairTokenizer:
         return parts
 
 
+def without_punctuation(text: str) -> str:
+    """Text as SigLIP was trained on it: lower case, ASCII punctuation removed, white space collapsed."""
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
 class HubTokenizer:
     """A transformers tokenizer behind our call, for CLIPs whose vocabulary is not OpenAI's.
 
-    SigLIP's has no start (a negative id), fills with a padding token, and is meant for lower case.
+    SigLIP's has no start (a negative id), fills with a padding token, and was trained on texts that `prepare` made plain.
     """
 
-    def __init__(self, tokenizer: Any, start_id: int, end_id: int, fill_id: int = 0, lower: bool = False) -> None:
+    def __init__(self, tokenizer: Any, start_id: int, end_id: int, fill_id: int = 0, prepare: Callable[[str], str] = str) -> None:
         self._tokenizer, self.start_id, self.end_id = tokenizer, start_id, end_id
-        self._fill_id, self._lower = fill_id, lower
+        self._fill_id, self._prepare = fill_id, prepare
         self.vocab_size = len(tokenizer)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
@@ -355,7 +361,7 @@ class HubTokenizer:
         return _pad([self._ids(text) for text in texts], texts, self.start_id, self.end_id, context_length, self._fill_id)
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text.lower() if self._lower else text, add_special_tokens=False)["input_ids"]
+        return self._tokenizer(self._prepare(text), add_special_tokens=False)["input_ids"]
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's own files into the folder."""
