@@ -256,7 +256,8 @@ def test_help_lists_the_verbs_that_exist_and_their_options(capsys: pytest.Captur
 
 def test_an_unknown_verb_is_refused_and_the_known_ones_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fly"]) == 2
-    assert "adapt, sample, doctor" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert [verb for verb in cli.VERBS if verb.__name__.lower() not in told] == []
 
 
 def test_a_recipe_gives_defaults_and_options_override_them() -> None:

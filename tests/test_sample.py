@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ import zeroshift as zs
 from zeroshift import portraits
 from zeroshift import sample as sampling_function
 from zeroshift.checkpoints import save_generator
+from zeroshift.cli import main
 from zeroshift.errors import InputError
 from zeroshift.latent import z_from_seeds
 from zeroshift.sample import before_after, blend, draw, grid, labelled_rows, parse_seeds, save_pictures, true_pictures, write_png
@@ -160,3 +163,18 @@ def test_the_truth_of_a_seed_is_the_render_of_its_noise() -> None:
     assert truth is not None
     assert torch.equal(truth, portraits.render(z_from_seeds(range(2), 64), "pencil sketch", 32))
     assert true_pictures(range(2), 64, "a city at night", 32) is None
+
+
+def test_a_bare_generator_is_sampled_by_name_and_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.bin"
+    save_generator(file, tiny.generator())
+    assert main(["sample", str(file), "--seeds", "3,1", "--truncation", "0.5", "--out", str(tmp_path / "p"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    with Image.open(shown["pictures"][0]) as picture:
+        assert (picture.text["seed"], picture.text["generator"], picture.text["truncation"]) == ("3", "mine.bin", "0.5")
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
+    expected = draw(tiny.generator(), [3], 0.5)[0]
+    assert (pixels - expected).abs().max() <= 1 / 127.5
+    assert main(["sample", str(file), "--strength", "0.5"]) == 2
+    assert "needs a run" in capsys.readouterr().err
+    assert torch.equal(zs.sample("portraits", [1]), draw(zs.load("portraits"), [1]))

@@ -45,20 +45,20 @@ class Adapt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draw pictures of a run by seed: grid.png and one PNG per seed."""
+    """Draw pictures of a run or a generator by seed: grid.png and one PNG per seed."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run."""
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a run; or a generator: a file, a built-in name or a hub reference (hf:owner/name)."""
     seeds: str = "0-15"
     """Seeds as numbers and ranges: 0-15 or 1,4,7-9. The same seed is always the same picture."""
     truncation: float | None = None
-    """1 is the full variety, 0 the average picture; unset: as in the run."""
+    """1 is the full variety, 0 the average picture; unset: as in the run, 1 for a generator."""
     strength: float = 1.0
     """0 is the source generator, 1 the adapted one, between them a blend of weights, up to 2 beyond."""
     generator: str | None = None
     """Where the source generator is now, if not where the run found it. Needed only for a strength other than 1."""
     out: Path | None = None
-    """Folder for the pictures; unset: RUN/pictures."""
+    """Folder for the pictures; unset: RUN/pictures, or pictures here for a generator."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     json: Flag = False
@@ -254,14 +254,15 @@ def _plan_text(planned: Plan) -> str:
 
 def sample(command: Sample) -> int:
     """Draws pictures and writes them."""
-    from .sample import load, parse_seeds, save_pictures
+    from .sample import facts_of, is_run, load, parse_seeds, save_pictures
+    from .sample import sample as draw
 
     seeds = parse_seeds(command.seeds)
     run = load(command.run, generator=command.generator, device=command.device)
-    pictures = run.sample(seeds, command.truncation, command.strength)
-    folder = command.out or command.run / "pictures"
+    pictures = draw(run, seeds, command.truncation, command.strength)
+    folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
     try:
-        paths = save_pictures(pictures, seeds, folder, run.facts(command.truncation, command.strength))
+        paths = save_pictures(pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength))
     except OSError as error:
         raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
     if command.json:

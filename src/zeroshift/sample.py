@@ -20,7 +20,7 @@ from .generators import Generator
 from .hub import is_reference
 from .latent import truncate, z_from_seeds
 from .record import RunFolder, write_bytes
-from .registry import load_generator
+from .registry import GENERATORS, load_generator
 
 if TYPE_CHECKING:
     from .config import AdaptConfig
@@ -239,16 +239,29 @@ def load(run: Path, *, generator: str | None = None, device: str = "cpu") -> Run
 @overload
 def load(run: str, *, generator: str | None = None, device: str = "cpu") -> Any: ...
 def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run | Generator:
-    """A finished run, from its folder; or the generator of a hub reference such as "hf:owner/name".
+    """A finished run, from its folder; or the generator of a file, a built-in name or a hub reference such as "hf:owner/name".
 
     `generator` says where the source generator of a run is now, if not where the run found it.
     """
-    if is_reference(run):
+    if not is_run(run):
         return load_generator(run, device)[0]
     folder = RunFolder.load(run)
     if not folder.generator_file.is_file():
         raise InputError(f"{run} has no adapted generator yet ({folder.status.state}); run the command that began it again.")
     return Run(folder, device, generator)
+
+
+def is_run(spec: str | Path) -> bool:
+    """Whether a name can only mean a run folder: it is no file, no built-in name and no reference."""
+    return not (is_reference(spec) or Path(spec).is_file() or str(spec) in GENERATORS)
+
+
+def facts_of(spec: str | Path, run: Run | Generator, truncation: float | None, strength: float) -> dict[str, str]:
+    """What the metadata of a picture say beside its seed."""
+    if isinstance(run, Run):
+        return run.facts(truncation, strength)
+    psi = 1.0 if truncation is None else truncation
+    return {"software": f"zeroshift {__version__}", "generator": Path(spec).name, "truncation": f"{psi:g}"}
 
 
 def sample(
@@ -257,7 +270,7 @@ def sample(
     truncation: float | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator (or its hub reference).
+    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator (or its file, name or reference).
 
     `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source (0), target (1) and
     beyond (up to 2); it needs a run, because only that knows its source.
