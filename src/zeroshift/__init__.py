@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .adapt import adapt as adapt
     from .adapt import plan as plan
     from .config import AdaptConfig as AdaptConfig
+    from .describe import inspect as inspect
     from .errors import InputError as InputError
     from .errors import RunError as RunError
     from .errors import ZeroshiftError as ZeroshiftError
@@ -35,6 +36,7 @@ _HOME = {
     "ZeroshiftError": "errors",
     "adapt": "adapt",
     "convert": "export",
+    "inspect": "describe",
     "load": "sample",
     "load_clip": "registry",
     "load_generator": "registry",
@@ -51,6 +53,7 @@ __all__ = [
     "ZeroshiftError",
     "adapt",
     "convert",
+    "inspect",
     "load",
     "load_clip",
     "load_generator",

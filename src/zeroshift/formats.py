@@ -37,24 +37,24 @@ LAYOUTS: dict[Layout, str] = {
 
 FOREIGN: dict[str, str] = {
     "stylegan3": "a StyleGAN3 generator; its alias-free layers are not supported, only StyleGAN2's are",
-    "ipl mapper": "an IPL mapper, which gives words for styles; it is no generator",
-    "hyperdomainnet": "HyperDomainNet domain vectors, which change a source generator and cannot stand alone",
-    "styleclip mapper": "a StyleCLIP mapper, which edits styles; it is no generator",
-    "encoder": "an inversion encoder (pSp, e4e, ReStyle) without the decoder that would be the generator",
-    "identity": "the face recognition network IR-SE50 (ArcFace); it is no generator",
-    "ddpm": "a DDPM U-Net (as SDEdit, DiffusionCLIP and ddim store it); it is a diffusion model, no StyleGAN2 generator",
-    "guided diffusion": "a guided-diffusion U-Net; it is a diffusion model, no StyleGAN2 generator",
-    "diffusers": "a U-Net of diffusers; it is a diffusion model, no StyleGAN2 generator",
-    "clip": "a CLIP, which guides (--clip); it is no generator",
-    "coop": "a prompt learnt by CoOp; it is no generator",
-    "lpips": "the linear layers of LPIPS; they are no generator",
-    "latents": "styles or directions, not a generator",
-    "discriminator": "a discriminator, not a generator",
+    "discriminator": "a discriminator, not a generator; it judges pictures and draws none",
+    "ipl mapper": "an IPL mapper; it gives words for styles and draws nothing",
+    "hyperdomainnet": "HyperDomainNet domain vectors; they change a source generator and cannot stand alone",
+    "styleclip mapper": "a StyleCLIP mapper; it edits styles and draws nothing",
+    "encoder": "an inversion encoder (pSp, e4e, ReStyle) without its generator; inversion is not supported",
+    "identity": "the face recognition network IR-SE50 (ArcFace); it draws nothing",
+    "ddpm": "a DDPM U-Net (as SDEdit, DiffusionCLIP and ddim store it); diffusion models are not supported",
+    "guided diffusion": "a guided-diffusion U-Net; diffusion models are not supported",
+    "diffusers": "a diffusers U-Net; diffusion models are not supported",
+    "clip": "a CLIP; it guides (--clip) and draws nothing",
+    "coop": "a prompt learnt by CoOp; it draws nothing",
+    "lpips": "the linear layers of LPIPS; they draw nothing",
+    "latents": "styles or directions; they need a generator to become pictures",
 }
-"""Kind of a file that holds no usable generator -> what it holds."""
+"""Kind of a file that holds no usable generator -> what it holds; why that is no use."""
 
-GENERATOR_KEYS = ("g_ema", "G_ema", "g", "G", "state_dict", "params_ema")
-"""Where programs keep the generator, best first."""
+GENERATOR_KEYS = ("g_ema", "G_ema", "g", "G", "state_dict", "params_ema", "m")
+"""Where programs keep the weights of the network, best first."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def generator_weights(content: Content) -> Weights:
     networks = tensorflow_networks(content.tree)
     if networks:
         return Weights("tensorflow", from_tensorflow(_variables(networks[-1])), place="Gs")
-    place, network = _chosen(content.tree, GENERATOR_KEYS)
+    place, network = chosen(content.tree)
     state = unprefixed(flat_tensors(network))
     if "synthesis.b4.const" in state:
         return Weights("nvidia", from_nvidia(state), _nvidia_facts(network), place)
@@ -97,7 +97,7 @@ def discriminator_state(content: Content) -> State:
     networks = tensorflow_networks(content.tree)
     if len(networks) == 3:
         return from_tensorflow_discriminator(_variables(networks[1]))
-    state = unprefixed(flat_tensors(_chosen(content.tree, ("d", "D", "state_dict"))[1]))
+    state = unprefixed(flat_tensors(chosen(content.tree, ("d", "D", "state_dict"))[1]))
     return from_nvidia_discriminator(state) if "b4.fc.weight" in state else from_rosinality(state, gain=1.0)
 
 
@@ -108,19 +108,19 @@ def recognise(content: Content) -> str:
         return "clip" if "visual.conv1.weight" in flat_tensors(tree) else "holds a TorchScript program that is not a known model"
     if tensorflow_networks(tree):
         return "generator"
-    if not isinstance(tree, Mapping | Record):
+    if not isinstance(chosen(tree)[1], Mapping | Record):
         return "latents" if _is_latents(tree) else f"holds a {type(tree).__name__}, not weights by name"
     top = set(tree) if isinstance(tree, Mapping) else set()
     if {"m", "m_optim"} <= top:
         return "ipl mapper"
     if "model_type" in top and {"state_dict", "da_type", "sg2_params"} & top:
         return "hyperdomainnet"
-    state = unprefixed(flat_tensors(_chosen(tree, (*GENERATOR_KEYS, "d", "D"))[1]))
+    state = unprefixed(flat_tensors(chosen(tree, (*GENERATOR_KEYS, "d", "D"))[1]))
     if kind := next((kind for kind, keys in _SIGNS if any(key in state for key in keys)), None):
         return kind
     if state and all(value.dim() <= 3 and value.shape[-1:] == (512,) for value in state.values()):
         return "latents"
-    return f"holds no StyleGAN2 generator: input.input is missing among {len(state)} tensors"
+    return f"holds no StyleGAN2 generator, and nothing else known, in its {len(state)} tensors"
 
 
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -181,8 +181,10 @@ def _variables(network: Record, prefix: str = "") -> State:
     return found
 
 
-def _chosen(tree: Any, keys: tuple[str, ...]) -> tuple[str, Any]:
-    """The first of the keys that holds weights, and these; the whole where none does."""
+def chosen(tree: Any, keys: tuple[str, ...] = GENERATOR_KEYS) -> tuple[str, Any]:
+    """The first of the keys that holds weights, and these; the whole where none does. Lists end with averaged weights, if any."""
+    if isinstance(tree, list):
+        return "", next((part for part in [tree[-1], tree[0]] if isinstance(part, Mapping)), tree) if tree else tree
     if isinstance(tree, Mapping):
         for key in keys:
             if isinstance(tree.get(key), Mapping | Record):

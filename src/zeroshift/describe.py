@@ -1,0 +1,338 @@
+"""What a weights file or folder is: architecture, parameters, average style, labels, and what cannot be used and why."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroshift.checkpoints import DISCRIMINATOR_FORMAT, GENERATOR_FORMAT, about, our_config
+from zeroshift.errors import InputError, printable
+from zeroshift.formats import (
+    FOREIGN,
+    LAYOUTS,
+    Layout,
+    chosen,
+    discriminator_state,
+    generator_weights,
+    recognise,
+    tensorflow_networks,
+    unprefixed,
+)
+from zeroshift.layouts import (
+    LayoutError,
+    State,
+    check_shapes,
+    discriminator_shapes,
+    generator_shapes,
+    infer_config,
+    infer_discriminator_config,
+)
+from zeroshift.pickles import Content, flat_tensors, read_tensors
+from zeroshift.registry import ASSETS, CLIPS, GENERATOR_FILES, GENERATORS, find_generator
+from zeroshift.stylegan2 import StyleGAN2Config
+from zeroshift.unpickle import Record
+
+NOT_PARAMETERS = ("latent_avg", "noises.")
+LONGEST = 300
+"""Characters of a metadata value that are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What `inspect` found. `use` says what the package does with it; `problems` what cannot be used, and why."""
+
+    path: str
+    kind: str
+    what: str
+    usable: bool = False
+    use: str = ""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    average_style: dict[str, Any] | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def tree(self) -> dict[str, Any]:
+        """The description as plain JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The description in words, a few lines."""
+        lines = [self.path, f"  {self.what}", f"  {self.use}" if self.use else ""]
+        if self.architecture:
+            lines += ["architecture", *(f"  {name:20} {_shown(value)}" for name, value in self.architecture.items())]
+        if self.parameters is not None:
+            lines.append(f"parameters             {self.parameters:,}")
+        if self.average_style is not None:
+            norm = self.average_style["norm"]
+            lines.append(
+                "average style          " + ("absent; computed when the file is read" if norm is None else f"norm {norm:.4g}")
+            )
+        for heading, rows in (("parts", self.parts), ("metadata", self.metadata)):
+            lines += [heading, *(f"  {name:20} {value}" for name, value in rows.items())] if rows else []
+        lines += ["cannot be used", *(f"  {problem}" for problem in self.problems)] if self.problems else []
+        return "\n".join(line for line in lines if line)
+
+
+def inspect(spec: str | Path) -> Description:
+    """Description of a file, a folder, a built-in generator or a reference to the hub. InputError if it cannot be read.
+
+    Nothing is executed and no network is built: the weights are only looked at.
+    """
+    path, built_in = Path(spec), GENERATORS | CLIPS
+    if str(spec) in built_in:
+        path = ASSETS / built_in[str(spec)]
+    elif not path.exists():
+        path = find_generator(spec)
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Description:
+    content = read_tensors(path)
+    with about(path):
+        found = _described(path, content)
+    shown = {key: value for key, value in content.metadata.items() if key not in ("format", "config")}
+    return replace(found, metadata={printable(key): printable(value, LONGEST) for key, value in shown.items()})
+
+
+def _described(path: Path, content: Content) -> Description:
+    ours = content.metadata.get("format", "")
+    if ours in (GENERATOR_FORMAT, DISCRIMINATOR_FORMAT):
+        make = _generator if ours == GENERATOR_FORMAT else _discriminator
+        return make(path, "zeroshift", content.tree, our_config(content), {})
+    if "facts" in content.metadata or "heads" in content.metadata:
+        kind = "checkpoint" if "facts" in content.metadata else "words"
+        what = "the state of an unfinished run" if kind == "checkpoint" else "the mapper of a run, from styles to words"
+        return Description(path=str(path), kind=kind, what=f"{what}, written by Zeroshift", use="It belongs into its run folder.")
+    try:
+        kind = recognise(content)
+        if kind == "generator":
+            weights = generator_weights(content)
+            config = infer_config(weights.state, **weights.facts)
+            return _generator(path, weights.layout, weights.state, config, _parts(content, weights.place), _encoded(content))
+        if kind == "discriminator":
+            state = discriminator_state(content)
+            layout = "tensorflow" if tensorflow_networks(content.tree) else "rosinality"
+            return _discriminator(path, layout, state, infer_discriminator_config(state), {})
+    except LayoutError as error:
+        return Description(path=str(path), kind="unknown", what="weights that are not usable", problems=[f"the file {error}"])
+    state = unprefixed(flat_tensors(chosen(content.tree)[1]))
+    known = kind in FOREIGN
+    what, _, why = (
+        FOREIGN[kind] if known else f"{_CONTAINERS[content.kind]} that no program known here writes; it {kind}"
+    ).partition("; ")
+    found = _DETAILS.get(kind, lambda state, tree: {})(state, content.tree)
+    return Description(
+        path=str(path),
+        kind=kind if known else "unknown",
+        what=what,
+        use=_USES.get(kind, ""),
+        usable=kind in _USES,
+        architecture={name: value for name, value in found.items() if value is not None},
+        parameters=_count(state),
+        parts=_parts(content, ""),
+        problems=[] if kind in _USES else [why],
+    )
+
+
+def _generator(
+    path: Path, layout: Layout, state: State, config: StyleGAN2Config, parts: dict[str, str], problems: Sequence[str] = ()
+) -> Description:
+    average, problems = state.get("latent_avg"), list(problems)
+    norm = None if average is None else average.double().norm().item()
+    if config.num_classes:
+        problems.append(f"its {config.num_classes} classes together: choose one with for_class() before adapting it")
+    usable, shapes = True, generator_shapes(config)
+    try:
+        check_shapes(state, shapes, [name for name in shapes if name.startswith(NOT_PARAMETERS)])
+    except LayoutError as error:
+        usable, problems = False, [f"the file {error}", *problems]
+    architecture = {name: value for name, value in asdict(config).items() if value and not name.startswith("channel_")}
+    noise = "in the file" if "noises.noise_0" in state else "absent; drawn from a fixed seed"
+    return Description(
+        path=str(path),
+        kind="generator",
+        what=f"a StyleGAN2 generator in {LAYOUTS[layout]}",
+        usable=usable,
+        use="Use it with --generator." if usable else "",
+        architecture={**architecture, "channels": _channels(config), "noise_maps": noise},
+        parameters=sum(value.numel() for name, value in state.items() if not name.startswith(NOT_PARAMETERS)),
+        average_style={"present": average is not None, "norm": norm},
+        parts=parts,
+        problems=problems,
+    )
+
+
+def _discriminator(path: Path, layout: Layout, state: State, config: StyleGAN2Config, parts: dict[str, str]) -> Description:
+    problems = []
+    try:
+        check_shapes(state, discriminator_shapes(config))
+    except LayoutError as error:
+        problems.append(f"the file {error}")
+    return Description(
+        path=str(path),
+        kind="discriminator",
+        what=f"a StyleGAN2 discriminator in {LAYOUTS[layout]}",
+        usable=not problems,
+        use="It judges pictures while a generator is trained; it draws none.",
+        architecture={"size": config.size, "channels": _channels(config)},
+        parameters=_count(state),
+        parts=parts,
+        problems=problems,
+    )
+
+
+def _channels(config: StyleGAN2Config) -> dict[str, int]:
+    """Channels by side in pixels."""
+    return {str(4 << level): config.channels(4 << level) for level in range(config.size.bit_length() - 2)}
+
+
+def _shown(value: Any) -> str:
+    """A value of the architecture in words."""
+    return ", ".join(f"{count} at {side} px" for side, count in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _folder(path: Path) -> Description:
+    settings = _settings(path)
+    if settings.get("_class_name") == "UNet2DModel":
+        return _diffusers(path, settings)
+    if (path / "model_index.json").exists() and (path / "unet").is_dir():
+        return _diffusers(path / "unet", _settings(path / "unet"))
+    if "model_type" in settings or "architectures" in settings:
+        named = printable(settings.get("model_type") or settings.get("architectures"))
+        if re.search("clip|siglip|vision-text", named.lower()):
+            return Description(path=str(path), kind="clip", what=f"a CLIP folder ({named})", usable=True, use=_USES["clip"])
+        return Description(
+            path=str(path), kind="unknown", what=f"a model folder of transformers ({named})", problems=["no use for it"]
+        )
+    if (path / "open_clip_config.json").exists():
+        return Description(path=str(path), kind="clip", what="a CLIP folder of open_clip", usable=True, use=_USES["clip"])
+    if names := [name for name in GENERATOR_FILES if (path / name).is_file()]:
+        return replace(_file(path / names[0]), path=str(path / names[0]))
+    raise InputError(
+        f"the folder {path} holds no model: neither config.json nor {', '.join(GENERATOR_FILES)}. Give a file in it."
+    )
+
+
+def _diffusers(path: Path, settings: Mapping[str, Any]) -> Description:
+    named = ("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_head_dim")
+    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin")]
+    what, _, why = FOREIGN["diffusers"].partition("; ")
+    count = _count(flat_tensors(read_tensors(files[0]).tree)) if files else None
+    return Description(
+        path=str(path),
+        kind="diffusers",
+        what=what,
+        architecture={name: printable(settings[name]) for name in named if settings.get(name) is not None},
+        parameters=count,
+        problems=[why] if files else [why, "the folder holds no weights"],
+    )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Content of config.json; empty where there is none."""
+    file = folder / "config.json"
+    try:
+        if not file.exists():
+            return {}
+        if file.stat().st_size > 1 << 20:
+            raise InputError(f"{file} is too long for the settings of a model.")
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {file}: {printable(error)}.") from error
+    return read if isinstance(read, dict) else {}
+
+
+def _parts(content: Content, chosen: str) -> dict[str, str]:
+    """Top-level entries of a checkpoint, in a few words each."""
+    if tensorflow_networks(content.tree):
+        return {"Gs": "used", "G, D": "the training state, not used"}
+    if not isinstance(content.tree, Mapping) or not any(isinstance(value, Mapping | Record) for value in content.tree.values()):
+        return {}
+    parts = {}
+    for key, value in content.tree.items():
+        count = len(flat_tensors(value))
+        inside = f"{count} tensors" if count else value.class_name if isinstance(value, Record) else type(value).__name__
+        role = "used" if key == chosen or key == "latent_avg" else _ROLES.get(str(key), "not used") if chosen else ""
+        parts[printable(key, 40)] = f"{inside}{', ' * bool(role)}{role}"
+    return parts
+
+
+def _encoded(content: Content) -> list[str]:
+    """What is said of an inversion encoder beside a generator."""
+    found = any(name.startswith("encoder.") for name in flat_tensors(chosen(content.tree)[1]))
+    return ["the inversion encoder beside the generator: inversion is not supported"] if found else []
+
+
+def _count(state: Mapping[str, Tensor]) -> int:
+    kernels = (".kernel", "resample_filter")
+    return sum(value.numel() for name, value in state.items() if value.is_floating_point() and not name.endswith(kernels))
+
+
+def _mapper_details(state: State, tree: Any) -> dict[str, Any]:
+    shapes = [tuple(value.shape) for name, value in state.items() if name.endswith("weight")]
+    return {"layers": len(shapes), "shapes": ", ".join(map(str, shapes[:12]))}
+
+
+def _domain_details(state: State, tree: Any) -> dict[str, Any]:
+    vectors = [value.numel() for name, value in state.items() if name.endswith("params_in")]
+    options = tree if isinstance(tree, Mapping) else {}
+    named = {key: printable(options[key]) for key in ("model_type", "da_type", "patch_key") if isinstance(options.get(key), str)}
+    return {**named, "vectors": len(vectors) or None, "numbers": sum(vectors) or None}
+
+
+def _ddpm_details(state: State, tree: Any) -> dict[str, Any]:
+    levels = {name.split(".")[1] for name in state if name.startswith("down.")}
+    return {"levels": len(levels), "channels": _side(state, "conv_in.weight", 0), "colours": _side(state, "conv_in.weight", 1)}
+
+
+def _guided_details(state: State, tree: Any) -> dict[str, Any]:
+    outputs, inputs = _side(state, "out.2.weight", 0), _side(state, "input_blocks.0.0.weight", 1)
+    learnt = None if outputs is None or inputs is None else "learnt" if outputs == 2 * inputs else "fixed"
+    classes, channels = _side(state, "label_emb.weight", 0), _side(state, "input_blocks.0.0.weight", 0)
+    return {"channels": channels, "colours": inputs, "variance": learnt, "classes": classes}
+
+
+def _encoder_details(state: State, tree: Any) -> dict[str, Any]:
+    styles = {name.split("styles.")[1].split(".")[0] for name in state if "styles." in name}
+    return {"styles": len(styles) or None, "input channels": _side(state, "encoder.input_layer.0.weight", 1)}
+
+
+def _side(state: State, name: str, dimension: int) -> int | None:
+    value = state.get(name, torch.empty(0))
+    return int(value.shape[dimension]) if value.dim() > dimension and value.numel() else None
+
+
+_DETAILS: dict[str, Callable[[State, Any], dict[str, Any]]] = {
+    "ipl mapper": _mapper_details,
+    "hyperdomainnet": _domain_details,
+    "ddpm": _ddpm_details,
+    "guided diffusion": _guided_details,
+    "encoder": _encoder_details,
+}
+
+_USES = {"clip": "Use it with --clip."}
+
+_ROLES = {
+    "g": "the generator without averaging, not used",
+    "d": "its discriminator",
+    "G": "the generator without averaging, not used",
+}
+_ROLES |= {"D": "its discriminator", "g_optim": "state of an optimiser, not used", "d_optim": "state of an optimiser, not used"}
+
+_CONTAINERS = {
+    "safetensors": "a safetensors file",
+    "torch": "a torch file",
+    "torchscript": "a TorchScript file",
+    "pickle": "a pickle",
+}
