@@ -28,11 +28,13 @@ SIGLIP2_WORDS = 256_000
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Transformers draws a bar for every load and save of weights and tables of what did not fit, amid our own messages."""
+    import logging as levels
+
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(levels.CRITICAL)
     try:
         yield
     finally:

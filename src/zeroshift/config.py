@@ -170,7 +170,7 @@ class AdaptConfig:
     generator: str = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
-    """CLIPs that guide: built-in names, folders, or hub ids."""
+    """CLIPs that guide: built-in names, folders, files, or hub ids. FILE:gelu or FILE:quick_gelu says a file's activation."""
     clip_weights: tuple[float, ...] = ()
     """One weight per CLIP; empty: 1 each."""
     out: Path | None = None
