@@ -222,3 +222,15 @@ def test_a_clip_of_the_hub_is_downloaded_aloud_and_guides_as_its_folder_does(
     said = capsys.readouterr().err
     assert said.count("downloading") == 1 and "of ann/eyes" in said
     assert server.asked("GET", "flax_model.msgpack") == [] and server.asked("GET", "onnx") == []
+
+
+def test_a_run_on_a_reference_records_the_hash_and_finds_its_source_again(
+    server: hubserver.Hub, weights: dict[str, bytes], tmp_path: Path
+) -> None:
+    server.repositories["ann/faces"] = Repository({"g.safetensors": weights["ours"]})
+    given = tiny.given(generator=None)
+    run = tiny.run(tmp_path / "run", state=given, generator="hf:ann/faces", method="nada", train={"steps": 1})
+    (tmp_path / "same").write_bytes(weights["ours"])
+    recorded = run.folder.environment["source"]
+    assert recorded == {"name": "hf:ann/faces", "sha256": checkpoints.file_sha256(tmp_path / "same")}
+    assert states_equal(zeroshift.load(tmp_path / "run").source, tiny.generator(5))  # pyright: ignore[reportArgumentType]
