@@ -122,6 +122,7 @@ def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
         if value.shape != expected[key].shape:
             sizes = f"{tuple(value.shape)} where {tuple(expected[key].shape)} is expected"
             raise InputError(f"the tensor {key} of {name} is {sizes}. Take another checkpoint.")
+    # Copied into place, and widened where they are of half precision.
     model.load_state_dict(given, strict=False)
 
 
@@ -165,7 +166,6 @@ def _hub_entries(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             name = name.replace("conv1", "embeddings.patch_embedding")
         for old, new in _OPENAI_BLOCK_NAMES.items():
             name = name.replace(old, new)
-        value = value.float() if value.is_floating_point() else value
         if ".in_proj_" in name:
             stem, kind = name.split("in_proj_")
             yield from ((f"{stem}{part}_proj.{kind}", rows) for part, rows in zip("qkv", value.chunk(3), strict=True))
