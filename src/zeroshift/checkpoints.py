@@ -194,7 +194,7 @@ def about(path: Path) -> Iterator[None]:
         raise InputError(f"{path} {error}.") from error
     except InputError:
         raise
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+    except (RuntimeError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} holds weights of shapes or types that no generator has ({printable(error)}).") from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from zeroshift.errors import printable
@@ -172,8 +173,8 @@ def _variables(network: Record, prefix: str = "") -> State:
     for pair in state.get("variables") or []:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
             raise LayoutError("is damaged: a network's variables have no names")
-        if isinstance(pair[1], Tensor):
-            found[prefix + pair[0]] = pair[1]
+        if isinstance(pair[1], Tensor | int | float):
+            found[prefix + pair[0]] = torch.as_tensor(pair[1])
     components = state.get("components")
     for name, part in components.items() if isinstance(components, Mapping) else ():
         if isinstance(part, Record):

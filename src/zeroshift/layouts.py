@@ -7,6 +7,7 @@ kernel, and biases stored without their 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -22,6 +23,9 @@ State = dict[str, Tensor]
 
 PREFIXES = ("module.", "generator.", "decoder.", "g_ema.")
 """What data-parallel wrappers, forks and encoders put in front of every key."""
+
+MAX_NUMBERS = 250_000_000
+"""Of one network: eight times the largest published one."""
 
 RGB_BIAS = re.compile(r"to_rgb(?:1|s\.\d+)\.bias")
 
@@ -267,6 +271,8 @@ def discriminator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()) -> None:
     """LayoutError that names the first tensor that is missing, does not belong, has another shape, or is not finite."""
+    if sum(map(math.prod, shapes.values())) > MAX_NUMBERS:
+        raise LayoutError(f"asks for more than {MAX_NUMBERS:,} numbers, which no known StyleGAN2 has")
     if missing := [name for name in shapes if name not in state and name not in set(optional)]:
         raise LayoutError(f"lacks {len(missing)} of {len(shapes)} tensors, first {missing[0]}; the file is incomplete")
     if extra := [name for name in state if name not in shapes]:

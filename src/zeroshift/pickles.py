@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -164,14 +164,11 @@ def _read_zip(data: memoryview) -> Content:
     if (order := f"{root}byteorder") in members and bytes(region(order)) != b"little":
         raise Refused("holds numbers in big-endian order, which is not supported")
 
-    def storage(folder: str) -> Callable[[tuple[Any, ...]], Storage]:
-        def find(key: tuple[Any, ...]) -> Storage:
-            dtype, name, count = _storage_key(key)
-            return Storage(_numbers(region(f"{root}{folder}/{name}"), dtype, count, budget))
+    def storage(key: tuple[Any, ...]) -> Storage:
+        dtype, name, count = _storage_key(key)
+        return Storage(_numbers(region(f"{root}data/{name}"), dtype, count, budget))
 
-        return find
-
-    tree = _finish(Machine(region(f"{root}data.pkl"), 0, budget, storage("data")).run())
+    tree = _finish(Machine(region(f"{root}data.pkl"), 0, budget, storage).run(), budget)
     is_script = f"{root}constants.pkl" in members
     return Content("torchscript" if is_script else "torch", tree)
 
@@ -221,8 +218,8 @@ def _read_pickle(data: memoryview) -> Content:
     machine = Machine(data, 0, budget, refuse, lambda raw: _inner_storage(raw, budget))
     first = machine.run()
     if type(first) is int and first == LEGACY_MAGIC:
-        return Content("torch", _finish(_read_legacy(data, machine.end, budget)))
-    return Content("pickle", _finish(first))
+        return Content("torch", _finish(_read_legacy(data, machine.end, budget), budget))
+    return Content("pickle", _finish(first, budget))
 
 
 def _inner_storage(data: memoryview, budget: Budget) -> Storage:
@@ -275,7 +272,8 @@ def _read_legacy(data: memoryview, at: int, budget: Budget) -> Any:
 class _Walk:
     """Replaces what only the machine knows by plain values; refuses trees too deep or too large to walk, and circles."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
         self.done: dict[int, tuple[Any, Any, int]] = {}
         self.open: set[int] = set()
 
@@ -307,11 +305,13 @@ class _Walk:
                 return self.visit(_option_value(item.state), depth)
             item.state, nodes = self.visit(item.state, depth)
             return item, 1 + nodes
+        if isinstance(item, memoryview):
+            self.budget.spend("text", len(item))
         return _plain(item), 1
 
 
-def _finish(item: Any) -> Any:
-    return _Walk().visit(item)[0]
+def _finish(item: Any, budget: Budget) -> Any:
+    return _Walk(budget).visit(item)[0]
 
 
 def _option_value(state: Any) -> Any:
