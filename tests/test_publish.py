@@ -158,7 +158,7 @@ def test_without_a_token_or_with_a_refused_one_nothing_is_uploaded_and_the_way_o
     assert "no access token" in said and "hf auth login" in said and server.requests == []
     monkeypatch.setenv("HF_TOKEN", "hf_anotherToken")
     assert cli.main(["push", str(run.folder.path), "ann/sketch"]) == 2
-    assert "did not accept hf:ann/sketch: your token does not allow it" in capsys.readouterr().err
+    assert "did not accept hf:ann/sketch: your token does not allow it, or there is none" in capsys.readouterr().err
     assert server.repositories == {}
 
 

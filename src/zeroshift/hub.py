@@ -246,11 +246,14 @@ def explained(reference: Reference, failed: str = "could not deliver") -> Iterat
     except HFValidationError as error:
         raise InputError(f"{reference} is no valid name on the hub: {_first_line(error)}") from error
     except _network_errors() as error:
-        if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
-            raise InputError(
-                f"{where} {failed} {reference}: your token does not allow it; log in with `hf auth login`."
-            ) from error
-        raise InputError(f"{where} {failed} {reference}: {_first_line(error)}") from error
+        answer = getattr(error, "response", None)
+        if answer is None:
+            reason = f"could not be reached for {reference} ({_first_line(error)}); check the connection."
+        elif answer.status_code in (401, 403):
+            reason = f"{failed} {reference}: your token does not allow it, or there is none; log in with `hf auth login`."
+        else:
+            reason = f"{failed} {reference}: {_first_line(error)}"
+        raise InputError(f"{where} {reason}") from error
 
 
 def _first_line(error: Exception) -> str:
