@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -71,3 +72,34 @@ def _arrays_of(run: Path) -> Path | None:
     every = list(run.parent.glob("*.npz"))
     alone = len(every) == 1 and len(list(run.parent.glob("*.json"))) == 1
     return every[0] if alone else None
+
+
+def thorough() -> bool:
+    """Whether long golden runs are carried out to their end, which takes minutes: where the environment names a folder."""
+    return "ZEROSHIFT_GOLDEN" in os.environ
+
+
+def require(*groups: str) -> None:
+    """Skips the test where a foreign folder lacks one of the groups; in the repository's own folder that is a failure."""
+    lacking = [group for group in groups if not runs(group)]
+    own = golden_root().resolve() == (Path(__file__).parent / "golden").resolve()
+    if lacking and own:
+        pytest.fail(f"tests/golden lacks the group {lacking[0]}")
+    if lacking:
+        pytest.skip(f"the golden folder lacks the group {lacking[0]}")
+
+
+def cases(group: str, wanted: Callable[[dict[str, Any]], bool], quick: Mapping[str, int]) -> list[Any]:
+    """Test parameters (run, steps) for the runs of a group whose description is wanted.
+
+    `quick` says for how many steps runs are carried out where the environment names no folder, by patterns of their names;
+    the others wait for `make golden`, where steps is 0: all.
+    """
+    found = []
+    for run in runs(group):
+        description = json.loads(run.read_text(encoding="utf-8"))
+        steps = [count for pattern, count in quick.items() if fnmatch(run_name(run), pattern)]
+        idle = () if thorough() or steps else pytest.mark.skip("takes minutes; `make golden` carries it out")
+        if wanted(description):
+            found.append(pytest.param(run, 0 if thorough() else sum(steps), id=run_name(run), marks=idle))
+    return found or [pytest.param(None, 0, id="none", marks=pytest.mark.skip(f"the golden folder has no such run of {group}"))]
