@@ -37,7 +37,7 @@ test: lint
 
 golden: export OMP_NUM_THREADS = 1
 golden: setup
-	ZEROSHIFT_GOLDEN="$(GOLDEN)" $(BIN)/python -m pytest -q -rs -m golden
+	ZEROSHIFT_GOLDEN="$(GOLDEN)" $(BIN)/python -m pytest -q -rs -m golden $(PYTEST)
 
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
