@@ -72,10 +72,9 @@ class Group:
     """What all runs of a trajectory group share: the start of the generators and of the mapper, words and latents."""
 
     def __init__(self, name: str) -> None:
-        folder = goldenlib.golden_root() / name
-        self.meta: Json = next(each for each in map(_read, sorted(folder.glob("*.json"))) if "generator_keys" in each)
-        with np.load(folder / "data.npz") as data:
-            self.arrays = {key: torch.from_numpy(data[key]) for key in data.files}
+        run = next(run for run in goldenlib.runs(name) if "generator_keys" in _read(run))
+        self.meta, arrays = goldenlib.load(run)
+        self.arrays = {key: torch.from_numpy(array) for key, array in arrays.items()}
         self.words: Json = self.meta["config"]
         self.source = generator_of(self.words["generator"])
         start = goldenlib.fill(self.meta["generator_keys"], self.meta["seed_source_generator"])
