@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from goldenlib import fill, golden_root, load, run_name, runs
+from goldenlib import fill, golden_root, load, require, run_name, runs
 from zeroshift import directions, losses
 from zeroshift.clip import ClipModel
 from zeroshift.clip_openai import from_openai_state, openai_sizes
@@ -58,7 +58,8 @@ CLIPS = [pytest.param(run, id=run_name(run)) for run in runs("clip_text_image")]
 
 
 def test_there_are_golden_clips_mappers_and_losses() -> None:
-    assert CLIPS and runs("ipl_mapper") and runs("nada_losses")
+    require("clip_text_image", "ipl_mapper", "nada_losses")
+    assert CLIPS
 
 
 @pytest.mark.parametrize("run", CLIPS)

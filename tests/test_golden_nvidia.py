@@ -46,6 +46,7 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def test_runs_of_both_kinds_are_there() -> None:
+    goldenlib.require("stylegan2_nvidia")
     assert GENERATORS and DISCRIMINATORS and len(RUNS) == len(GENERATORS) + len(DISCRIMINATORS)
 
 

@@ -63,6 +63,7 @@ def discriminator_of(meta: dict[str, Any]) -> StyleGAN2Discriminator:
 
 
 def test_runs_of_both_kinds_are_there() -> None:
+    goldenlib.require("stylegan2_rosinality")
     assert GENERATORS and DISCRIMINATORS and len(RUNS) == len(GENERATORS) + len(DISCRIMINATORS)
 
 
