@@ -376,3 +376,9 @@ def test_a_folder_that_does_not_exist_and_another_architecture_are_refused(tmp_p
         load_clip_folder(tmp_path)
     with pytest.raises(InputError, match="states the activation"):
         load_clip("portraits-clip-a:gelu")
+
+
+def test_openais_resnets_are_not_written_as_what_they_are_not(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keep the file"):
+        save_clip(from_openai_state(openai_state(resnet=True)), tmp_path / "clip")
+    assert not (tmp_path / "clip").exists()

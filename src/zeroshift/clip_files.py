@@ -58,7 +58,12 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def save_clip(clip: ClipModel, folder: str | Path) -> None:
-    """Writes a folder that `load_clip_folder` and transformers read: weights, config, processor constants, words, templates."""
+    """Writes a folder that `load_clip_folder` and transformers read: weights, config, processor constants, words, templates.
+
+    InputError for OpenAI's ResNets, for which transformers has no model.
+    """
+    if not hasattr(clip.model, "save_pretrained"):
+        raise InputError(f"the CLIP {clip.name} has no form that transformers reads; keep the file it came from.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
