@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import goldenlib
-from zeroshift import checkpoints, latent, layouts, ops
+from zeroshift import checkpoints, formats, latent, layouts, ops
 from zeroshift.pickles import Content
 from zeroshift.stylegan2 import Modulation, StyleGAN2Generator
 
@@ -81,7 +81,7 @@ def test_pictures_with_every_bound_of_the_layers(run: Any, modulation: Modulatio
     for name in [name for name in arrays if name.startswith("image_clamp_")]:
         clamp = re.sub("None", "0", name.removeprefix("image_clamp_"))
         content = Content("torch", state)
-        weights = checkpoints.generator_weights(content)
+        weights = formats.generator_weights(content)
         config = layouts.infer_config(weights.state, conv_clamp=float(clamp) or None)
         made = generator
         if config.conv_clamp is not None:

@@ -199,7 +199,7 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
     except LayoutError:
         raise
     except InputError as error:
-        raise LayoutError(f"has {convs} convolutions, which no supported generator has: {error}") from error
+        raise LayoutError(f"has {convs} convolutions, which no supported generator has: {str(error).rstrip('.')}") from error
 
 
 def infer_discriminator_config(state: Mapping[str, Tensor]) -> StyleGAN2Config:
@@ -223,7 +223,9 @@ def infer_channels(widths: Mapping[int, int]) -> dict[str, int]:
         try:
             config = StyleGAN2Config(size=size, **options)
         except InputError as error:
-            raise LayoutError(f"has {len(widths) - 1} levels, which no supported generator has: {error}") from error
+            raise LayoutError(
+                f"has {len(widths) - 1} levels, which no supported generator has: {str(error).rstrip('.')}"
+            ) from error
         if all(config.channels(side) == width for side, width in widths.items()):
             return options
     raise LayoutError(f"has channels {dict(widths)} by side, which follow neither the published table nor base / side")

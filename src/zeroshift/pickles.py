@@ -21,13 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zeroshift.errors import InputError
+from zeroshift.errors import InputError, printable
 from zeroshift.unpickle import STORAGES, Budget, Damaged, Machine, Name, NumpyArray, NumpyType, Record, Refused, Storage
 
 MAX_HEADER = 4 << 20
 """Bytes of a safetensors header or of a zip's table of contents. Files of known models have a tenth."""
 MAX_DEPTH = 100
-MAX_NODES = 2_000_000
+MAX_NODES = 500_000
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 Kind = Literal["safetensors", "torch", "torchscript", "pickle"]
@@ -115,7 +115,7 @@ def _read_safetensors(path: Path, data: memoryview) -> Content:
         with safe_open(path, "pt") as file:
             return Content("safetensors", {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise Damaged(str(error).split("\n")[0]) from error
+        raise Damaged(printable(error, 150)) from error
 
 
 class _ShortReads(io.RawIOBase):
@@ -150,7 +150,7 @@ def _read_zip(data: memoryview) -> Content:
         with zipfile.ZipFile(_ShortReads(data)) as archive:  # pyright: ignore[reportArgumentType]  # reads, seeks and tells
             members = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError, IndexError, RuntimeError) as error:
-        raise Damaged(str(error)) from error
+        raise Damaged(printable(error, 150)) from error
     roots = [name.removesuffix("data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise Refused("is a zip archive without the weights of a torch file")
@@ -285,6 +285,7 @@ class _Walk:
             return self.done[id(item)][1:]
         if depth > MAX_DEPTH or id(item) in self.open:
             raise Damaged("containers within containers without end")
+        self.budget.spend("steps", 1)
         self.open.add(id(item))
         result, nodes = self.convert(item, depth + 1)
         if nodes > MAX_NODES:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from zeroshift.errors import printable
 
-MAX_STEPS = 1_000_000
-"""Instructions of one file: a checkpoint with all optimiser states of the largest encoders needs a fifth."""
+MAX_STEPS = 500_000
+"""Instructions of one file: a checkpoint with all optimiser states of the largest encoders needs half."""
 MAX_TEXT = 64 << 20
 MAX_COPIED = 3 << 29
 MAX_INTEGER_BYTES = 32
@@ -152,7 +152,7 @@ class Machine:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > 500:
             raise Damaged("a name that is none")
         full = f"{RENAMED.get(module, module)}.{name}"
-        if not (full in CALLS or full in CLASSES or full in STORAGES or full in PLAIN or _is_record(full)):
+        if "." in name or not (full in CALLS or full in CLASSES or full in STORAGES or full in PLAIN or _is_record(full)):
             raise Refused(f"needs {printable(f'{module}.{name}')}, which is not read because that could run code")
         return Name(full)
 
@@ -244,7 +244,7 @@ def _key(key: object) -> object:
     """Keys that cannot be chosen to collide, which would make a dictionary slow."""
     if key is None or type(key) in (str, bool) or (type(key) is int and abs(key) < 1 << 60):
         return key
-    raise Damaged(f"a {type(key).__name__} as a key")
+    raise Damaged(f"a key of type {type(key).__name__}")
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
@@ -257,7 +257,7 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 def _is_record(full: str) -> bool:
     module, _, name = full.rpartition(".")
-    return full in RECORDS or (name.isidentifier() and module.startswith(RECORD_MODULES))
+    return full in RECORDS or (name[:1].isupper() and module.startswith(RECORD_MODULES))
 
 
 def _integer(machine: Machine, form: str) -> int:
