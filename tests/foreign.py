@@ -158,12 +158,12 @@ def tensorflow_variables(made: StyleGAN2Generator) -> dict[str, dict[str, Any]]:
     return {"mapping": mapping, "synthesis": synthesis, "": {"dlatent_avg": state["latent_avg"]}}
 
 
-def tensorflow_pickle(path: Path, variables: Mapping[str, Mapping[str, Any]], version: int = 4) -> Path:
+def tensorflow_pickle(path: Path, variables: Mapping[str, Mapping[str, Any]], version: int = 4, **options: Any) -> Path:
     """A pickle (G, D, Gs) of the TensorFlow program; all three are the same network here."""
     with stand_ins({"dnnlib.tflib.network.Network": Network, "dnnlib.util.EasyDict": EasyDict}):
 
         def network(name: str, components: dict[str, Any]) -> Network:
-            state = {"version": version, "name": name, "static_kwargs": EasyDict(), "build_module_src": "raise SystemExit"}
+            state = {"version": version, "name": name, "static_kwargs": EasyDict(options), "build_module_src": "raise SystemExit"}
             listed = list(variables.get(name, {}).items())
             return Network({**state, "components": EasyDict(components), "variables": listed})
 

@@ -171,6 +171,7 @@ def test_weights_that_contradict_their_layout_are_refused_with_the_reason(tree: 
     ("facts", "says"),
     [
         ({"synthesis.b8": {"architecture": "resnet"}}, "architecture resnet"),
+        ({"synthesis.b8.conv0": {"activation": "relu"}}, "activation relu"),
         ({"synthesis.b8.conv1": {"conv_clamp": 256}}, "bounds its layers differently"),
         ({"synthesis.b8.conv1": {"conv_clamp": -1}}, "no number above 0"),
     ],
@@ -197,6 +198,17 @@ def test_tensorflow_networks_of_another_kind_are_refused(extra: Any, version: in
     foreign.tensorflow_pickle(tmp_path / "g.pkl", variables, version)
     with pytest.raises(InputError, match=says):
         checkpoints.load_generator_file(tmp_path / "g.pkl")
+
+
+def test_options_of_tensorflow_networks_are_read_and_those_not_supported_refused(tmp_path: Path) -> None:
+    variables, path = foreign.tensorflow_variables(foreign.generator()), tmp_path / "g.pkl"
+    config = loaded(foreign.tensorflow_pickle(path, variables, conv_clamp=256, mapping_lrmul=0.02)).config
+    assert (config.conv_clamp, config.lr_mlp) == (256.0, 0.02)
+    wrong: list[dict[str, Any]] = [{"architecture": "resnet"}, {"nonlinearity": "relu"}, {"resample_kernel": [1, 2, 1]}]
+    for options in wrong:
+        foreign.tensorflow_pickle(path, variables, **options)
+        with pytest.raises(InputError, match="resnet|relu|filter"):
+            loaded(path)
 
 
 def test_a_generator_with_classes_cannot_become_rosinalitys(tmp_path: Path) -> None:

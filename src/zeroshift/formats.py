@@ -75,7 +75,7 @@ def generator_weights(content: Content) -> Weights:
     """The StyleGAN2 generator of a file in a layout of other programs. LayoutError says what else the file is."""
     networks = tensorflow_networks(content.tree)
     if networks:
-        return Weights("tensorflow", from_tensorflow(_variables(networks[-1])), place="Gs")
+        return Weights("tensorflow", from_tensorflow(_variables(networks[-1])), _tensorflow_facts(networks[-1]), "Gs")
     place, network = chosen(content.tree)
     state = unprefixed(flat_tensors(network))
     if "synthesis.b4.const" in state:
@@ -205,11 +205,30 @@ def _nvidia_facts(network: Any) -> dict[str, Any]:
     if len(bounds) > 1:
         raise LayoutError("bounds its layers differently, which is not supported")
     facts |= {"conv_clamp": bounds.pop()} if bounds else {}
-    kinds = {state["architecture"] for state in states.values() if isinstance(state.get("architecture"), str)}
-    if kinds - {"skip"}:
-        raise LayoutError(f"has the architecture {printable(sorted(kinds)[0])}; only skip is supported")
+    for option, known in {"architecture": {"skip"}, "activation": {"lrelu", "linear"}}.items():
+        for state in states.values():
+            _known(option, state.get(option), known)
     rate = states.get("mapping.fc0", {}).get("bias_gain")
     return facts | ({"lr_mlp": rate} if isinstance(rate, float) and 0 < rate <= 1 else {})
+
+
+def _tensorflow_facts(network: Record) -> dict[str, Any]:
+    """Options of a TensorFlow network that its variables do not show."""
+    given = network.state.get("static_kwargs") if isinstance(network.state, Mapping) else None
+    options = given if isinstance(given, Mapping) else {}
+    _known("architecture", options.get("architecture"), {"skip"})
+    _known("activation", options.get("nonlinearity"), {"lrelu"})
+    kernel = options.get("resample_kernel")
+    if kernel is not None and (not isinstance(kernel, list | tuple) or list(kernel) != [1, 3, 3, 1]):
+        raise LayoutError("has another filter than StyleGAN2's (1, 3, 3, 1), the only one supported")
+    rate = options.get("mapping_lrmul")
+    facts = {"lr_mlp": rate} if isinstance(rate, float) and 0 < rate <= 1 else {}
+    return facts | ({"conv_clamp": _bound(options["conv_clamp"])} if "conv_clamp" in options else {})
+
+
+def _known(option: str, value: object, known: set[str]) -> None:
+    if isinstance(value, str) and value not in known:
+        raise LayoutError(f"has the {option} {printable(value)}, which is not supported")
 
 
 def _bound(value: object) -> float | None:

@@ -325,9 +325,8 @@ class StyleGAN2Generator(nn.Module):
         """Labels as rows of weights (B, classes)."""
         count, batch = self.config.num_classes, z.shape[0]
         if labels is None:
-            raise InputError(
-                f"this generator draws {count} classes: give labels from 0 to {count - 1}, or choose with for_class()."
-            )
+            tried = "give labels, choose one with for_class(), or convert it with --label"
+            raise InputError(f"this generator draws {count} classes, 0 to {count - 1}: {tried}.")
         if labels.shape == (batch, count):
             return labels.to(z)
         if labels.shape != (batch,) or labels.is_floating_point() or not bool(((labels >= 0) & (labels < count)).all()):
