@@ -5,6 +5,7 @@ As a program (`python hostile.py FOLDER`) it opens every file of a folder with l
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -105,12 +106,17 @@ def runs(canary: Path) -> dict[str, bytes]:
         files[f"step {full}"] = program(call(full, text("os"), text("system")))
     for full in ("pickle.loads", "torch.load", "torch.hub.load", "runpy.run_path", "shutil.rmtree", "pip._internal.main"):
         files[f"step {full}"] = program(call(full, text(str(canary))))
+    return files | _steps(command, python)
+
+
+def _steps(command: bytes, python: bytes) -> dict[str, bytes]:
+    """Files that come to a call in some other way than by naming a function and its arguments."""
     system = call("os.system", command)
     nested = call("builtins.eval", call("builtins.getattr", name("os.system"), text("__doc__")), python)
     namespace = name("argparse.Namespace") + b")\x81"
     method = b"}" + text("__setstate__") + name("os.system") + b"s"
     meta = b"}" + text("type") + text("class") + b"s" + text("class_name") + text("G") + b"s" + text("state") + b"}s"
-    files |= {
+    return {
         "nested": program(nested),
         "dotted": program(stack_name("os", "path.os.system"), protocol=4),
         "dotted class": program(stack_name("pathlib", "Path.touch"), protocol=4),
@@ -153,13 +159,60 @@ def runs(canary: Path) -> dict[str, bytes]:
         "old torch file, names": legacy(program(b"}"), keys=program(system)),
         "after the end": program(b"}") + program(system),
     }
-    return files
 
 
 def devours() -> dict[str, bytes]:
     """Files that would take all memory or time if what they declare were believed."""
-    many = 450_000
+    return _declare() | _nest() | _repeat() | _contain()
+
+
+def _declare() -> dict[str, bytes]:
+    """Lengths and shapes that no file could hold."""
+    return {
+        "huge shape": archive(program(tensor(16, shape(1 << 40), shape(0)))),
+        "huge shape of nothing": archive(program(tensor(16, shape(0, 1 << 62), shape(1, 1)))),
+        "huge product": archive(program(tensor(16, shape(1 << 32, 1 << 32), shape(0, 0)))),
+        "huge offset": archive(program(tensor(16, shape(4), shape(1), 1 << 40))),
+        "huge stride": archive(program(tensor(16, shape(4), shape(1 << 40)))),
+        "below zero": archive(program(tensor(16, shape(-4), shape(-1)))),
+        "many sides": archive(program(tensor(16, shape(*[1] * 2000), shape(*[1] * 2000)))),
+        "huge storage": archive(program(tensor(1 << 40, shape(4), shape(1)))),
+        "huge storage, old": legacy(program(tensor(1 << 40, shape(4), shape(1), 0, b"N"))),
+        "gigabyte, old": legacy(program(tensor(1 << 28, shape(4), shape(1), 0, b"N"))),
+        "huge bytes": program(b"\x8e" + struct.pack("<Q", 1 << 62)),
+        "gigabytes of bytes": program(b"B" + struct.pack("<I", (1 << 32) - 1)),
+        "huge bytearray": program(b"\x96" + struct.pack("<Q", 1 << 40), protocol=5),
+        "huge text": program(b"\x8d" + struct.pack("<Q", 1 << 40)),
+        "gigabytes of text": program(b"X" + struct.pack("<I", (1 << 32) - 1)),
+        "huge integer": program(b"\x8b" + struct.pack("<I", (1 << 31) - 1)),
+        "long integer": program(b"\x8b" + struct.pack("<I", 4_000_000) + b"\x7f" * 4_000_000),
+        "long decimal": program(b"I" + b"9" * 4_000_000 + b"\n"),
+        "huge memo": program(b"Nr" + struct.pack("<I", (1 << 32) - 1), b"j" + struct.pack("<I", 5)),
+        "huge frame": program(b"\x95" + struct.pack("<Q", (1 << 64) - 1), b"N0", protocol=4),
+    }
+
+
+def _nest() -> dict[str, bytes]:
+    """Containers within containers: deeper than a stack, doubled at every level, within themselves."""
     doubled = b"]q\x00" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60))
+    return {
+        "deep lists": program(b"]" * 100_000 + b"a" * 99_999),
+        "deep tuples": program(b")" + b"\x85" * 150_000),
+        "deep dictionaries": program((b"}" + text("a")) * 50_000 + b"N" + b"s" * 50_000),
+        "deep key": program(b"})" + b"\x85" * 150_000 + b"Ns"),
+        "deep in a set": program(b"\x8f()" + b"\x85" * 150_000 + b"\x90", protocol=4),
+        "deep in a name": program(b")" + b"\x85" * 150_000 + text("x") + b"\x93", protocol=4),
+        "deep device": program(name("torch.device") + b")" + b"\x85" * 150_000 + b"\x85R"),
+        "deep state": program((name("argparse.Namespace") + b")\x81") * 20_000 + b"b" * 19_999),
+        "doubling lists": program(doubled),
+        "circle": program(b"]q\x00h\x00a"),
+        "circle of dictionaries": program(b"}q\x00", text("a"), b"h\x00s"),
+    }
+
+
+def _repeat() -> dict[str, bytes]:
+    """Much out of little: the same bytes made into objects again and again, keys that collide, long lists."""
+    many = 280_000
     long = text("x" * 1_000_000) + b"q\x01"
     inner = legacy(program(storage(1000, b"N")), data=struct.pack("<q", 1000) + bytes(4000))
     half = b"B" + struct.pack("<I", len(inner)) + inner + b"q\x02"
@@ -172,44 +225,8 @@ def devours() -> dict[str, bytes]:
     shares = name("torch._utils._rebuild_tensor_v2") + b"q\x05(" + storage(100_000) + b"K\x00" + shape(100_000) + shape(1)
     shares += b"\x89" + call("collections.OrderedDict") + b"tq\x060(" + b"h\x05h\x06R" * 200_000 + b"t"
     keys = b"".join(number(((1 << 61) - 1) * i) + b"N" for i in range(40_000))
-    config = {"format": "zeroshift.stylegan2.generator", "config": json.dumps({"size": 16, "mapping_depth": 10**12})}
-    deep = {"format": "zeroshift.stylegan2.generator", "config": "[" * 100_000}
-    tall = {"input.input": (1, 1, 4, 4), "style.1.weight": (4, 4), "to_rgb1.conv.weight": (1, 3, 0, 1, 1)}
-    tall |= {"conv1.conv.weight": (1, 0, 200_000, 3, 3), "convs.0.conv.weight": (1, 200_000, 0, 3, 3)}
-    shaped = b"".join(text(key) + tensor(64, shape(*size), shape(*(1 for _ in size))) for key, size in tall.items())
-    files = {
-        "huge shape": archive(program(tensor(16, shape(1 << 40), shape(0)))),
-        "huge shape of nothing": archive(program(tensor(16, shape(0, 1 << 62), shape(1, 1)))),
-        "huge product": archive(program(tensor(16, shape(1 << 32, 1 << 32), shape(0, 0)))),
-        "huge offset": archive(program(tensor(16, shape(4), shape(1), 1 << 40))),
-        "huge stride": archive(program(tensor(16, shape(4), shape(1 << 40)))),
-        "below zero": archive(program(tensor(16, shape(-4), shape(-1)))),
-        "many sides": archive(program(tensor(16, shape(*[1] * 2000), shape(*[1] * 2000)))),
-        "huge storage": archive(program(tensor(1 << 40, shape(4), shape(1)))),
-        "huge storage, old": legacy(program(tensor(1 << 40, shape(4), shape(1), 0, b"N"))),
-        "gigabyte, old": legacy(program(tensor(1 << 28, shape(4), shape(1), 0, b"N"))),
+    return {
         "huge array": program(raw, kind, b"0", array, b"(K\x01" + shape(1 << 40) + b"h\x04\x89h\x03tb"),
-        "huge bytes": program(b"\x8e" + struct.pack("<Q", 1 << 62)),
-        "gigabytes of bytes": program(b"B" + struct.pack("<I", (1 << 32) - 1)),
-        "huge bytearray": program(b"\x96" + struct.pack("<Q", 1 << 40), protocol=5),
-        "huge text": program(b"\x8d" + struct.pack("<Q", 1 << 40)),
-        "gigabytes of text": program(b"X" + struct.pack("<I", (1 << 32) - 1)),
-        "huge integer": program(b"\x8b" + struct.pack("<I", (1 << 31) - 1)),
-        "long integer": program(b"\x8b" + struct.pack("<I", 4_000_000) + b"\x7f" * 4_000_000),
-        "long decimal": program(b"I" + b"9" * 4_000_000 + b"\n"),
-        "huge memo": program(b"Nr" + struct.pack("<I", (1 << 32) - 1), b"j" + struct.pack("<I", 5)),
-        "huge frame": program(b"\x95" + struct.pack("<Q", (1 << 64) - 1), b"N0", protocol=4),
-        "deep lists": program(b"]" * 100_000 + b"a" * 99_999),
-        "deep tuples": program(b")" + b"\x85" * 150_000),
-        "deep dictionaries": program((b"}" + text("a")) * 50_000 + b"N" + b"s" * 50_000),
-        "deep key": program(b"})" + b"\x85" * 150_000 + b"Ns"),
-        "deep in a set": program(b"\x8f()" + b"\x85" * 150_000 + b"\x90", protocol=4),
-        "deep in a name": program(b")" + b"\x85" * 150_000 + text("x") + b"\x93", protocol=4),
-        "deep device": program(name("torch.device") + b")" + b"\x85" * 150_000 + b"\x85R"),
-        "deep state": program((name("argparse.Namespace") + b")\x81") * 20_000 + b"b" * 19_999),
-        "doubling lists": program(doubled),
-        "circle": program(b"]q\x00h\x00a"),
-        "circle of dictionaries": program(b"}q\x00", text("a"), b"h\x00s"),
         "copies of the top": program(b"]" + b"2" * many),
         "many lists": program(b"(" + b"]" * 2_000_000 + b"t"),
         "many sets": program(b"(" + b"\x8f" * many + b"t", protocol=4),
@@ -221,10 +238,22 @@ def devours() -> dict[str, bytes]:
         "many tensors": archive(program(shares), {"data/0": bytes(400_000)}),
         "many long names": program(text("a" * 400_000) + b"q\x01" + (text("__torch__") + b"h\x01\x930") * 50_000, protocol=4),
         "colliding keys": program(b"}(" + keys + b"u"),
+    }
+
+
+def _contain() -> dict[str, bytes]:
+    """Archives and headers that lie about what is in them, and weights that lie about their network."""
+    config = {"format": "zeroshift.stylegan2.generator", "config": json.dumps({"size": 16, "mapping_depth": 10**12})}
+    deep = {"format": "zeroshift.stylegan2.generator", "config": "[" * 100_000}
+    tall = {"input.input": (1, 1, 4, 4), "style.1.weight": (4, 4), "to_rgb1.conv.weight": (1, 3, 0, 1, 1)}
+    tall |= {"conv1.conv.weight": (1, 0, 200_000, 3, 3), "convs.0.conv.weight": (1, 200_000, 0, 3, 3)}
+    tall |= {f"convs.{index}.conv.weight": (1, 200_000, 0, 3, 3) for index in range(1, 4)}
+    shaped = b"".join(text(key) + tensor(64, shape(*size), shape(*(1 for _ in size))) for key, size in tall.items())
+    return {
         "zip bomb": archive(program(tensor(50 << 18, shape(50 << 18), shape(1))), {"data/0": bytes(200 << 20)}, "data/0"),
         "zip bomb of a pickle": archive(program(b"N0" * (40 << 20)), None, "data.pkl"),
         "zip of many names": _many_names(200_000),
-        "zip of one part twice": archive(program(tensor(1 << 20, shape(1 << 20), shape(1)))),
+        "zip of one part": _one_part(400),
         "header too long": safetensors("{}", length=1 << 63),
         "header of gigabytes": safetensors("{", length=1 << 31),
         "header of one list": safetensors("{" + '"a":[' * 300_000),
@@ -236,7 +265,22 @@ def devours() -> dict[str, bytes]:
         "settings that nest": safetensors(json.dumps({"__metadata__": deep})),
         "wide network of nothing": archive(program(b"}(" + shaped + b"u"), {"data/0": bytes(256)}),
     }
-    return files
+
+
+def _one_part(count: int) -> bytes:
+    """A torch file whose many storages are all the same megabyte."""
+    parts = b"".join(
+        text(str(i)) + tensor(1 << 18, shape(1 << 18), shape(1)).replace(text("0"), text(str(i)), 1) + b"s" for i in range(count)
+    )
+    out = io.BytesIO(archive(program(b"}" + parts), {"data/0": bytes(1 << 20)}))
+    with zipfile.ZipFile(out, "a") as file:
+        part = file.getinfo("archive/data/0")
+        for index in range(1, count):
+            other = copy.copy(part)
+            other.filename = f"archive/data/{index}"
+            file.filelist.append(other)
+        file.writestr("archive/more", b"")
+    return out.getvalue()
 
 
 def _many_names(count: int) -> bytes:
@@ -246,14 +290,14 @@ def _many_names(count: int) -> bytes:
 
 
 def opened(path: Path) -> dict[str, Any]:
-    """What came of loading and of inspecting a file."""
+    """What came of loading and of inspecting a file, and the processor's time for both."""
     import time
 
     from zeroshift.checkpoints import load_generator_file
     from zeroshift.describe import inspect
     from zeroshift.errors import InputError
 
-    began, found = time.monotonic(), {}
+    began, found = time.process_time(), {}
     for verb in (load_generator_file, inspect):
         try:
             verb(path)
@@ -262,7 +306,7 @@ def opened(path: Path) -> dict[str, Any]:
             found[verb.__name__] = f"refused: {error}"
         except BaseException as error:
             found[verb.__name__] = f"failed: {type(error).__name__}: {error}"
-    return {**found, "seconds": time.monotonic() - began}
+    return {**found, "seconds": time.process_time() - began}
 
 
 def main(folder: Path) -> None:

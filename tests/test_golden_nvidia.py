@@ -137,3 +137,22 @@ def test_discriminator_logits(path: Path) -> None:
         for name, expected in logits.items():
             image = torch.from_numpy(arrays["image"])[: int(name.removeprefix("logits_batch"))]
             assert deviation(discriminator(image), expected) < CLOSE, name
+
+
+ROSINALITY = [run for run in goldenlib.runs("stylegan2_rosinality") if "style.1.weight" in goldenlib.load(run)[0]["keys"]]
+
+
+@pytest.mark.parametrize("path", ROSINALITY, ids=goldenlib.run_name)
+def test_rosinalitys_pictures_come_out_after_the_way_through_nvidias_layout(path: Path) -> None:
+    meta, arrays = goldenlib.load(path)
+    kernels = {key: ops.fir_kernel(gain=4.0) for key, entry in meta["keys"].items() if "rule" in entry}
+    state = goldenlib.fill(meta["keys"], meta["seed"]) | kernels
+    average = torch.from_numpy(arrays["truncation_latent"][0])
+    first = checkpoints.generator_of(Content("torch", {"g_ema": state, "latent_avg": average}))
+    back = layouts.to_rosinality(first.state())
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
+    second = checkpoints.generator_of(Content("torch", layouts.to_nvidia(first.state()))).requires_grad_(False)
+    w = second.map(torch.from_numpy(arrays["z"]))
+    truncated = latent.truncate(w, second.latent_avg, meta["truncation"])
+    for name, styles in {"image": w, "image_trunc": truncated, "image_w_plus": torch.from_numpy(arrays["w_plus"])}.items():
+        assert deviation(second.synthesize(styles), torch.from_numpy(arrays[name])) < CLOSE, name

@@ -262,7 +262,8 @@ def _parts(content: Content, chosen: str) -> dict[str, str]:
     parts = {}
     for key, value in content.tree.items():
         count = len(flat_tensors(value))
-        inside = f"{count} tensors" if count else value.class_name if isinstance(value, Record) else type(value).__name__
+        other = value.class_name if isinstance(value, Record) else "empty" if value is None else type(value).__name__
+        inside = f"{count} tensors" if count else printable(other, 40)
         role = "used" if key == chosen or key == "latent_avg" else _ROLES.get(str(key), "not used") if chosen else ""
         parts[printable(key, 40)] = f"{inside}{', ' * bool(role)}{role}"
     return parts

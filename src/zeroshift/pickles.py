@@ -27,7 +27,7 @@ from zeroshift.unpickle import STORAGES, Budget, Damaged, Machine, Name, NumpyAr
 MAX_HEADER = 4 << 20
 """Bytes of a safetensors header or of a zip's table of contents. Files of known models have a tenth."""
 MAX_DEPTH = 100
-MAX_NODES = 500_000
+MAX_NODES = 300_000
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 Kind = Literal["safetensors", "torch", "torchscript", "pickle"]

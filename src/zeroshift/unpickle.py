@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zeroshift.errors import printable
 
-MAX_STEPS = 500_000
+MAX_STEPS = 300_000
 """Instructions of one file: a checkpoint with all optimiser states of the largest encoders needs half."""
 MAX_TEXT = 64 << 20
 MAX_COPIED = 3 << 29
