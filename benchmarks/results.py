@@ -12,39 +12,22 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 import zeroshift as zs
-from zeroshift import latent, metrics, portraits
-from zeroshift.clip import ClipModel
-from zeroshift.registry import load_clip
-from zeroshift.sample import draw
+from zeroshift import portraits
+from zeroshift.adapt import AdaptRun
 
-SEEDS = range(2000, 2256)
+SEEDS = "2000-2255"
 COLUMNS = ("recognised", "distance", "frechet", "diversity")
 
 
-@torch.no_grad()
-def features(judge: ClipModel, pictures: Tensor) -> Tensor:
-    """Unit features of the judging CLIP."""
-    rows = torch.cat([judge.encode_image(part) for part in pictures.split(64)])
-    return torch.nn.functional.normalize(rows, dim=1)
-
-
-def score(judge: ClipModel, pictures: Tensor, target: str) -> dict[str, float]:
+def score(adapted: AdaptRun) -> dict[str, float]:
     """Numbers of one adapted generator against the truth of its target."""
-    truth = portraits.render(latent.z_from_seeds(SEEDS, portraits.LATENT_DIM), target)
-    made, true = features(judge, pictures), features(judge, truth)
-    return {
-        "recognised": metrics.style_accuracy(judge, pictures, target, portraits.DOMAINS),
-        "distance": metrics.distance_to_truth(pictures, truth),
-        "frechet": metrics.frechet_distance(made, true),
-        "diversity": metrics.pairwise_diversity(made) / metrics.pairwise_diversity(true),
-    }
+    names = [f"truth.{column}" for column in COLUMNS]
+    found = zs.evaluate(adapted, metrics=names, seeds=SEEDS, save=False)
+    return {column: found.value(name) for column, name in zip(COLUMNS, names, strict=True)}
 
 
-def run(method: str, target: str, seed: int, out: Path, judge: ClipModel, overrides: dict) -> dict:
+def run(method: str, target: str, seed: int, out: Path, overrides: dict) -> dict:
     """One row of results, computed or read back."""
     folder = out / f"{method}-{target.replace(' ', '-')}-seed{seed}"
     kept = folder / "scores.json"
@@ -54,7 +37,7 @@ def run(method: str, target: str, seed: int, out: Path, judge: ClipModel, overri
     adapted = zs.adapt(method=method, target=target, seed=seed, out=folder, **overrides)
     minutes = (time.perf_counter() - began) / 60
     row = {"method": method, "target": target, "seed": seed, "minutes": minutes}
-    row |= score(judge, draw(adapted.generator, SEEDS), target)
+    row |= score(adapted)
     kept.write_text(json.dumps(row, indent=2) + "\n")
     return row
 
@@ -88,11 +71,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     overrides = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
-    judge, rows = load_clip("portraits-judge"), []
+    rows = []
     for target in args.targets:
         for seed in args.seeds:
             for method in args.methods:
-                rows.append(run(method, target, seed, args.out, judge, overrides))
+                rows.append(run(method, target, seed, args.out, overrides))
                 print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
     print(json.dumps({"rows": len(rows), "recognised": statistics.mean(row["recognised"] for row in rows)}))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import RunError as RunError
     from .errors import ZeroshiftError as ZeroshiftError
+    from .evaluate import evaluate as evaluate
     from .export import convert as convert
     from .publish import push_to_hub as push_to_hub
     from .recipes import recipe as recipe
@@ -36,6 +37,7 @@ _HOME = {
     "ZeroshiftError": "errors",
     "adapt": "adapt",
     "convert": "export",
+    "evaluate": "evaluate",
     "inspect": "describe",
     "load": "sample",
     "load_clip": "registry",
@@ -53,6 +55,7 @@ __all__ = [
     "ZeroshiftError",
     "adapt",
     "convert",
+    "evaluate",
     "inspect",
     "load",
     "load_clip",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 
 from . import __version__
-from .config import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
-from .display import Display
+from .config import OFFICIAL_QUIRKS, AdaptConfig, EvaluateConfig, configure, to_dict
+from .display import Display, Meter
 from .errors import InputError, RunError
 from .hub import megabytes
 from .recipes import recipe, recipe_for
@@ -114,6 +114,19 @@ class Push:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a run, a generator or a folder of pictures: every metric for which there is what it needs."""
+
+    what: Annotated[str, tyro.conf.Positional]
+    """Folder of a run or of pictures; or a generator: a file, a built-in name or a hub reference (hf:owner/name)."""
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = EvaluateConfig()
+    csv: Path | None = None
+    """Write a table with one line per metric to this file too."""
+    json: Flag = False
+    """Print the record as one JSON object on standard output; progress goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """Say what a weights file or folder is, its architecture, and what cannot be used and why. Nothing in it is executed."""
 
@@ -153,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{stop or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Inspect | Doctor:
+def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Inspect | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
     verbs = {made.__name__.lower(): made for made in VERBS}
     if not words or words[0] not in verbs:
@@ -315,6 +328,21 @@ def push(command: Push) -> int:
     return 0
 
 
+def evaluate(command: Evaluate) -> int:
+    """Measures and prints the table."""
+    from .evaluate import evaluate as run_evaluate
+    from .record import write_bytes
+
+    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+        done = run_evaluate(command.what, command.config, progress=meter)
+    if command.csv is not None:
+        write_bytes(command.csv, done.csv().encode())
+    print(json.dumps(done.record) if command.json else done.text())
+    if done.path is not None and not command.json:
+        print(f"\n  record   {done.path}")
+    return 0
+
+
 def inspect(command: Inspect) -> int:
     """Prints what a file is."""
     from .describe import inspect as describe
@@ -364,6 +392,7 @@ VERBS: dict[type, Callable[[Any], int]] = {
     Sample: sample,
     Convert: convert,
     Push: push,
+    Evaluate: evaluate,
     Inspect: inspect,
     Doctor: doctor,
 }

@@ -204,6 +204,56 @@ class AdaptConfig:
         return self.clip_weights or (1.0,) * len(self.clip)
 
 
+@_config
+class NetworksConfig:
+    """What metrics look through. The built-in world brings its own; elsewhere a metric without its network is left out."""
+
+    judge: str = ""
+    """CLIP that judges, one that did not guide: a built-in name, a folder, a file or a hub id."""
+    inception: str = ""
+    """Published Inception, of IS, FID, KID, SIFID, precision and recall: a file, or `fidelity` for the extra's download."""
+    lpips: str = ""
+    """VGG16 or AlexNet of LPIPS: a file of torchvision, or `vgg` or `alex` for the extra's download."""
+    identity: str = ""
+    """Face network: model_ir_se50.pth."""
+    edges: str = ""
+    """Edge network HED, of structural consistency: network-bsds500.pytorch."""
+
+
+@_config
+class EvaluateConfig:
+    """What is measured, on which pictures, against what."""
+
+    metrics: tuple[str, ...] = ()
+    """Metrics to compute, such as fid kid truth.distance; empty: all for which there is what they need."""
+    seeds: str = "2000-2255"
+    """Seeds of the pictures of a run or generator: numbers and ranges. The same for source, target and truth."""
+    truncation: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1 is the full variety, 0 the average picture. The truth of the built-in world belongs to 1."""
+    source: str | None = None
+    """Pictures before the change: a generator, or a folder with the same file names; unset: the source of the run."""
+    reference: Path | None = None
+    """Folder of real pictures of the target domain; unset: the rendered truth, where it is known."""
+    shots: Path | None = None
+    """Folder of the few pictures that few-shot Intra-LPIPS assigns to; unset: without it."""
+    labels: tuple[str, ...] = ()
+    """Source and target label, two texts; empty: those of the run."""
+    size: Annotated[int | None, Field(ge=8)] = None
+    """Side in pixels at which all pictures are compared; unset: that of the evaluated pictures."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Pictures seen at a time."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
+    networks: Annotated[NetworksConfig, tyro.conf.OmitArgPrefixes] = NetworksConfig()
+    """What the metrics look through."""
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> "EvaluateConfig":
+        if len(self.labels) not in (0, 2) or any(not label.strip() for label in self.labels):
+            raise ValueError(f"labels must be two texts, source and target, got {list(self.labels)}.")
+        return self
+
+
 OFFICIAL_QUIRKS = QuirkConfig(
     residual="published",
     layer_map="published",

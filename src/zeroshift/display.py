@@ -10,6 +10,36 @@ from typing import Any, Self, TextIO
 STAGES = {1: "learning words", 2: "moving the generator"}
 
 
+class Meter:
+    """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with task, done and total."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+        self.bars = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console, transient=True)
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.console.is_terminal:
+            if what not in self.tasks:
+                self.tasks[what] = self.bars.add_task(what, total=total)
+            self.bars.update(self.tasks[what], completed=done)
+        elif done == total:
+            self.console.print(f"  {what}: {total}")
+
+
 class Display:
     """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the trainer's events."""
 

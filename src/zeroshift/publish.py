@@ -19,7 +19,7 @@ from .errors import InputError
 from .hub import Reference, endpoint, explained, is_hub_id, is_reference, megabytes, parse_reference, say
 from .record import RunFolder, write_bytes
 from .registry import CLIPS, GENERATORS
-from .report import CURVES, duration, knows_truth
+from .report import CURVES, duration, evaluation_rows, evaluation_settings, knows_truth
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -123,6 +123,8 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str]) -> st
         source_name=plain(public_name(origin["name"])),
         origin=_origin(run),
         numbers=_numbers(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
+        evaluation=[tuple(map(plain, row)) for row in evaluation_rows(run.evaluation)] if run.evaluation else [],
+        evaluation_text=plain(evaluation_settings(run.evaluation)) if run.evaluation else "",
         config=json.dumps(public_config(run), indent=2),
     )
 

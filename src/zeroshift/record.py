@@ -7,6 +7,7 @@
     checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
     mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
     generator.safetensors     the adapted generator (EMA), written last
+    evaluation.json           what `zeroshift evaluate` measured
     tensorboard/              scalars, where asked for
     lock                      held by the process at work; the system releases it when that process ends
 
@@ -136,6 +137,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end and its generator is there."""
         return self.config_file.is_file() and self.status.state == "finished" and self.generator_file.is_file()
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The record of `zeroshift evaluate`; None before the first."""
+        return self.read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""

@@ -90,6 +90,8 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         + ("; the third row is the truth." if knows_truth(folder) else "."),
         "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
+        "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
+        "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
         "layers": layers,
         "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was free to move in.",
         "commands": _commands(folder),
@@ -107,6 +109,30 @@ def _numbers(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tupl
     if seconds := sum(float(line.get("seconds", 0.0)) for line in lines):
         rows.append(("training time", duration(seconds)))
     return rows
+
+
+def evaluation_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Metric, value with its spread, which way is better, and network with the note, of the record of an evaluation."""
+    rows = []
+    for row in record["metrics"].values():
+        value = "undefined" if row["value"] is None else f"{row['value']:.4f}"
+        spread = "" if row["spread"] is None else f" \u00b1 {row['spread']:.4f}"
+        network = record["networks"].get(row["role"], {}).get("name", "")
+        better = row["better"] if row["better"].startswith("near") else f"{row['better']} is better"
+        rows.append((row["title"], value + spread, better, "; ".join(filter(None, (network, row["note"])))))
+    return rows
+
+
+def evaluation_settings(record: Mapping[str, Any]) -> str:
+    """How the pictures of an evaluation were made, in one line."""
+    made = record["settings"]
+    parts = [f"{made['pictures']} pictures of {made['size']} px"]
+    parts += [f"seeds {made['seeds']}"] if made["seeds"] else []
+    parts += [f"truncation {made['truncation']:g}"] if made["truncation"] is not None else []
+    parts += [f"noise: {made['noise']}"] if made["noise"] else []
+    parts += [f"compared with {record['reference']}"] if record["reference"] else []
+    parts += ["a held-out domain"] if record["held_out"] else []
+    return "; ".join(parts)
 
 
 def duration(seconds: float) -> str:

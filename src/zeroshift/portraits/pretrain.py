@@ -11,15 +11,15 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zeroshift import latent
 from zeroshift.checkpoints import save_discriminator, save_generator
 from zeroshift.clip import ClipModel
 from zeroshift.clip_files import load_clip_folder, save_clip
-from zeroshift.portraits import captions, dataset, train_clip, train_generator
-from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
+from zeroshift.look import read_attributes
+from zeroshift.portraits import dataset, train_clip, train_generator
+from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, render
 from zeroshift.stylegan2 import StyleGAN2Generator
 
@@ -58,12 +58,7 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
 @torch.no_grad()
 def _accuracies(judge: ClipModel, pictures: Tensor, z: Tensor) -> dict[str, float]:
     """How often the judge, trained on renders only, reads each attribute right."""
-    scene, found = sample_scene(z), {}
-    image = F.normalize(torch.cat([judge.encode_image(part) for part in pictures.split(64)]), dim=1)
-    for attribute in CHOICES:
-        text = F.normalize(judge.encode_text(captions.attribute_prompts(attribute)), dim=1)
-        found[attribute] = float((image @ text.T).argmax(1).eq(scene.choice[attribute]).float().mean())
-    return found
+    return read_attributes(judge, torch.cat([judge.encode_image(part) for part in pictures.split(64)]), sample_scene(z))
 
 
 @torch.no_grad()

@@ -1,0 +1,308 @@
+"""What is measured: sets of pictures, drawn by a generator, rendered, or read from a folder, and what they are compared with.
+
+A set is seen part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its pictures measure alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zeroshift.checkpoints import file_sha256, load_generator_file
+from zeroshift.config import EvaluateConfig
+from zeroshift.errors import InputError
+from zeroshift.generators import Generator
+from zeroshift.latent import z_from_seeds
+from zeroshift.portraits import LATENT_DIM, domain_of, render
+from zeroshift.record import RunFolder, fingerprint
+from zeroshift.registry import GENERATORS, find_generator, load_generator
+from zeroshift.sample import Adapted, draw, load, parse_seeds
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+RESIZE = "bicubic, antialiased, centre square"
+"""How a set whose pictures have another size is brought to the size of the evaluation."""
+
+
+class PictureSet(Protocol):
+    """Pictures in an order."""
+
+    @property
+    def name(self) -> str:
+        """What they are."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Their side in pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def part(self, rows: slice) -> Tensor:
+        """Pictures BCHW in [-1, 1] of some rows, in steps of 1/127.5, on the CPU."""
+        ...
+
+
+def eight_bit(pictures: Tensor) -> Tensor:
+    """Pictures as a PNG file would hold them."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def fitted(pictures: Tensor, size: int) -> Tensor:
+    """The middle square of pictures BCHW, at `size`; the same pictures where they fit already."""
+    height, width = pictures.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    pictures = pictures[..., top : top + side, left : left + side]
+    if side == size:
+        return pictures
+    return F.interpolate(pictures, size=(size, size), mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of a generator, one per seed."""
+
+    generator: Generator
+    seeds: Sequence[int]
+    truncation: float
+    size: int
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def part(self, rows: slice) -> Tensor:
+        """Pictures of the seeds of some rows."""
+        return eight_bit(fitted(draw(self.generator, self.seeds[rows], self.truncation), self.size))
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """True pictures of the built-in world in one of its domains, one per seed."""
+
+    seeds: Sequence[int]
+    domain: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """What they are."""
+        return f"the rendered truth, {self.domain}"
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def part(self, rows: slice) -> Tensor:
+        """Renders of the people of some seeds."""
+        return eight_bit(render(z_from_seeds(self.seeds[rows], LATENT_DIM), self.domain, self.size))
+
+
+@dataclass(frozen=True)
+class Files:
+    """PNG and JPEG files of a folder, in the order of their names."""
+
+    paths: tuple[Path, ...]
+    size: int
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def part(self, rows: slice) -> Tensor:
+        """Pictures of some files."""
+        return eight_bit(torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]]))
+
+    @property
+    def seeds(self) -> list[int] | None:
+        """Seeds that the files are named after (seed00012.png), where all are."""
+        found = [re.fullmatch(r"seed(\d+)", path.stem) for path in self.paths]
+        return [int(match[1]) for match in found if match] if all(found) else None
+
+
+def picture_files(folder: Path) -> tuple[Path, ...]:
+    """Pictures of a folder by name; contact sheets of `zeroshift sample` (grid.png) are passed over."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return tuple(sorted(path for path in found if path.name != "grid.png"))
+
+
+def read_folder(folder: str | Path, size: int | None = None) -> Files:
+    """The pictures of a folder; `size` None takes that of the first. InputError where there are none, or they cannot be read."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder of pictures. Give a folder with PNG or JPEG files.")
+    paths = picture_files(folder)
+    if not paths:
+        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}). Give a folder with PNG or JPEG files.")
+    if size is None:
+        size = min(read_picture(paths[0]).shape[-2:])
+    return Files(paths, size, folder.name)
+
+
+def read_picture(path: Path) -> Tensor:
+    """Picture CHW in [-1, 1] of a file, turned upright; InputError where it is none."""
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as a picture ({error}); remove it from the folder or replace it.") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def paired(target: Files, source: Files) -> Files:
+    """The source's files of the same names as the target's (the ending may differ), in the target's order."""
+    by_name = {path.stem: path for path in source.paths}
+    if missing := [path.name for path in target.paths if path.stem not in by_name]:
+        raise InputError(
+            f"the source {source.name} has no picture for {len(missing)} of {len(target)}, first {missing[0]}; pairs have the "
+            "same file name in both folders."
+        )
+    return Files(tuple(by_name[path.stem] for path in target.paths), target.size, source.name)
+
+
+@dataclass
+class Subject:
+    """The pictures, and what is known about them. `gaps` says why a kind of comparison is not possible."""
+
+    name: str
+    kind: Literal["run", "generator", "pictures"]
+    target: PictureSet
+    sets: dict[str, PictureSet] = field(default_factory=dict)
+    """source, truth, reference and shots, where there are any. Source and truth pair with the target, row by row."""
+    labels: tuple[str, str] | None = None
+    seeds: Sequence[int] | None = None
+    portraits: bool = False
+    hashes: dict[str, str] = field(default_factory=dict)
+    guides: tuple[str, ...] = ()
+    folder: RunFolder | None = None
+    gaps: dict[str, str] = field(default_factory=dict)
+
+
+def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device = "cpu") -> Subject:
+    """What a run, generator or picture folder (or a name of one) gives to measure."""
+    if isinstance(what, str | Path):
+        path = Path(what)
+        if path.is_dir() and not (path / "config.json").is_file() and picture_files(path):
+            subject = _of_pictures(path, config, device)
+        elif path.is_dir() and (path / "config.json").is_file():
+            subject = _of_run(load(path, generator=config.source, device=str(device)), config)
+        else:
+            subject = _of_file(str(what), config, device)
+    elif isinstance(what, Generator):
+        drawn = _drawn(what, config, "generator")
+        subject = Subject("generator", "generator", drawn, seeds=drawn.seeds, hashes={"generator": fingerprint(what.state())})
+        _add_source(subject, config, device)
+    else:
+        subject = _of_run(what, config)
+    if config.labels:
+        subject.labels = (config.labels[0], config.labels[1])
+    _compare_with(subject, config)
+    return subject
+
+
+def _drawn(generator: Generator, config: EvaluateConfig, name: str, seeds: Sequence[int] | None = None) -> Drawn:
+    size = config.size or generator.image_size
+    return Drawn(generator, parse_seeds(config.seeds) if seeds is None else seeds, config.truncation, size, name)
+
+
+def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
+    folder: RunFolder = getattr(run, "folder")  # noqa: B009  # every run has one; the protocol does not say so
+    made, options = folder.environment, folder.config
+    drawn = _drawn(run.generator, config, "the adapted generator")
+    subject = Subject(
+        folder.path.name,
+        "run",
+        drawn,
+        labels=(options.source, options.target),
+        seeds=drawn.seeds,
+        portraits=made["source"]["name"] in GENERATORS,
+        hashes={"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]},
+        guides=tuple(clip["sha256"] for clip in made["clips"]),
+        folder=folder,
+    )
+    try:
+        subject.sets["source"] = _drawn(run.source, config, "the source generator")
+    except InputError as error:
+        if config.source is not None:
+            raise
+        subject.gaps["source"] = f"the source generator of the run was not found; give it with --source ({error})"
+    return subject
+
+
+def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> Subject:
+    path = find_generator(spec)
+    generator, told = load_generator_file(path)
+    drawn = _drawn(generator.to(device).eval(), config, "the generator")
+    subject = Subject(Path(spec).name, "generator", drawn, seeds=drawn.seeds, hashes={"generator": file_sha256(path)})
+    if "source" in told and "target" in told:
+        subject.labels = (told["source"], told["target"])
+    elif told.get("world") == "portraits":
+        subject.labels = ("photo", "photo")
+    subject.portraits = told.get("world") == "portraits" or told.get("source_name") in GENERATORS
+    known = told.get("source_name") if told.get("source_name") in GENERATORS else None
+    _add_source(subject, config, device, known)
+    return subject
+
+
+def _of_pictures(path: Path, config: EvaluateConfig, device: str | torch.device) -> Subject:
+    files = read_folder(path, config.size)
+    subject = Subject(path.name, "pictures", files, seeds=files.seeds)
+    _add_source(subject, config, device)
+    return subject
+
+
+def _add_source(subject: Subject, config: EvaluateConfig, device: str | torch.device, known: str | None = None) -> None:
+    """The source's pictures: of a folder by file names, of a generator by seeds."""
+    spec = config.source or known
+    if spec is None:
+        return
+    if Path(spec).is_dir() and picture_files(Path(spec)):
+        if not isinstance(subject.target, Files):
+            raise InputError(f"the source {spec} is a folder of pictures, which pairs only with another one; give a generator.")
+        subject.sets["source"] = paired(subject.target, read_folder(spec))
+        return
+    if subject.seeds is None:
+        raise InputError(f"files must be named after their seeds (seed00012.png) to pair with the generator {spec}.")
+    source, info = load_generator(spec, device)
+    drawn = _drawn(source, config, "the source generator", subject.seeds)
+    subject.sets["source"] = Drawn(drawn.generator, drawn.seeds, drawn.truncation, subject.target.size, drawn.name)
+    subject.hashes["source"] = info.sha256
+    subject.portraits = subject.portraits or info.is_portraits
+
+
+def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
+    """Adds truth, reference and shots, or the reason why there are none."""
+    size, gaps = subject.target.size, subject.gaps
+    domain = domain_of(subject.labels[1]) if subject.labels and subject.portraits else None
+    if not subject.portraits:
+        gaps["truth"] = "the truth is known only on the built-in portraits"
+    elif domain is None:
+        gaps["truth"] = "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
+    elif config.truncation != 1.0:
+        gaps["truth"] = f"the truth belongs to truncation 1, not {config.truncation:g}"
+    elif subject.seeds is None:
+        gaps["truth"] = "files must be named after their seeds (seed00012.png) to know their truth"
+    else:
+        subject.sets["truth"] = Rendered(subject.seeds, domain, size)
+    if config.reference is not None:
+        subject.sets["reference"] = read_folder(config.reference, size)
+    elif "truth" in subject.sets:
+        subject.sets["reference"] = subject.sets["truth"]
+    if config.shots is not None:
+        subject.sets["shots"] = read_folder(config.shots, size)
+    gaps.setdefault("source", "there are no pictures before the change: --source GENERATOR or FOLDER")
+    gaps["reference"] = "there are no real pictures of the target domain: --reference FOLDER"
+    gaps["shots"] = "there are no few-shot pictures: --shots FOLDER"
+    gaps["labels"] = gaps["change"] = "the labels are not known: --labels SOURCE TARGET"
+    if subject.labels:
+        gaps["change"] = "source and target label are the same, so there is no direction"
