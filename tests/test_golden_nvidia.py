@@ -78,7 +78,8 @@ def test_styles_and_truncation(run: Any) -> None:
 @pytest.mark.parametrize("modulation", PATHS)
 def test_pictures_with_every_bound_of_the_layers(run: Any, modulation: Modulation) -> None:
     _, arrays, state, generator = run
-    for name in [name for name in arrays if name.startswith("image_clamp_")]:
+    names = [name for name in arrays if name.startswith("image_clamp_")]
+    for name in names if modulation == "scale" else names[:1]:
         clamp = re.sub("None", "0", name.removeprefix("image_clamp_"))
         content = Content("torch", state)
         weights = formats.generator_weights(content)
