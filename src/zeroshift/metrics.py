@@ -126,9 +126,12 @@ def pairwise_diversity(features: Feature) -> float:
 
 
 def diversity_ratio(made: Feature, other: Feature) -> float:
-    """Diversity of adapted pictures over that of others, the source's or the true ones: 1 is as diverse, 0 is collapse."""
+    """Diversity of adapted pictures over that of others, the source's or the true ones: 1 is as diverse, 0 is collapse.
+
+    NaN where the others all look alike.
+    """
     base = pairwise_diversity(other)
-    return pairwise_diversity(made) / base if base > 0 else float("nan")
+    return pairwise_diversity(made) / base if base > 1e-9 else float("nan")
 
 
 # One picture against one or several others.
