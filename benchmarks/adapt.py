@@ -17,7 +17,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -145,7 +145,7 @@ def run_literal(config: AdaptConfig, generator: Any, clips: list[ClipModel], giv
         prompt_mapper([clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()).heads[0]
         for index, clip in enumerate(clips)
     ]
-    loop = Literal(generator, clips, PromptMapper(heads), config)
+    loop = Literal(generator, clips, PromptMapper(cast(Any, heads)), config)
     assert given.stage1_z is not None and given.stage2_z is not None and given.select_z is not None
     if stage == 1:
         for step, z in enumerate(given.stage1_z):

@@ -20,6 +20,7 @@ import tiny
 from zeroshift import cli
 from zeroshift.checkpoints import save_generator
 from zeroshift.clip_files import save_clip
+from zeroshift.display import Display
 from zeroshift.record import RunFolder
 
 
@@ -72,14 +73,14 @@ def test_other_options_in_the_same_folder_are_refused_with_the_difference(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: int, step: int) -> None:
     """Presses Ctrl-C once, when the given step has been shown."""
-    shown = cli.Display.__call__
+    shown = Display.__call__
 
-    def call(self: cli.Display, event: Any) -> None:
+    def call(self: Display, event: Any) -> None:
         shown(self, event)
         if (event["kind"], event["stage"], event["step"]) == ("checkpoint", stage, step):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Display, "__call__", call)
+    monkeypatch.setattr(Display, "__call__", call)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

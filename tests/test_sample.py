@@ -171,7 +171,7 @@ def test_a_bare_generator_is_sampled_by_name_and_by_file(tmp_path: Path, capsys:
     assert main(["sample", str(file), "--seeds", "3,1", "--truncation", "0.5", "--out", str(tmp_path / "p"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     with Image.open(shown["pictures"][0]) as picture:
-        assert (picture.text["seed"], picture.text["generator"], picture.text["truncation"]) == ("3", "mine.bin", "0.5")
+        assert [picture.info[key] for key in ("seed", "generator", "truncation")] == ["3", "mine.bin", "0.5"]
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
     expected = draw(tiny.generator(), [3], 0.5)[0]
     assert (pixels - expected).abs().max() <= 1 / 127.5

@@ -257,7 +257,8 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 def _is_record(full: str) -> bool:
     module, _, name = full.rpartition(".")
-    return full in RECORDS or (name[:1].isupper() and module.startswith(RECORD_MODULES))
+    known = module.startswith(RECORD_MODULES) and (name[:1].isupper() or module.startswith("__torch__"))
+    return full in RECORDS or known
 
 
 def _integer(machine: Machine, form: str) -> int:
