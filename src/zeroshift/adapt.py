@@ -142,7 +142,7 @@ def plan(config: AdaptConfig | None = None, *, state: Injected | None = None, **
     run.load()
     saved = run.folder.load_checkpoint()
     movable, layers = set(run.weights), run.target.layers()
-    train, clips = run.config.train, [guide.clip for guide in run.guides]
+    train, clips = run.config.train, run.clips
     counts = {"generator": _count(run.source), "movable": sum(weight.numel() for weight in run.weights.values())}
     counts |= {"mapper": _count(run.mapper)} | {clip.name: _count(clip) for clip in clips}
     adaptive = train.layers == "adaptive"

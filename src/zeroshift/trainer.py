@@ -104,6 +104,7 @@ class Trainer:
         self.guides = [Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)]
         self.texture = Texture.of(config, self.guides, self._load_clip)
         clips += [self.texture.clip] if self.texture and self.texture.clip not in clips else []
+        self.clips = clips
         prints = [{"name": clip.name, "sha256": fingerprint(clip.state_dict())} for clip in clips]
         self.environment = environment(device_name(self.device), origin, prints)
         self._build()
