@@ -64,6 +64,23 @@ class MapperConfig:
 
 
 @_config
+class MonitorConfig:
+    """Watching for collapse during stage 2, on the same few pictures all along. It never changes what is trained."""
+
+    every: Annotated[int, Field(ge=0)] = 25
+    """Steps between looks, the last step being one too; 0 never looks."""
+    count: Annotated[int, Field(ge=2)] = 16
+    """Pictures that are watched. Their latents belong to the seed of the run."""
+    least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Share of the source's diversity below which a warning is given and a look cannot be the best. In the built-in world
+    the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
+    patience: Annotated[int, Field(ge=1)] = 4
+    """Looks in a row, none the best so far, after which the score has stopped rising."""
+    least_gain: Annotated[float, Field(ge=0)] = 0.01
+    """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0 and 1."""
+
+
+@_config
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
 
@@ -86,6 +103,11 @@ class TrainConfig:
     """Frees the to-RGB layers too, whatever was selected: needed where the target has other colours."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the averaged weights, which are the result of the run."""
+    until: Annotated[Literal["steps", "converged"], tyro.conf.arg(aliases=("--until",))] = "steps"
+    """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising. The result is then
+    the generator of the best look."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Watching for collapse."""
 
 
 @_config
@@ -287,7 +309,9 @@ def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptCo
         elif section is None:
             tree[name] = value
         else:
-            tree[section] = {**tree.get(section, {}), name: value}
+            held = tree.get(section, {})
+            inner = {**held.get(name, {}), **value} if isinstance(value, Mapping) else value
+            tree[section] = {**held, name: inner}
     return from_dict(tree)
 
 
@@ -367,6 +391,8 @@ def _conflicts(config: AdaptConfig) -> list[str]:
         problems.append(f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs 'adaptive'.")
     if not config.train.layers.strip():
         problems.append("train.layers is empty; use 'adaptive', a phase, or layer names separated by commas.")
+    if config.train.until == "converged" and not config.train.monitor.every:
+        problems.append("train.until is 'converged' but train.monitor.every is 0, so nothing is watched; set it to 25.")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.run.device):
         problems.append(f"device must be auto, cpu, mps, cuda or cuda:N, got {config.run.device!r}.")
     return problems

@@ -4,8 +4,10 @@
     environment.json          versions, platform, threads, hashes of the source generator and the CLIPs
     status.json               running | stopped | failed | finished, stage and step
     metrics.jsonl             one line per logged step
+    monitor.jsonl             one line per look of the collapse monitor
     checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
     mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
+    best.safetensors          the generator (EMA) of the monitor's best look so far
     generator.safetensors     the adapted generator (EMA), written last
     evaluation.json           what `zeroshift evaluate` measured
     tensorboard/              scalars, where asked for
@@ -17,13 +19,14 @@ The pictures (`samples/`, `before_after.png`) and `report.html` are written by t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -109,6 +112,11 @@ class RunFolder:
         return self.path / "generator.safetensors"
 
     @property
+    def best_file(self) -> Path:
+        """The generator (EMA weights) of the monitor's best look."""
+        return self.path / "best.safetensors"
+
+    @property
     def mapper_file(self) -> Path:
         """The learned mapper of an ipl run."""
         return self.path / "mapper.safetensors"
@@ -145,7 +153,14 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""
-        path = self.path / "metrics.jsonl"
+        return self._lines("metrics.jsonl")
+
+    def looks(self) -> list[dict[str, Any]]:
+        """What the collapse monitor saw, oldest first; empty where it was off."""
+        return self._lines("monitor.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
         return [line for line in map(_parse, path.read_text("utf-8").splitlines()) if line] if path.is_file() else []
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -215,9 +230,11 @@ class RunFolder:
             raise
 
     def open_metrics(self, stage: int, step: int, tensorboard: bool) -> None:
-        """Opens the log behind the line of `step` of `stage`; lines of later steps, which will be done again, are dropped."""
-        kept = [line for line in self.metrics() if (line["stage"], line["step"]) <= (stage, step)]
-        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Opens the logs behind the lines of `step` of `stage`; lines of later steps, which will be done again, are dropped."""
+        for name in ("metrics.jsonl", "monitor.jsonl"):
+            kept = [line for line in self._lines(name) if (line["stage"], line["step"]) <= (stage, step)]
+            if name == "metrics.jsonl" or (self.path / name).is_file():
+                write_bytes(self.path / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -227,17 +244,29 @@ class RunFolder:
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends one step to metrics.jsonl and, where asked for, its numbers to TensorBoard."""
         assert self._metrics is not None
-        try:
+        with self._told("metrics.jsonl"):
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
+        self._show(f"stage{line['stage']}", line)
+
+    def log_look(self, line: Mapping[str, Any]) -> None:
+        """Appends one look of the monitor to monitor.jsonl and, where asked for, its numbers to TensorBoard."""
+        with self._told("monitor.jsonl"), open(self.path / "monitor.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._show("monitor", line)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise RunError(
-                f"cannot write {self.path}/metrics.jsonl: {error.strerror}. What was saved before is intact."
-            ) from error
+            raise RunError(f"cannot write {self.path}/{name}: {error.strerror}. What was saved before is intact.") from error
+
+    def _show(self, group: str, line: Mapping[str, Any]) -> None:
         if self._scalars is not None:
             for name, value in line.items():
                 if isinstance(value, float):
-                    self._scalars.add_scalar(f"stage{line['stage']}/{name}", value, line["step"])
+                    self._scalars.add_scalar(f"{group}/{name}", value, line["step"])
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replaces the checkpoint as a whole. RunError, and the old one stays, where the disk is full or a weight not finite."""

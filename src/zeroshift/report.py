@@ -40,6 +40,14 @@ CURVES = {
 }
 """Series that are worth a look, by their name in metrics.jsonl."""
 
+WATCHED = {
+    "agreement": "Agreement with the direction of the words",
+    "alike": "How alike the changes of different pictures are",
+    "diversity": "Diversity, as a share of the source's",
+    "judge": "Probability that the judge gives the target",
+}
+"""Series of monitor.jsonl, by their name there."""
+
 
 def conclude(folder: RunFolder, source: Generator, target: Generator) -> tuple[Path, Path]:
     """Paths of before_after.png and report.html of a finished run; what is there already is kept."""
@@ -89,6 +97,8 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "before_after_text": f"The same seeds as {config.source}, and as {config.target} by the adapted generator"
         + ("; the third row is the truth." if knows_truth(folder) else "."),
         "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
+        "watched": _watched(folder.looks()),
+        "watched_text": _best(folder),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
         "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
         "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
@@ -189,6 +199,34 @@ def _curves(lines: Sequence[Mapping[str, Any]], hidden: set[str]) -> list[dict[s
             if len(points) > 1 and (name == "loss" or points != total):
                 curves.append({"svg": curve(points, f"{what}: {title}"), "text": f"{what}: {title.lower()} by step"})
     return curves
+
+
+def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One curve per number of the collapse monitor."""
+    curves: list[dict[str, Any]] = []
+    for name, title in WATCHED.items():
+        points = [(int(look["step"]), float(look[name])) for look in looks if look.get(name) is not None]
+        if len(points) > 1:
+            curves.append({"svg": curve(points, title), "text": f"{title}, by step"})
+    return curves
+
+
+def _best(folder: RunFolder) -> str:
+    """Which look of the monitor was best, by which rule, and what became of it."""
+    looks, watch = folder.looks(), folder.config.train.monitor
+    if not looks:
+        return ""
+    score = "probability that the judge gives the target" if "judge" in looks[-1] else "agreement of directions"
+    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
+    rule += f"{watch.least_gain:g} not counted"
+    found = [look for look in looks if look["step"] == looks[-1]["best"]]
+    best = f"Best at step {found[0]['step']} with {found[0]['score']:.4f} ({rule}); kept as best.safetensors." if found else ""
+    ended = f" The run {folder.status.message}." if folder.finished and folder.status.message else ""
+    return (
+        f"{watch.count} pictures, looked at every {watch.every} steps. "
+        + (best or f"No look was diverse enough ({rule}).")
+        + ended
+    )
 
 
 def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:

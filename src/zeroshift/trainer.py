@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from zeroshift.errors import InputError, RunError
 from zeroshift.generators import Generator, Noise, noise_of
 from zeroshift.guidance import PATCH_PX, Guide, Texture, unknown_words
 from zeroshift.latent import draw_noise, draw_z, rng
+from zeroshift.monitor import Monitor
 from zeroshift.prompts import PromptMapper, prompt_mapper
 from zeroshift.record import RunFolder, environment, fingerprint, save_mapper
 from zeroshift.registry import load_clip, load_generator
@@ -30,7 +32,7 @@ from zeroshift.sample import draw, grid, write_png
 Hook = Callable[[dict[str, Any]], None]
 """Called after every step with everything the step computed. An attribute `wants_gradients = True` adds gradient norms."""
 Progress = Callable[[dict[str, Any]], None]
-"""Called with small plain events: kind start, step, grid, checkpoint, warning or finish."""
+"""Called with small plain events: kind start, step, grid, checkpoint, monitor, warning or finish."""
 
 PART_PIXELS = {"cpu": 4 * 256**2}
 """Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's cache."""
@@ -141,6 +143,8 @@ class Trainer:
         }
         if config.method == "ipl":
             self.optimisers[1] = torch.optim.Adam(self.mapper.parameters(), lr=config.mapper.lr)
+        origin = self.environment["source"]["name"], {each["sha256"] for each in self.environment["clips"]}
+        self.monitor = Monitor(config, self.folder, self.source, self.guides, self.mapper, origin, self._part())
         start, mean = self.target.state_dict(), self.ema.state_dict()
         # A tensor that is equal at the start and never moves stays equal, so it needs no averaging.
         self.averaged = [
@@ -323,11 +327,15 @@ class Trainer:
         if total:
             self.progress({"kind": "start", "stage": stage, "step": self.done, "steps": total})
         for step in range(self.done + 1, total + 1):
+            if stage == 2 and self.monitor.stops:
+                break
             self.facts, began = {}, time.perf_counter()
             yield step
             self.done, self.steps_done = step, self.steps_done + 1
             self.tell(step, total, time.perf_counter() - began)
-            if step == total or step % self.config.run.checkpoint_every == 0:
+            if stage == 2:
+                self.monitor.after(step, step == total, self.ema, self.save, self.progress)
+            if step == total or step % self.config.run.checkpoint_every == 0 or (stage == 2 and self.monitor.stops):
                 self.checkpoint()
         if stage == 1 and total:
             save_mapper(self.folder.mapper_file, self.mapper)
@@ -392,6 +400,7 @@ class Trainer:
         try:
             self.restore()
             self.folder.open_metrics(self.stage, self.done, self.config.run.tensorboard)
+            self.monitor.restore()
             self.folder.set_status("running", self.stage, self.done)
             yield
             self.finish()
@@ -423,17 +432,16 @@ class Trainer:
         return f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; {tip}."
 
     def finish(self) -> None:
-        """Writes the adapted generator, with all that made it in its metadata."""
-        config = self.config
-        metadata = {
-            "method": config.method,
-            "source": config.source,
-            "target": config.target,
-            "seed": str(config.run.seed),
-            "run": json.dumps(to_dict(config) | {"out": None}),
-            "source_name": self.environment["source"]["name"],
-            "source_sha256": self.environment["source"]["sha256"],
-        }
-        save_generator(self.folder.generator_file, self.ema, metadata)
-        self.folder.set_status("finished", 2, self.totals[2])
+        """Writes the adapted generator: that of the last step, or of the best look where the run went on until it converged."""
+        if (best := self.monitor.result()) is not None:
+            cast(Any, self.ema).load_state_dict(cast(Any, best).state_dict())
+        self.save(self.folder.generator_file)
+        self.folder.set_status("finished", 2, self.done, self.monitor.stops if self.done < self.totals[2] else "")
         self.progress({"kind": "finish", "path": str(self.folder.path)})
+
+    def save(self, path: Path, **facts: str) -> None:
+        """Writes the averaged generator, with all that made it in its metadata."""
+        config, source = self.config, self.environment["source"]
+        made = {"method": config.method, "source": config.source, "target": config.target, "seed": str(config.run.seed)}
+        made |= {"run": json.dumps(to_dict(config) | {"out": None})}
+        save_generator(path, self.ema, made | {f"source_{key}": source[key] for key in ("name", "sha256")} | facts)
