@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from zeroshift.checkpoints import load_generator_file
 from zeroshift.clip import ClipModel
 from zeroshift.config import MonitorConfig
 from zeroshift.directions import prompt_direction, prompt_features, residual_feature, template_features
+from zeroshift.display import Display
 from zeroshift.errors import InputError
 from zeroshift.latent import draw_z
 from zeroshift.monitor import best_look, converged
@@ -151,7 +153,9 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
         "train": FAST | {"steps": 40},
         "run": {"checkpoint_every": 3},
     }
-    run = tiny.run(tmp_path / "run", **options)
+    told = io.StringIO()
+    with Display(told) as display:
+        run = tiny.run(tmp_path / "run", progress=display, **options)
     looks = run.folder.looks()
     scores, best = [look["score"] for look in looks], 0
     for index, score in enumerate(scores):
@@ -163,6 +167,7 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
     assert (status.state, status.step) == ("finished", looks[-1]["step"]) and status.message.startswith(
         f"stopped early at step {looks[-1]['step']}: the best score is {scores[best]:.4f} at step {looks[best]['step']},"
     )
+    assert told.getvalue().splitlines()[-1] == status.message
     assert same(run.generator, load_generator_file(run.folder.best_file)[0])
     text = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "The run stopped early at step" in text

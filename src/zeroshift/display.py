@@ -80,6 +80,8 @@ class Display:
         elif event["kind"] == "grid" and not self.grids:
             self.grids = Path(event["path"]).parent
             self.console.print(f"sample grids appear in {self.grids}")
+        elif event["kind"] == "finish" and event.get("message"):
+            self.console.print(event["message"])
 
     def _start(self, event: Mapping[str, Any]) -> None:
         self.began, self.first = time.monotonic(), event["step"]

@@ -436,8 +436,9 @@ class Trainer:
         if (best := self.monitor.result()) is not None:
             cast(Any, self.ema).load_state_dict(cast(Any, best).state_dict())
         self.save(self.folder.generator_file)
-        self.folder.set_status("finished", 2, self.done, self.monitor.stops if self.done < self.totals[2] else "")
-        self.progress({"kind": "finish", "path": str(self.folder.path)})
+        message = self.monitor.stops if self.done < self.totals[2] else ""
+        self.folder.set_status("finished", 2, self.done, message)
+        self.progress({"kind": "finish", "path": str(self.folder.path), "message": message})
 
     def save(self, path: Path, **facts: str) -> None:
         """Writes the averaged generator, with all that made it in its metadata."""
