@@ -374,7 +374,8 @@ def test_another_network_is_refused_and_named(name: str, tmp_path: Path) -> None
 
 def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
     path = str(tmp_path / "inception-2015-12-05.pt")
-    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    traced: Any = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))
+    traced.save(path)
     with pytest.raises(InputError, match="TorchScript program, which is not run here"):
         networks.load_inception(path)
 

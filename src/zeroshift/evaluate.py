@@ -321,16 +321,14 @@ def _configured(config: EvaluateConfig | None, overrides: dict[str, Any]) -> Eva
 
 
 def _lacking(metric: Metric, subject: Subject, networks: Networks) -> str:
-    """Why a metric cannot be measured; empty where it can."""
+    """All that a metric lacks and how to get it; empty where it can be measured."""
     labels = subject.labels
+    lacks: list[str] = []
     known = {*subject.sets} | ({"labels"} if labels else set()) | ({"change"} if labels and labels[0] != labels[1] else set())
     for role, sets in (SIGHTS[need] for need in metric.needs):
-        for name in sets:
-            if name not in known:
-                return subject.gaps[name]
-        if role and getattr(networks, role) is None:
-            return f"it needs {WANTED[role]}"
-    return ""
+        lacks += [subject.gaps[name] for name in sets if name not in known]
+        lacks += [f"it needs {WANTED[role]}"] if role and getattr(networks, role) is None else []
+    return "; ".join(dict.fromkeys(lacks))
 
 
 def _record(
