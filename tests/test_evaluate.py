@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from zeroshift.evaluate import METRICS, Evaluation, evaluate
 from zeroshift.gallery import Files, eight_bit, fitted, read_folder
 from zeroshift.latent import z_from_seeds
 from zeroshift.networks import open_networks
+from zeroshift.portraits.scene import CHOICES
 from zeroshift.sample import draw, save_pictures
 
 SEEDS = range(24)
@@ -362,3 +364,13 @@ def test_a_folder_gives_its_pictures_by_name_and_its_seeds(world: Any) -> None:
 def test_options_of_an_evaluation_have_the_defaults_of_the_benchmark() -> None:
     config = EvaluateConfig()
     assert config.seeds == "2000-2255" and config.truncation == 1.0 and config.networks == NetworksConfig()
+
+
+def test_the_page_about_metrics_names_every_metric_and_no_function_that_is_not_there() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+    attributes = {f"truth.{name}" for name in CHOICES}
+    assert named | attributes == set(METRICS)
+    functions = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
+    assert len(functions) > 10 and all(hasattr(metrics, name) for name in functions)
