@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -131,13 +130,20 @@ def _clip_scale(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
     return fan_in**-0.5, 0.0
 
 
-def call(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak GB of one command, which must succeed."""
+RUN = """
+import pathlib, re, sys
+from zeroshift.cli import main
+status = main(sys.argv[2:])
+pathlib.Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+sys.exit(status)
+"""
+
+
+def call(note: Path, *arguments: str) -> tuple[float, float]:
+    """Seconds and peak GB of one command, which must succeed. The command's own peak: getrusage would count its parent's, too."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "zeroshift", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, f"{' '.join(arguments)} ended with status {status}"
-    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9
+    subprocess.run([sys.executable, "-c", RUN, str(note), *arguments], stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began, int(note.read_text()) * 1024 / 1e9
 
 
 def main() -> None:
@@ -160,6 +166,7 @@ def main() -> None:
             options = ["--mapper.steps", args.steps, "--mapper.batch", args.batch, "--steps", args.steps, "--out", out]
             options += ["--grid-every", 0, "--samples", 2]
             seconds, peak = call(
+                place / "peak",
                 *("adapt", "--generator", str(path), "--clip", f"{place / 'clip.bin'}:quick_gelu", "--target", "pencil sketch"),
                 *(str(option) for option in options),
             )
@@ -174,7 +181,7 @@ def main() -> None:
         assert apart <= TOLERANCE, f"the losses of two layouts differ by {apart:.1e}"
         large = place / "large.bin"
         export_pt(large, generator(1024))
-        seconds, peak = call("sample", str(large), "--seeds", "0-1", "--out", str(place / "pictures"))
+        seconds, peak = call(place / "peak", "sample", str(large), "--seeds", "0-1", "--out", str(place / "pictures"))
         rows.append(
             {"file": "rosinality .pt", "job": "2 pictures at 1024 px", "seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
         )

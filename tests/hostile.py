@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -318,7 +319,9 @@ def main(folder: Path) -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     results: dict[str, Any] = {path.name: opened(path) for path in sorted(folder.iterdir())}
-    print(json.dumps({"files": results, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    print(json.dumps({"files": results, "peak": int(peak) * 1024}))
 
 
 if __name__ == "__main__":
