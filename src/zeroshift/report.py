@@ -251,7 +251,7 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
     ticks = [low, (low + high) / 2, high]
     lines = "".join(
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/><text x="{LEFT - 6}" y="{float(y) + 4:.1f}" '
-        f'text-anchor="end">{tick:.3g}</text>'
+        f'text-anchor="end">{tick:{".3g" if abs(tick) >= 0.01 or not tick else ".0e"}}</text>'
         for tick, y in ((tick, place(first, tick).split(",")[1]) for tick in ticks)
     )
     return Markup(
