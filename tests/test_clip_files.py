@@ -382,3 +382,16 @@ def test_openais_resnets_are_not_written_as_what_they_are_not(tmp_path: Path) ->
     with pytest.raises(InputError, match="keep the file"):
         save_clip(from_openai_state(openai_state(resnet=True)), tmp_path / "clip")
     assert not (tmp_path / "clip").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "says"), [({}, "has no tokenizer"), ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "cannot load")]
+)
+def test_a_folder_whose_words_are_missing_or_damaged_is_refused(files: dict[str, str], says: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, vision = {**sizes, "vocab_size": 1000}, {**sizes, "image_size": 32, "patch_size": 16}
+    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=says):
+        load_clip_folder(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -277,3 +278,18 @@ def test_the_command_says_what_it_wrote_and_how_large_it_is(
     assert cli.main([*words, "rosinality", "--overwrite", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["to"] == "rosinality" and told["bytes"] == (tmp_path / "g.pt").stat().st_size
+
+
+FULL = """
+import resource, sys
+from zeroshift.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["convert", "portraits", sys.argv[1], "--to", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("to", ["rosinality", "nvidia-state", "torchscript"])
+def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(to: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "x.bin"), to], capture_output=True, text=True)
+    assert done.returncode == 1 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,14 @@ import sys
 
 def main() -> None:
     """The exit code of the command line, given to the shell."""
-    from .cli import main as run
+    try:
+        from .cli import main as run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # Pressed while the libraries load.
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

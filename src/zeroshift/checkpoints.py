@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -146,8 +147,16 @@ def export_pt(path: str | Path, generator: StyleGAN2Generator) -> None:
         content = {"g_ema": to_rosinality(state), "latent_avg": state["latent_avg"]}
     except LayoutError as error:
         raise InputError(f"this generator {error}.") from error
+    write_torch(path, content)
+
+
+def write_torch(path: str | Path, content: Mapping[str, object]) -> None:
+    """Writes a torch file, whole or not at all."""
+    # Through memory: torch's own writer reports a full disk as damage, and TorchScript's ends the process.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_path(path) as part:
-        torch.save(content, part)
+        part.write_bytes(buffer.getbuffer())
 
 
 def _save(

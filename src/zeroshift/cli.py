@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _fail(error, 1, "--json" in words)
     except KeyboardInterrupt as stop:
-        return _fail(f"{stop or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
+        return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
 def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Inspect | Doctor:

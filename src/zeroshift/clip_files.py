@@ -43,6 +43,10 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+"""Files one of which a folder must hold, unless its vocabulary has the size of OpenAI's byte pairs."""
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turns whatever libraries raise on damaged or foreign files into one sentence that names the place."""
@@ -236,6 +240,8 @@ def _tokenizer_of(path: Path, config: Any) -> Tokenizer:
     own = BytePairTokenizer()
     if size == own.vocab_size and vocabulary in ({}, own.vocab):
         return own
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(f'"{path}" has no tokenizer: none of {", ".join(TOKENIZER_FILES)}. Copy those of the model into it.')
     import transformers
 
     # Read without its sentencepiece model where the same is written in tokenizer.json.
@@ -245,6 +251,8 @@ def _tokenizer_of(path: Path, config: Any) -> Tokenizer:
         raise MissingExtra(f'"{path}" has no tokenizer.json. Take a folder that has one, or: pip install sentencepiece')
     with _explained(path / ("tokenizer.json" if plain else "tokenizer_config.json")):
         tokenizer: Any = loader.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        if not set(tokenizer("a photo")["input_ids"]) - set(tokenizer.all_special_ids):
+            raise InputError(f'the tokenizer in "{path}" knows no words; its files are damaged or of another model.')
     if len(tokenizer) > size:
         raise InputError(f'the tokenizer in "{path}" gives {len(tokenizer)} ids, config.json {size}. Take files of one model.')
     if config.model_type == "siglip":

@@ -7,6 +7,7 @@ computation too, with the styles or the noise as its input; it is compared with 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift import __version__
-from zeroshift.checkpoints import atomic_path, export_pt, file_sha256, load_generator_file, save_generator
+from zeroshift.checkpoints import atomic_path, export_pt, file_sha256, load_generator_file, save_generator, write_torch
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.latent import rng, truncate
 from zeroshift.layouts import to_nvidia
@@ -118,8 +119,7 @@ def write_layout(out: Path, generator: StyleGAN2Generator, to: Literal["rosinali
     if to == "rosinality":
         export_pt(out, usual)
     else:
-        with atomic_path(out) as part:
-            torch.save({name: tensor.contiguous() for name, tensor in to_nvidia(usual.state()).items()}, part)
+        write_torch(out, {name: tensor.contiguous() for name, tensor in to_nvidia(usual.state()).items()})
     if (bound := generator.config.conv_clamp) is not None:
         warnings.warn(
             f"the layout {to} does not say that activations are bounded at {bound:g} (conv_clamp); a program that does not bound "
@@ -238,7 +238,9 @@ def write_torchscript(path: Path, network: ExportedNetwork, facts: Mapping[str, 
     """Writes a TorchScript file, its facts in the extra file `zeroshift.json`."""
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(network, network.example(network.options.batch or 2), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={"zeroshift.json": json.dumps(dict(facts))})
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files={"zeroshift.json": json.dumps(dict(facts))})
+        path.write_bytes(buffer.getbuffer())
 
 
 def torchscript_runner(path: Path) -> Call:

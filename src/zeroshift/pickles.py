@@ -101,6 +101,8 @@ def _mapped(path: Path) -> memoryview:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}. Give the path of a weights file.") from error
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"cannot read {path}: {error}. Give the path of a weights file.") from error
 
