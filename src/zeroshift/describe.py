@@ -85,14 +85,37 @@ class Description:
 def inspect(spec: str | Path) -> Description:
     """Description of a file, a folder, a built-in generator or a reference to the hub. InputError if it cannot be read.
 
-    Nothing is executed and no network is built: the weights are only looked at.
+    Nothing in a file is executed. The weights are only looked at, except that a CLIP is loaded, to say whether it can be used.
     """
     path, built_in = Path(spec), GENERATORS | CLIPS
     if str(spec) in built_in:
         path = ASSETS / built_in[str(spec)]
     elif not path.exists():
         path = find_generator(spec)
-    return _folder(path) if path.is_dir() else _file(path)
+    found = _folder(path) if path.is_dir() else _file(path)
+    return _clip(found, path) if found.kind == "clip" and found.usable else found
+
+
+def _clip(found: Description, path: Path) -> Description:
+    """What a CLIP is made of, or why it cannot be used: known for certain only once it is loaded."""
+    from zeroshift.clip_files import load_clip_file, load_clip_folder
+
+    try:
+        clip = (load_clip_folder if path.is_dir() else load_clip_file)(path)
+    except InputError as error:
+        return replace(found, usable=False, use="", problems=[*found.problems, str(error)])
+    tower = getattr(clip.model.vision_model, "config", None)
+    architecture = {
+        "picture tower": "ResNet of OpenAI" if tower is None else tower.model_type,
+        "picture size": clip.resolution,
+        "features": clip.embed_dim,
+        "text width": clip.text_width,
+        "text layers": clip.model.text_model.config.num_hidden_layers,
+        "context length": clip.context_length,
+        "words": type(clip.tokenizer).__name__,
+        "template sentences": len(clip.templates.templates),
+    }
+    return replace(found, architecture=architecture, parameters=sum(each.numel() for each in clip.parameters()))
 
 
 def _file(path: Path) -> Description:
