@@ -13,7 +13,7 @@ def main() -> None:
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:
         # Pressed while the libraries load.
-        print("stopped.", file=sys.stderr)
+        sys.stderr.write("stopped.\n")
         sys.exit(130)
 
 

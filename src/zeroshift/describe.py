@@ -240,6 +240,8 @@ def _folder(path: Path) -> Description:
         return Description(path=str(path), kind="clip", what="a CLIP folder of open_clip", usable=True, use=_USES["clip"])
     if names := [name for name in GENERATOR_FILES if (path / name).is_file()]:
         return replace(_file(path / names[0]), path=str(path / names[0]))
+    if (path / "status.json").is_file():
+        raise InputError(f"{path} is a run without an adapted generator yet; run the command that began it again.")
     raise InputError(
         f"the folder {path} holds no model: neither config.json nor {', '.join(GENERATOR_FILES)}. Give a file in it."
     )
