@@ -45,8 +45,8 @@ class MapperConfig:
     batch: Annotated[int, Field(ge=2)] = 32
     """Pictures per step of stage 1. The contrastive loss tells the pictures of one batch apart, so at least 2."""
     pictures: Annotated[int, Field(ge=0)] = 0
-    """How many different pictures stage 1 sees: drawn once, then shown again in new orders, which saves their cost. 0: new ones
-    at every step, as published."""
+    """How many different pictures stage 1 sees, in whole batches: drawn once, then shown again in new orders, which saves
+    their cost. 0: new ones at every step, as published."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate of the mapper (Adam, betas 0.9 and 0.999)."""
     context: str = ""
