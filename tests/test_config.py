@@ -91,7 +91,7 @@ def test_a_section_alone_names_its_problems_too() -> None:
         ({"layers": "shape", "top_k": 3}, "needs 'adaptive'"),
         ({"truncation": 1.5}, "run.truncation"),
         ({"ema": 1.0}, "train.ema"),
-        ({"method": "gan"}, "method must be 'ipl' or 'nada', got 'gan'"),
+        ({"method": "gan"}, "method must be 'ipl', 'coop' or 'nada', got 'gan'"),
         ({"lambda_domain": float("nan")}, "mapper.lambda_domain"),
         ({"precision": "fp16"}, "run.precision"),
     ],

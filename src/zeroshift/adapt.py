@@ -78,7 +78,7 @@ def adapt(
             w_BS = run.styles(step)
             # 2. prompts
             with torch.no_grad():
-                words = run.mapper(w_BS) if cfg.method == "ipl" else [None] * len(guides)
+                words = run.mapper(w_BS) if cfg.learns_words else [None] * len(guides)
             texts = [guide.direction_of(each) for guide, each in zip(guides, words, strict=True)]
             # 3. pictures of source and target, once it is known which layers may move
             run.free_layers(step)
@@ -90,7 +90,7 @@ def adapt(
             # 5. generator, and its running average
             run.update(step, terms)
             run.average()
-    mapper = run.mapper if cfg.method == "ipl" else None
+    mapper = run.mapper if cfg.learns_words else None
     return concluded(AdaptRun(run.folder, cfg, source, run.ema, mapper, run.target, run.steps_done))
 
 
@@ -109,7 +109,7 @@ def reopened(run: Trainer) -> AdaptRun:
     config, folder = run.config, run.folder
     source: Any = run.given.generator.clone() if run.given.generator is not None else folder.find_source(config.generator)[0]
     generator, _ = load_generator_file(folder.generator_file)
-    mapper = load_mapper(folder.mapper_file).to(run.device) if config.method == "ipl" else None
+    mapper = load_mapper(folder.mapper_file).to(run.device) if config.learns_words else None
     return AdaptRun(folder, config, source.to(run.device), generator.to(run.device).eval(), mapper)
 
 
@@ -167,7 +167,7 @@ def _activations(run: Trainer) -> int:
     config, sizes = run.config, [0]
     owned = {each.untyped_storage().data_ptr() for part in (run.target, run.mapper) for each in part.parameters()}
     owned |= {each.untyped_storage().data_ptr() for guide in run.guides for each in guide.clip.parameters()}
-    for stage in (1, 2) if config.method == "ipl" else (2,):
+    for stage in (1, 2) if config.learns_words else (2,):
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:

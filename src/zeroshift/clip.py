@@ -119,10 +119,11 @@ class ClipModel(nn.Module):
         end_B = self._ends(ids_BT)
         return self._read(self.model.text_model.embeddings.token_embedding(self._attended(ids_BT, end_B)), end_B)
 
-    def encode_prompts(self, prompts: Tensor, text: str) -> Tensor:
-        """Features B,E of `text` with the embeddings of its first M words replaced by `prompts` B,M,D, un-normalised.
+    def encode_prompts(self, prompts: Tensor, text: str, replaced: int | None = None) -> Tensor:
+        """Features B,E of `text` with the embeddings of its first words replaced by `prompts` B,M,D, un-normalised.
 
-        Positions are added after the replacement; the feature is read at the end token of the text as written.
+        As many tokens are `replaced` as there are prompts, unless said otherwise. Positions are added after the replacement; the
+        feature is read at the end token.
         """
         batch, num_words, width = prompts.shape
         if width != self.text_width:
@@ -131,11 +132,15 @@ class ClipModel(nn.Module):
             )
         ids_1T, first = self.tokenize(text), self.first_word
         end_1 = self._ends(ids_1T)
-        if num_words > (known := int(end_1) - first):
-            raise InputError(f'"{text}" has {known} tokens, fewer than {num_words} learned words. Use a longer context.')
+        replaced = num_words if replaced is None else replaced
+        if replaced > (known := int(end_1) - first):
+            raise InputError(f'"{text}" has {known} tokens, fewer than {replaced} learned words. Use a longer context.')
+        most = self.model.text_model.embeddings.position_embedding.num_embeddings
+        if int(end_1) + num_words - replaced >= most:
+            raise InputError(f'"{text}" with {num_words} learned words is longer than the {most} tokens that {self.name} reads.')
         tokens = self.model.text_model.embeddings.token_embedding(self._attended(ids_1T, end_1)).expand(batch, -1, -1)
-        tokens_BTD = torch.cat([tokens[:, :first], prompts.to(tokens.dtype), tokens[:, first + num_words :]], dim=1)
-        return self._read(tokens_BTD, end_1.expand(batch))
+        tokens_BTD = torch.cat([tokens[:, :first], prompts.to(tokens.dtype), tokens[:, first + replaced :]], dim=1)
+        return self._read(tokens_BTD, (end_1 + num_words - replaced).expand(batch))
 
     def embed_tokens(self, text: str) -> Tensor:
         """Token embeddings T,D of a text's words, without start and end."""

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import InputError
 
-Method = Literal["ipl", "nada"]
+Method = Literal["ipl", "coop", "nada"]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -38,7 +38,7 @@ def _config(cls: type) -> Any:
 
 @_config
 class MapperConfig:
-    """Stage 1: learn the words. A mapper turns every style into the words of its own prompt."""
+    """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the same for all."""
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Steps of stage 1."""
@@ -51,6 +51,8 @@ class MapperConfig:
     """Learning rate of the mapper (Adam, betas 0.9 and 0.999)."""
     context: str = ""
     """Words that the learned ones replace, and the text of the residual feature. Empty: the context that each CLIP brings."""
+    words: Annotated[int, Field(ge=0)] = 0
+    """How many words are learned; 0: as many as the context has tokens."""
     lambda_domain: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the domain regularisation. Small keeps more of the source, large approaches NADA's one direction."""
     lambda_source: Annotated[float, Field(ge=0)] = 0.0
@@ -188,7 +190,8 @@ class AdaptConfig:
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of identity."""
     method: Method = "ipl"
-    """`ipl`: every picture gets its own direction, from its own learned words. `nada`: one direction for all."""
+    """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all, from words that
+    are learned once. `nada`: one direction for all, from the labels."""
     generator: str = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -198,7 +201,7 @@ class AdaptConfig:
     out: Path | None = None
     """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
     mapper: MapperConfig = MapperConfig()
-    """Stage 1 (ipl only)."""
+    """Stage 1 (ipl and coop)."""
     train: TrainConfig = TrainConfig()
     """Stage 2."""
     losses: LossConfig = LossConfig()
@@ -219,6 +222,11 @@ class AdaptConfig:
         """Run folder: `out`, or a name made of method, target and seed."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
         return self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether the method has a stage 1."""
+        return self.method != "nada"
 
     @property
     def weights(self) -> tuple[float, ...]:

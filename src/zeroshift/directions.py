@@ -47,11 +47,13 @@ def residual_feature(clip: ClipModel, context: str, label: str, kind: Residual =
 
 
 def prompt_features(clip: ClipModel, words: Words, context: str, label: str, residual: Tensor | None = None) -> UnitFeature:
-    """Unit text features h B,E of "{context} {label}" with the context replaced by `words` B,M,D.
+    """Unit text features h B,E of "{context} {label}" with the whole context replaced by `words` B,M,D.
 
     Eq. IPL (Guo et al. 2023): h = n( f_Y(V_i) + E_T(...) ), the residual E or 1,E un-normalised and not changed.
     """
-    features_BE = clip.encode_prompts(words, context_sentence(context, label, period=False))
+    features_BE = clip.encode_prompts(
+        words, context_sentence(context, label, period=False), replaced=len(clip.embed_tokens(context))
+    )
     return normalize(features_BE if residual is None else features_BE + residual)
 
 

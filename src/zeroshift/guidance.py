@@ -76,13 +76,21 @@ class Guide:
             return self.clip.encode_image(pictures)
 
     def word_losses(self, words: Words, images: UnitFeature) -> dict[str, Scalar]:
-        """Terms of stage 1 for the learned words of each picture and the picture's feature."""
+        """Terms of stage 1 for the learned words of each picture and the picture's feature.
+
+        Words that all pictures share cannot tell them apart, so CoOp's classification, as source and not as target, stands
+        in for the contrast.
+        """
         source_h, target_h = self._prompts(words, stage=1)
-        return {
-            "contrastive": losses.contrastive(images, source_h, self.clip.logit_scale),
+        domains = {
             "domain": losses.domain(target_h, self.label_means[1]),
             "domain_source": losses.domain(source_h, self.label_means[0]),
         }
+        scale = self.clip.logit_scale
+        if self.config.method == "coop":
+            labels = torch.cat([source_h[:1], target_h[:1]])
+            return {"classification": losses.classification(images, labels, scale), **domains}
+        return {"contrastive": losses.contrastive(images, source_h, scale), **domains}
 
     @torch.no_grad()
     def direction_of(self, words: Words | None) -> UnitFeature:
@@ -117,6 +125,7 @@ class Guide:
         mapper, train = self.config.mapper, self.config.losses
         weights = {
             "contrastive": 1.0,
+            "classification": 1.0,
             "domain": mapper.lambda_domain,
             "domain_source": mapper.lambda_domain * mapper.lambda_source,
             "direction": train.direction,

@@ -28,6 +28,12 @@ def contrastive(image: UnitFeature, text: UnitFeature, logit_scale: float) -> Sc
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
+def classification(image: UnitFeature, labels: UnitFeature, logit_scale: float) -> Scalar:
+    """Eq. CoOp (Zhou et al. 2022): mean cross-entropy of logit_scale I h_Y^T over labels' prompts Y,E; images are of row 0."""
+    logits = logit_scale * image @ labels.T
+    return F.cross_entropy(logits, torch.zeros(len(image), dtype=torch.long, device=image.device))
+
+
 def domain(prompt: UnitFeature, label_mean: Tensor) -> Scalar:
     """Eq. IPL stage 1: mean_i (1 - cos(h_i, tbar)), tbar the mean of a label's template features (E or 1,E, any length)."""
     return (1 - F.cosine_similarity(prompt, label_mean.reshape(1, -1), dim=-1)).mean()

@@ -190,7 +190,7 @@ class Monitor:
         z_BZ = draw_z(self.source.latent_dim, self.config.train.monitor.count, self.config.run.seed, "monitor", 0)
         w_BS = self.source.map(z_BZ.to(like))
         pictures = self._draw(self.source, w_BS)
-        words = self.mapper(w_BS) if self.config.method == "ipl" else [None] * len(self.guides)
+        words = self.mapper(w_BS) if self.config.learns_words else [None] * len(self.guides)
         self.judge = self._judge(like.device)
         return _Fixed(
             w=w_BS,

@@ -1,6 +1,6 @@
-"""Learned words for each image: a mapper from style codes to vectors that stand in place of a prompt's context words.
+"""Learned words that stand in place of a prompt's context words: a mapper from styles for IPL, the same for all for CoOp.
 
-Source: IPL (Guo et al., CVPR 2023), section 3.2 and its published code.
+Sources: IPL (Guo et al., CVPR 2023), section 3.2 and its published code; CoOp (Zhou et al., IJCV 2022).
 """
 
 from __future__ import annotations
@@ -86,10 +86,31 @@ class LatentMapper(nn.Module):
         return words_BMD if self.context is None else self.context + self.gamma * words_BMD
 
 
+class SharedWords(nn.Module):
+    """CoOp's words M,D for one text encoder, the same for every style: B,M,D from styles B,S.
+
+    They start at normal draws of deviation 0.02, as published, or at the vectors `context` M,D of tokens.
+    """
+
+    def __init__(self, num_words: int, text_width: int, *, context: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if num_words < 1:
+            raise InputError(f"a prompt needs at least one word, got {num_words}.")
+        self.num_words, self.text_width = num_words, text_width
+        start = context
+        if start is None:
+            start = 0.02 * torch.randn(num_words, text_width, generator=torch.Generator().manual_seed(seed))
+        self.scaled = nn.Parameter(start.detach() / RATE)
+
+    def forward(self, w_BS: Style) -> Words:
+        """The words, once for each style."""
+        return (self.scaled * RATE).expand(len(w_BS), -1, -1)
+
+
 class PromptMapper(nn.Module):
     """One head per text encoder: CLIPs differ in width and in what their tokens mean, so they cannot share words."""
 
-    def __init__(self, heads: Sequence[LatentMapper]) -> None:
+    def __init__(self, heads: Sequence[LatentMapper | SharedWords]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
 
@@ -104,13 +125,16 @@ def prompt_mapper(
     style_dim: int,
     *,
     start: PromptStart = "random",
+    shared: bool = False,
+    words: int = 0,
     hidden: int | None = None,
     depth: int = 4,
     gamma: float = 0.1,
     seed: int = 0,
 ) -> PromptMapper:
-    """A fresh mapper with a head for every CLIP, as many words as the context has tokens there. `start` "tokens" begins at the
-    context's own vectors. Raises InputError on an empty context.
+    """A fresh mapper with a head for every CLIP, as many words as the context has tokens there unless `words` says otherwise.
+    `start` "tokens" begins at the context's own vectors; `shared` gives all pictures the same words. Raises InputError on an
+    empty context, and on a start at tokens with another number of words.
     """
     if start not in ("random", "tokens"):
         raise InputError(f'unknown start of the prompts "{start}". Use "random" (published) or "tokens".')
@@ -119,16 +143,16 @@ def prompt_mapper(
         tokens_TD = clip.embed_tokens(context).detach()
         if not len(tokens_TD):
             raise InputError('the context is empty, so there are no words to learn. Try "a photo of a".')
-        head = LatentMapper(
-            style_dim,
-            len(tokens_TD),
-            clip.text_width,
-            hidden=hidden,
-            depth=depth,
-            context=tokens_TD if start == "tokens" else None,
-            gamma=gamma,
-            seed=seed + number,
-        )
+        if start == "tokens" and words not in (0, len(tokens_TD)):
+            raise InputError(
+                f'{words} words cannot start at the {len(tokens_TD)} tokens of "{context}". Give a context of that '
+                'length, or prompt_init "random".'
+            )
+        size, given = words or len(tokens_TD), tokens_TD if start == "tokens" else None
+        if shared:
+            head = SharedWords(size, clip.text_width, context=given, seed=seed + number)
+        else:
+            head = LatentMapper(style_dim, size, clip.text_width, hidden, depth, context=given, gamma=gamma, seed=seed + number)
         heads.append(head.to(tokens_TD.device))
     return PromptMapper(heads)
 

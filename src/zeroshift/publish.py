@@ -173,7 +173,7 @@ def _facts(run: RunFolder) -> str:
 def _origin(run: RunFolder) -> list[tuple[str, str]]:
     """Rows that say what made the weights."""
     config, made = run.config, run.environment
-    steps = [f"{config.mapper.steps} of words"] if config.method == "ipl" else []
+    steps = [f"{config.mapper.steps} of words"] if config.learns_words else []
     rows = [
         ("method", config.method.upper()),
         ("source label", plain(config.source)),

@@ -363,9 +363,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def save_mapper(path: Path, mapper: PromptMapper) -> None:
     """Writes a mapper with the shape of each of its heads."""
+    from zeroshift.prompts import SharedWords
+
     heads: list[Any] = list(mapper.heads)
     shapes = [
-        {
+        {"num_words": head.num_words, "text_width": head.text_width}
+        if isinstance(head, SharedWords)
+        else {
             "style_dim": head.layers[0].weight.shape[1],
             "num_words": head.num_words,
             "text_width": head.text_width,
@@ -383,12 +387,15 @@ def load_mapper(path: Path) -> PromptMapper:
     import torch
     from safetensors import safe_open
 
-    from zeroshift.prompts import LatentMapper, PromptMapper
+    from zeroshift.prompts import LatentMapper, PromptMapper, SharedWords
 
     with safe_open(path, "pt") as file:
         shapes, state = json.loads(file.metadata()["heads"]), {key: file.get_tensor(key) for key in file.keys()}
     heads = []
     for shape in shapes:
+        if "style_dim" not in shape:
+            heads.append(SharedWords(**shape))
+            continue
         words = torch.zeros(shape["num_words"], shape["text_width"]) if shape.pop("tokens") else None
         heads.append(LatentMapper(**shape, context=words))
     mapper = PromptMapper(heads).to(next(iter(state.values())).dtype)

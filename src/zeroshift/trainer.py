@@ -67,7 +67,7 @@ class Trainer:
         self.progress = progress or (lambda event: None)
         self.folder = RunFolder.check(config)
         self.device, self.dtype = resolve_device(config.run.device), given.dtype
-        self.totals = {1: config.mapper.steps if config.method == "ipl" else 0, 2: config.train.steps}
+        self.totals = {1: config.mapper.steps if config.learns_words else 0, 2: config.train.steps}
         self.stage, self.done, self.steps_done = 1, 0, 0
         self.chosen: tuple[int, ...] = ()
         self.layers: tuple[str, ...] = ()
@@ -127,11 +127,13 @@ class Trainer:
                 guide.context,
                 self.source.style_dim,
                 start=config.mapper.prompt_init,
+                shared=config.method == "coop",
+                words=config.mapper.words,
                 hidden=config.mapper.hidden or None,
                 depth=config.mapper.depth,
                 seed=rng("mapper", config.run.seed, index).initial_seed(),
             ).heads[0]
-            for index, guide in enumerate(self.guides if config.method == "ipl" else ())
+            for index, guide in enumerate(self.guides if config.learns_words else ())
         ]
         self.mapper = PromptMapper(cast(Any, heads)).to(self.device, self.dtype)
         if given.mapper is not None:
@@ -141,7 +143,7 @@ class Trainer:
         self.optimisers: dict[int, torch.optim.Adam] = {
             2: torch.optim.Adam(self.weights.values(), lr=config.train.lr * LEGACY, betas=(0.0, 0.99**LEGACY))
         }
-        if config.method == "ipl":
+        if config.learns_words:
             self.optimisers[1] = torch.optim.Adam(self.mapper.parameters(), lr=config.mapper.lr)
         origin = self.environment["source"]["name"], {each["sha256"] for each in self.environment["clips"]}
         self.monitor = Monitor(config, self.folder, self.source, self.guides, self.mapper, origin, self._part())

@@ -88,8 +88,8 @@ def _mood(scene: Scene, index: int) -> str:
     return "smiling" if smile > 0.65 else "frowning" if smile < 0.3 else "serious"
 
 
-def full_caption(scene: Scene, index: int, domain: str, rng: random.Random) -> str:
-    """A caption that names every attribute of one person."""
+def full_caption(scene: Scene, index: int, domain: str, rng: random.Random, *, label_last: bool = False) -> str:
+    """A caption that names every attribute of one person, the domain before or after them."""
     words = scene.words(index)
     name = rng.choice(SYNONYMS[domain])
     tone = "light" if float(scene.slider["skin"][index]) > 0.5 else "dark"
@@ -97,7 +97,8 @@ def full_caption(scene: Scene, index: int, domain: str, rng: random.Random) -> s
     phrases = [rng.choice(PHRASES[a][words[a]]) for a in ("glasses", "beard", "hat", "clothes", "background")]
     phrases += [_hair(words, rng), _mood(scene, index), f"with {tone} skin", side]
     rng.shuffle(phrases)
-    return f"a {name} of a person {' '.join(phrases)}"
+    described = f"person {' '.join(phrases)}"
+    return f"a {described} in the style of a {name}" if label_last else f"a {name} of a {described}"
 
 
 def vocabulary() -> list[str]:

@@ -1,8 +1,8 @@
-"""Trainings of the built-in CLIPs: two that guide, made robust to invisible changes, and a plain one that only judges.
+"""Trainings of the built-in CLIPs: two robust ones that guide, a plain one that can, and one that only judges.
 
 Every batch shows people twice, once as a photo and once in a domain, so three things are taught at once: names of domains
 and attributes from text prompts, captions, and the direction from the photo to the domain picture of the same person.
-A guiding CLIP also sees pictures after a one-step L2 attack, blends of domains with soft labels, and pictures pushed past a
+A robust CLIP also sees pictures after a one-step L2 attack, blends of domains with soft labels, and pictures pushed past a
 domain or distorted, which have a label of their own: otherwise gradients find changes that nobody can see.
 """
 
@@ -42,11 +42,14 @@ class ClipRecipe:
     attack: float = 0.0  # largest L2 radius, pictures in [-1, 1]
     peak_lr: float = 2e-3
     attribute_weight: float = 1.5  # of the attributes against the domains
+    direction: float = 0.5  # weight of the loss that makes every photo-to-domain direction that of the labels
+    label_last: float = 0.0  # share of the captions that name the domain after the attributes
 
 
 RECIPES = {
     "clip-a": ClipRecipe("resnet", (40, 80, 160), (2, 2, 2), "silu", 1, steps=1600, attack=3.0),
     "clip-b": ClipRecipe("resnet", (32, 64, 128, 192), (1, 2, 2, 1), "gelu", 2, steps=1600, attack=3.0),
+    "clip-plain": ClipRecipe("resnet", (40, 80, 160), (2, 2, 2), "silu", 4, steps=1600, direction=0.0, label_last=0.5),
     "judge": ClipRecipe("convnext", (48, 96, 192), (1, 2, 2), "gelu", 3, steps=2200, attribute_weight=4.0),
 }
 
@@ -172,7 +175,7 @@ class Student(nn.Module):
         return F.normalize(features.float(), dim=1)
 
 
-def _sentences(rng: random.Random, batch: Batch, n: int) -> tuple[list[str], list[int]]:
+def _sentences(rng: random.Random, batch: Batch, n: int, label_last: float) -> tuple[list[str], list[int]]:
     """All sentences of a step: one per class, one per attribute choice, n captions; and which pictures the captions describe."""
     texts = captions.label_prompts(CLASSES, rng)
     for attribute in ATTRIBUTES:
@@ -182,7 +185,9 @@ def _sentences(rng: random.Random, batch: Batch, n: int) -> tuple[list[str], lis
     for i in range(n):
         second = bool(batch.pure[i]) and rng.random() < 0.5
         described.append(i + n * second)
-        texts.append(captions.full_caption(batch.scene, i, DOMAINS[int(batch.domain[i])] if second else "photo", rng))
+        domain = DOMAINS[int(batch.domain[i])] if second else "photo"
+        last = label_last > 0 and rng.random() < label_last
+        texts.append(captions.full_caption(batch.scene, i, domain, rng, label_last=last))
     return texts, described
 
 
@@ -229,7 +234,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         progress = number / recipe.steps
         batch = draw_batch(people, recipe.people, recipe.seed, number, hard=recipe.attack > 0 and progress > 0.1)
         radius = recipe.attack * min(1.0, max(0.0, (progress - 0.25) / 0.35))
-        sentences, described = _sentences(rng, batch, recipe.people)
+        sentences, described = _sentences(rng, batch, recipe.people, recipe.label_last)
         text = student.texts(sentences)
         named = len(CLASSES) + sum(len(c) for c, _ in CHOICES.values())
         if radius > 0:
@@ -242,7 +247,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         moved = F.normalize(image[recipe.people :] - image[: recipe.people], dim=1, eps=0.05)
         wanted = F.normalize(text[batch.domain] - text[:1], dim=1, eps=0.05)
         direction = ((1 - (moved * wanted).sum(1)) * batch.pure).sum() / batch.pure.sum().clamp_min(1)
-        loss = naming + 0.5 * _naming_loss(heads, batch, recipe.attribute_weight) + caption + 0.5 * direction
+        loss = naming + 0.5 * _naming_loss(heads, batch, recipe.attribute_weight) + caption + recipe.direction * direction
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
