@@ -29,7 +29,7 @@ from .gallery import RESIZE, Subject, open_subject
 from .generators import Generator
 from .look import SIGHTS, Progress, Seen, look
 from .networks import WANTED, Networks, open_networks
-from .portraits import HELD_OUT
+from .portraits import is_held_out
 from .portraits.scene import CHOICES
 from .record import write_json
 from .report import evaluation_rows, evaluation_settings, write_report
@@ -359,7 +359,7 @@ def _record(
         "sha256": subject.hashes,
         "labels": {"source": labels[0], "target": labels[1]},
         "domain": getattr(truth, "domain", ""),
-        "held_out": getattr(truth, "domain", "") in HELD_OUT,
+        "held_out": subject.portraits and is_held_out(labels[1]),
         "reference": f"{reference.name}, {len(reference)} pictures" if reference is not None else "",
         "settings": {
             "pictures": len(subject.target),

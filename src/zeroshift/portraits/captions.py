@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from zeroshift.portraits.scene import CHOICES, Scene
-from zeroshift.portraits.shading import DOMAINS
+from zeroshift.portraits.shading import DOMAINS, HELD_OUT
 from zeroshift.text import PORTRAITS
 
 TEMPLATES = PORTRAITS.templates
@@ -69,6 +69,11 @@ def domain_of(label: str) -> str | None:
     """The built-in domain that a label names, or None."""
     wanted = " ".join(label.lower().split())
     return next((domain for domain, names in SYNONYMS.items() if wanted in names), None)
+
+
+def is_held_out(label: str) -> bool:
+    """Whether a label names a domain of the built-in world that nothing may be tuned on."""
+    return domain_of(label) in HELD_OUT
 
 
 def attribute_prompts(attribute: str, prefix: str = "a photo of a person") -> list[str]:
