@@ -23,6 +23,7 @@ NUM_STEPS = 1000
 
 Times = list[tuple[int, int]]
 Variance = Literal["fixedsmall", "fixedlarge", "learned"]
+Prediction = Literal["epsilon", "v_prediction"]
 StepNoise = Callable[[int], Tensor]
 Progress = Callable[[int, int], None]
 
@@ -55,7 +56,7 @@ def inversion_times(t0: int, steps: int) -> Times:
 class DiffusionGenerator(nn.Module):
     """A noise-predicting network with its schedule: pictures BCHW in [-1, 1] <-> noisy pictures of the same shape.
 
-    `unet(x, t, return_dict=False)[0]` predicts noise, or noise and an interpolation of log-variances where it has twice the
+    `unet(x, t, return_dict=False)[0]` predicts noise (or, by `prediction`, the velocity that tells it), or noise and an interpolation of log-variances where it has twice the
     channels. With `patch` p it sees each p x p block of pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
 
@@ -73,11 +74,12 @@ class DiffusionGenerator(nn.Module):
         patch: int = 1,
         betas: Tensor | None = None,
         variance: Variance = "fixedsmall",
+        prediction: Prediction = "epsilon",
     ) -> None:
         super().__init__()
         if image_size % patch:
             raise InputError(f"pictures of {image_size} px have no whole blocks of {patch} x {patch}.")
-        self.unet, self.image_size, self.patch, self.variance = unet, image_size, patch, variance
+        self.unet, self.image_size, self.patch, self.variance, self.prediction = unet, image_size, patch, variance, prediction
         self.channels = _in_channels(unet) // patch**2
         self.register_buffer("betas", linear_betas() if betas is None else betas.float(), persistent=False)
         self.register_buffer("alphas_bar", torch.cumprod(1 - self.betas, dim=0), persistent=False)
@@ -100,7 +102,11 @@ class DiffusionGenerator(nn.Module):
         parts = found.split(blocks.shape[1], dim=1)
         if self.patch > 1:
             parts = [F.pixel_shuffle(part, self.patch) for part in parts]
-        return parts[0], parts[1] if len(parts) > 1 else None
+        noise = parts[0]
+        if self.prediction == "v_prediction":
+            abar = self.abar(times, x)
+            noise = abar.sqrt() * noise + (1 - abar).sqrt() * x
+        return noise, parts[1] if len(parts) > 1 else None
 
     def predict_noise(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Noise in `x` at time t: one for all, or one per picture."""
