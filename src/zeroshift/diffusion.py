@@ -56,8 +56,9 @@ def inversion_times(t0: int, steps: int) -> Times:
 class DiffusionGenerator(nn.Module):
     """A noise-predicting network with its schedule: pictures BCHW in [-1, 1] <-> noisy pictures of the same shape.
 
-    `unet(x, t, return_dict=False)[0]` predicts noise (or, by `prediction`, the velocity that tells it), or noise and an interpolation of log-variances where it has twice the
-    channels. With `patch` p it sees each p x p block of pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
+    `unet(x, t, return_dict=False)[0]` predicts noise (or, by `prediction`, the velocity that tells it), or that and an
+    interpolation of log-variances where it has twice the channels. With `patch` p it sees each p x p block of pixels as p^2
+    channels at 1/p of the side; outside it all stays pixels.
     """
 
     has_style = False
