@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from zeroshift.clip_files import save_clip
 from zeroshift.config import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError, RunError
+from zeroshift.guidance import Guide
 from zeroshift.latent import draw_noise, draw_z
 from zeroshift.record import RunFolder, load_mapper
 from zeroshift.text import BytePairTokenizer
@@ -358,6 +360,29 @@ def test_learned_words_may_start_at_the_context(tmp_path: Path) -> None:
     tokens = tiny.clip(1).embed_tokens("a photo of a")
     assert words[0].shape == (3, 4, 16) and (words[0] - tokens).abs().max() < 0.6
     assert same(load_mapper(run.folder.mapper_file), run.mapper)
+
+
+def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_the_folder(tmp_path: Path) -> None:
+    directions: list[Tensor] = []
+
+    def hook(event: Event) -> None:
+        directions.extend(event["text_directions"] if event["stage"] == 2 else ())
+
+    run = tiny.run(tmp_path / "run", hook=hook, method="coop", mapper={"steps": 6, "lr": 0.5, "words": 6})
+    assert directions and all(torch.equal(each[0], each[1]) for each in directions)
+    nada = [guide.text_direction for guide in _guides(tmp_path / "other")]
+    assert max(float(each[:1] @ fixed.T) for each, fixed in zip(directions[:2], nada, strict=True)) < 0.9999
+    first = [line["classification"] for line in run.folder.metrics() if line["stage"] == 1]
+    assert first[-1] < first[0]
+    assert run.mapper is not None and same(load_mapper(run.folder.mapper_file), run.mapper)
+    again = adapt(run.config, state=tiny.given())
+    assert again.steps_done == 0 and same(again.generator, run.generator)
+
+
+def _guides(out: Path) -> Sequence[Guide]:
+    run = Trainer(tiny.config(out, method="nada"), tiny.given())
+    run.load()
+    return run.guides
 
 
 def test_bf16_runs_stay_near_fp32(tmp_path: Path) -> None:

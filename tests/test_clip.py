@@ -99,6 +99,15 @@ def test_every_image_is_read_with_its_own_words_in_one_batch() -> None:
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+def test_more_or_fewer_words_than_they_replace_read_as_the_longer_or_shorter_text() -> None:
+    clip = small().double()
+    for words, replaced, rest in (("a photo of a photo", 1, "a sketch"), ("photo", 3, "a photo of sketch")):
+        ours = clip.encode_prompts(clip.embed_tokens(words)[None], rest, replaced=replaced)
+        torch.testing.assert_close(ours, clip.encode_text([" ".join([words, *rest.split()[replaced:]])]))
+    with pytest.raises(InputError, match="longer than the"):
+        clip.encode_prompts(torch.zeros(1, 99, 16), "a photo", replaced=1)
+
+
 def test_words_of_another_width_or_more_words_than_tokens_are_refused() -> None:
     clip = small()
     with pytest.raises(InputError, match="one head per CLIP"):

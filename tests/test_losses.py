@@ -51,6 +51,15 @@ def test_contrastive_is_the_mean_cross_entropy_of_rows_and_columns() -> None:
     assert close(losses.contrastive(image, text, scale), total / 8)
 
 
+def test_classification_is_the_cross_entropy_of_the_first_label() -> None:
+    image, labels = units(5, 1), units(2, 2)
+    slow = 0.0
+    for row in image:
+        odds = [math.exp(9.0 * float(row @ label)) for label in labels]
+        slow -= math.log(odds[0] / sum(odds)) / 5
+    assert float(losses.classification(image, labels, 9.0)) == pytest.approx(slow, rel=1e-9)
+
+
 def test_domain_is_one_minus_the_cosine_to_a_mean_of_any_length() -> None:
     prompt, mean = units(4, 7), 0.3 * units(1, 8)[0]
     expected = sum(1 - dot(row, mean) / math.sqrt(dot(mean, mean)) for row in prompt) / 4

@@ -89,6 +89,21 @@ def test_every_clip_gets_a_head_of_its_own_width_and_number_of_words() -> None:
     assert not any(p.requires_grad for clip in clips for p in clip.parameters())
 
 
+def test_shared_words_are_the_same_for_every_style_and_start_at_tokens_or_near_zero() -> None:
+    clip, w = clip_of(16), draw(5, 6).float()
+    (words,) = prompt_mapper([clip], "a photo of a", 6, start="tokens", shared=True)(w)
+    torch.testing.assert_close(words, clip.embed_tokens("a photo of a").expand(5, -1, -1))
+    (drawn,) = prompt_mapper([clip], "a photo of a", 6, shared=True, words=30)(w)
+    assert drawn.shape == (5, 30, 16) and torch.equal(drawn[0], drawn[4])
+    assert float(drawn.detach().std()) == pytest.approx(0.02, rel=0.15)
+
+
+def test_the_number_of_words_is_that_of_the_context_or_the_one_given() -> None:
+    assert [prompt_mapper([clip_of(8)], "a photo", 6, words=n).heads[0](draw(1, 6).float()).shape[1] for n in (0, 7)] == [2, 7]
+    with pytest.raises(InputError, match="7 words cannot start at the 2 tokens"):
+        prompt_mapper([clip_of(8)], "a photo", 6, words=7, start="tokens")
+
+
 def test_an_official_state_keeps_its_sizes_and_type() -> None:
     keys = {"mapping.mapping.1": (12, 8), "mapping.mapping.2": (12, 12), "mapping.mapping.3": (30, 12)}
     state = {f"{key}.weight": draw(*shape) for key, shape in keys.items()} | {
