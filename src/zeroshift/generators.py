@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 Noise = Literal["buffers", "off"] | Sequence[Tensor]
-LayerKind = Literal["mapping", "const", "conv", "rgb"]
+LayerKind = Literal["mapping", "const", "conv", "rgb", "block"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,28 @@ class Layer:
 
 
 @runtime_checkable
-class Generator(Protocol):
-    """A picture generator: noise z -> style w -> picture."""
+class PictureGenerator(Protocol):
+    """What every generator has; a diffusion model shares no more than this with a GAN: no `map`, no style, no truncation."""
 
     image_size: int
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Every parameter of the generator, once, in named groups."""
+        ...
+
+    def clone(self) -> Self:
+        """An independent copy with equal weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all weights and buffers that make up the generator."""
+        ...
+
+
+@runtime_checkable
+class Generator(PictureGenerator, Protocol):
+    """A picture generator with styles: noise z -> style w -> picture."""
+
     latent_dim: int
     style_dim: int
     num_latents: int
@@ -46,18 +64,6 @@ class Generator(Protocol):
 
     def noise_shapes(self) -> list[tuple[int, int, int, int]]:
         """Shapes (1, 1, H, W) of the noise maps in the order that `synthesize` takes them."""
-        ...
-
-    def layers(self) -> tuple[Layer, ...]:
-        """Every parameter of the generator, once, in named groups."""
-        ...
-
-    def clone(self) -> Self:
-        """An independent copy with equal weights."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Copies of all weights and buffers that make up the generator."""
         ...
 
 
