@@ -27,7 +27,7 @@ from .devices import resolve_device
 from .errors import InputError
 from .gallery import RESIZE, Subject, open_subject
 from .generators import Generator
-from .look import SIGHTS, Progress, Seen, look
+from .look import SIGHTS, Progress, Seen, look, role_of
 from .networks import WANTED, Networks, open_networks
 from .portraits import is_held_out
 from .portraits.scene import CHOICES
@@ -61,11 +61,6 @@ class Metric:
     better: Literal["higher", "lower", "near 1"]
     needs: tuple[str, ...]
     of: Callable[[Seen], Number]
-
-    @property
-    def role(self) -> str:
-        """Role of the network that the number is named after."""
-        return SIGHTS[self.needs[0]][0]
 
 
 def _once(seen: Seen, name: str, make: Callable[[], Any]) -> Any:
@@ -126,14 +121,19 @@ def _direction(seen: Seen) -> Number:
     return _over_pictures(metrics.directional_similarity(seen["source"], seen["target"], seen["change"]))
 
 
+def _by_words(seen: Seen, note: str) -> str:
+    return f"no reader: by the judge's words; {note}" if seen["by words"] else note
+
+
 def _attributes(seen: Seen) -> Number:
     shares = [made / max(true, 1e-9) for made, true in seen["attributes"].values()]
-    return Number(sum(shares) / len(shares), None, "mean over attributes of accuracy / accuracy on the true pictures")
+    return Number(sum(shares) / len(shares), None, _by_words(seen, "mean over attributes of share / share on the true pictures"))
 
 
 def _attribute(seen: Seen, name: str) -> Number:
     made, true = seen["attributes"][name]
-    return Number(made, None, f"{true:.3f} on the true pictures")
+    note = "the true pictures are not known" if true is None else f"{true:.3f} on the true pictures"
+    return Number(made, None, _by_words(seen, note))
 
 
 _TRUE = ("target", "truth")
@@ -203,10 +203,11 @@ _ROWS: dict[str, tuple[str, Any, tuple[str, ...], Callable[[Seen], Number]]] = {
         _TRUE,
         lambda s: Number(metrics.diversity_ratio(s["target"], s["truth"])),
     ),
-    "truth.attributes": ("attributes kept", "higher", _TRUE, _attributes),
+    "truth.attributes": ("attributes kept", "higher", ("true people",), _attributes),
 }
 _ROWS |= {
-    f"truth.{name}": (f"{name.replace('_', ' ')} read right", "higher", _TRUE, partial(_attribute, name=name)) for name in CHOICES
+    f"truth.{name}": (f"{name.replace('_', ' ')} read right", "higher", ("people",), partial(_attribute, name=name))
+    for name in CHOICES
 }
 METRICS = {name: Metric(*row) for name, row in _ROWS.items()}
 """Name -> metric. Those of `truth.` need the built-in world."""
@@ -325,7 +326,8 @@ def _lacking(metric: Metric, subject: Subject, networks: Networks) -> str:
     labels = subject.labels
     lacks: list[str] = []
     known = {*subject.sets} | ({"labels"} if labels else set()) | ({"change"} if labels and labels[0] != labels[1] else set())
-    for role, sets in (SIGHTS[need] for need in metric.needs):
+    known |= {"people"} if subject.people else set()
+    for role, sets in ((role_of(need, networks), SIGHTS[need][1]) for need in metric.needs):
         lacks += [subject.gaps[name] for name in sets if name not in known]
         lacks += [f"it needs {WANTED[role]}"] if role and getattr(networks, role) is None else []
     return "; ".join(dict.fromkeys(lacks))
@@ -342,7 +344,7 @@ def _record(
             "value": value if math.isfinite(value) else None,
             "spread": spread,
             "better": METRICS[name].better,
-            "role": METRICS[name].role,
+            "role": role_of(METRICS[name].needs[0], networks),
             "note": note,
         }
         for name, (value, spread, note) in numbers.items()

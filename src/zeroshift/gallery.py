@@ -182,6 +182,8 @@ class Subject:
     labels: tuple[str, str] | None = None
     seeds: Sequence[int] | None = None
     portraits: bool = False
+    people: bool = False
+    """Whether the seeds name people of the built-in world, whose attributes are known in any domain."""
     hashes: dict[str, str] = field(default_factory=dict)
     guides: tuple[str, ...] = ()
     folder: RunFolder | None = None
@@ -286,12 +288,12 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
     domain = domain_of(subject.labels[1]) if subject.labels and subject.portraits else None
     if not subject.portraits:
         gaps["truth"] = "the truth is known only on the built-in portraits"
-    elif domain is None:
-        gaps["truth"] = "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
     elif config.truncation != 1.0:
         gaps["truth"] = f"the truth belongs to truncation 1, not {config.truncation:g}"
     elif subject.seeds is None:
         gaps["truth"] = "files must be named after their seeds (seed00012.png) to know their truth"
+    elif domain is None:
+        gaps["truth"] = "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
     else:
         subject.sets["truth"] = Rendered(subject.seeds, domain, size)
     if config.reference is not None:
@@ -300,6 +302,8 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
         subject.sets["reference"] = subject.sets["truth"]
     if config.shots is not None:
         subject.sets["shots"] = read_folder(config.shots, size)
+    subject.people = subject.portraits and subject.seeds is not None and config.truncation == 1.0
+    gaps["people"] = gaps.get("truth", "")
     gaps.setdefault("source", "there are no pictures before the change: --source GENERATOR or FOLDER")
     gaps["reference"] = "there are no real pictures of the target domain: --reference FOLDER"
     gaps["shots"] = "there are no few-shot pictures: --shots FOLDER"

@@ -15,7 +15,7 @@ from .directions import normalize, template_features, text_direction
 from .gallery import PictureSet, Rendered, Subject
 from .latent import z_from_seeds
 from .networks import Networks, SeesDetail, Sight, attribute_features
-from .portraits import DOMAINS, LATENT_DIM, sample_scene
+from .portraits import DOMAINS, LATENT_DIM, domain_of, sample_scene
 from .portraits.scene import CHOICES, Scene
 
 BLOCK = 1 << 26
@@ -41,8 +41,16 @@ SIGHTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "shots": ("perceptual", ("shots",)),
     "perceptual": ("perceptual", ("truth",)),
     "pixels": ("", ("truth",)),
+    "people": ("reader", ("people",)),
+    "true people": ("reader", ("people", "truth")),
 }
 """What can be seen -> the role of the network that sees it ("" for none), and what it needs beside the target's pictures."""
+
+
+def role_of(need: str, networks: Networks) -> str:
+    """Role of the network that sees something. Attributes that no reader knows in this domain are read by the judge's words."""
+    role = SIGHTS[need][0]
+    return "judge" if role == "reader" and networks.reader is None else role
 
 
 @torch.no_grad()
@@ -52,8 +60,11 @@ def look(
     """What `needs` asks to see, as tensors on the CPU, in one pass over target, source and truth, and one over each other set."""
     tally: dict[str, list[Tensor]] = defaultdict(list)
     sets = subject.sets
+    if "true people" in needs or "people" in needs:
+        needs = needs | {"people"} | ({"target", "truth"} if networks.reader is None else set())
     count, real = len(subject.target), sets["reference"] if "real" in needs else None
-    paired = [name for name in ("source", "truth") if any(name in SIGHTS[need][1] for need in needs)]
+    wanted = {name for need in needs for name in SIGHTS[need][1]} | ({"truth"} if "people" in needs else set())
+    paired = [name for name in ("source", "truth") if name in wanted and name in sets]
     total = max(count, len(real) if real else 0)
     for start in range(0, total, batch):
         rows, parts = slice(start, start + batch), {}
@@ -95,6 +106,9 @@ def _glance(networks: Networks, needs: set[str], target: Tensor, paired: dict[st
     if networks.perceptual is not None and "perceptual" in needs and truth is not None:
         vectors = [_vectors(networks.perceptual, each) for each in (target, truth)]
         found["perceptual"] = (vectors[0] - vectors[1]).square().sum(dim=1)
+    if networks.reader is not None and "people" in needs:
+        shown = {"target read": target} | ({"truth read": truth} if truth is not None else {})
+        found |= {name: networks.reader.read(pictures) for name, pictures in shown.items()}
     if "pixels" in needs and truth is not None:
         found["pixels"] = metrics.pixel_distances(target.cpu(), truth.cpu())
     return found
@@ -151,8 +165,10 @@ def perceptual_matrix(
 
 
 def _read(subject: Subject, networks: Networks, needs: set[str], seen: Seen) -> Seen:
-    """What the judge says in words: the labels, whether pictures are recognised, and the attributes of the built-in world."""
+    """What is said in words: the labels, whether pictures are recognised, and the attributes of the built-in world."""
     found: Seen = {}
+    if "people" in needs and subject.people:
+        found["attributes"], found["by words"] = _kept(subject, networks, seen), networks.reader is None
     if networks.judge is None:
         return found
     clip, labels, truth = networks.judge.clip, subject.labels, subject.sets.get("truth")
@@ -162,10 +178,28 @@ def _read(subject: Subject, networks: Networks, needs: set[str], seen: Seen) -> 
         found["change"] = text_direction(clip, *labels).cpu()
     if {"target", "truth"} <= needs and isinstance(truth, Rendered):
         found["recognised"] = metrics.recognised(clip, seen["target"], truth.domain, DOMAINS)
-        scene = sample_scene(z_from_seeds(truth.seeds, LATENT_DIM))
-        read = [read_attributes(clip, seen[which], scene, truth.domain) for which in ("target", "truth")]
-        found["attributes"] = {name: (read[0][name], read[1][name]) for name in CHOICES}
     return found
+
+
+def _kept(subject: Subject, networks: Networks, seen: Seen) -> dict[str, tuple[float, float | None]]:
+    """Attribute -> share of people whose attribute is read from their picture, and from their true picture where it is known."""
+    assert subject.seeds is not None
+    scene = sample_scene(z_from_seeds(subject.seeds, LATENT_DIM))
+
+    def shares(which: str) -> dict[str, float]:
+        if networks.reader is not None:
+            return {name: share_right(seen[f"{which} read"][:, place], scene, name) for place, name in enumerate(CHOICES)}
+        assert networks.judge is not None
+        label = subject.labels[1] if subject.labels else "photo"
+        return read_attributes(networks.judge.clip, seen[which], scene, domain_of(label) or label)
+
+    made, true = shares("target"), shares("truth") if "truth" in subject.sets else {}
+    return {name: (made[name], true.get(name)) for name in CHOICES}
+
+
+def share_right(read: Tensor, scene: Scene, name: str) -> float:
+    """Share of people whose attribute is the one that was read (B, long)."""
+    return float(read.eq(scene.choice[name]).double().mean())
 
 
 def read_attributes(clip: ClipModel, images: Tensor, scene: Scene, label: str = "photo") -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Networks that metrics look through, as plug-ins: the built-in world's own, and the published ones from files that people hold.
 
-A role (judge, features, perceptual, identity, edges) is taken by a network that was asked for, or by the built-in world's own on
-pictures of that world. Nothing takes the place of a network that is missing: then the metric is missing, and says why.
+A role (judge, features, perceptual, identity, edges, reader) is taken by a network that was asked for, or by the built-in world's
+own on pictures of that world. Nothing takes the place of a network that is missing: then the metric is missing, and says why.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from zeroshift.errors import InputError, MissingExtra
 from zeroshift.formats import unprefixed
 from zeroshift.layouts import LayoutError, check_shapes
 from zeroshift.pickles import flat_tensors, read_tensors
+from zeroshift.portraits import domain_of
+from zeroshift.reader import Reader, load_reader
 from zeroshift.record import fingerprint
 from zeroshift.registry import ASSETS, CLIPS, load_clip
 from zeroshift.shapes import Feature, Picture, UnitFeature
 
 JUDGE = "portraits-judge"
 IDENTITY = ASSETS / "identity.safetensors"
+READER = ASSETS / "reader.safetensors"
 
 WANTED = {
     "judge": "a CLIP that did not guide: --judge NAME, such as openai/clip-vit-large-patch14",
@@ -217,6 +220,18 @@ class Sobel:
         return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1, keepdim=True)
 
 
+class WorldReader:
+    """Role `reader`: which choice of every attribute the pictures of one domain of the built-in world show."""
+
+    def __init__(self, reader: Reader, domain: str) -> None:
+        self.reader, self.domain = reader, domain
+        self.label = Label(f"portraits-reader ({domain})", reader.sha256, reader.network.resize)
+
+    def read(self, pictures: Picture) -> Tensor:
+        """Choices BA as numbers, attributes in the order of CHOICES."""
+        return torch.stack([*self.reader.read(self.reader.features(pictures), self.domain).values()], dim=1)
+
+
 @dataclass(frozen=True)
 class Networks:
     """One network per role; None where none takes it."""
@@ -226,6 +241,7 @@ class Networks:
     perceptual: SeesDetail | None = None
     identity: SeesWho | None = None
     edges: SeesEdges | None = None
+    reader: WorldReader | None = None
 
     def labels(self) -> dict[str, Label]:
         """Labels by role, of the roles that are taken."""
@@ -253,6 +269,7 @@ def open_networks(
         load_lpips(config.lpips, device) if config.lpips else world,
         _load_identity(identity, device) if identity else None,
         load_hed(config.edges, device) if config.edges else Sobel() if portraits else None,
+        _world_reader(target, device) if portraits else None,
     )
 
 
@@ -297,6 +314,15 @@ def _load_identity(spec: str, device: str | torch.device) -> IrSeSees:
     network, sha256 = load_ir_se(spec)
     name = "portraits-identity" if Path(spec) == IDENTITY else f"ArcFace IR-SE ({Path(spec).name})"
     return IrSeSees(network.to(device), name, sha256)
+
+
+def _world_reader(target: str, device: str | torch.device) -> WorldReader | None:
+    """The attribute reader for the domain that a target names; None where it names none."""
+    domain = domain_of(target)
+    if domain is None or not (READER.is_file() and IDENTITY.is_file()):
+        return None
+    reader = load_reader(READER, IDENTITY, device)
+    return WorldReader(reader, domain) if domain in reader.heads else None
 
 
 def _there(spec: str, role: str) -> None:
