@@ -323,7 +323,7 @@ class DiffusionGenerator(nn.Module):
 
 
 def build_unet(options: Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """diffusers' UNet2DModel, in training mode, its weights drawn from the seed; on torch's meta device without weights.
+    """diffusers' UNet2DModel, in training mode, its weights drawn from the seed.
 
     Beside its own options it knows two that models of guided-diffusion need: `num_heads`, where every attention has as many,
     and `time_width`, where the sinusoids are wider than the first block.
@@ -347,12 +347,13 @@ def build_unet(options: Mapping[str, Any], seed: int = 0) -> nn.Module:
     return unet
 
 
-def build_diffusion(config: DiffusionConfig, seed: int = 0) -> DiffusionGenerator:
-    """A generator with fresh weights, or without any on torch's meta device."""
-    with torch.device("cpu"):
-        betas = torch.tensor(config.betas)
+def build_diffusion(config: DiffusionConfig, seed: int = 0, *, weights: bool = True) -> DiffusionGenerator:
+    """A generator with fresh weights, drawn from the seed; or with none yet, on torch's meta device."""
+    betas = torch.tensor(config.betas)
+    with torch.device("cpu" if weights else "meta"):
+        unet = build_unet(config.unet, seed)
     names = ("image_size", "patch", "variance", "prediction")
-    return DiffusionGenerator(build_unet(config.unet, seed), betas=betas, **{name: getattr(config, name) for name in names})
+    return DiffusionGenerator(unet, betas=betas, **{name: getattr(config, name) for name in names})
 
 
 def _options(unet: Any) -> dict[str, Any]:

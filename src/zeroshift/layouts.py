@@ -271,10 +271,15 @@ def discriminator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"final_linear.1.weight": (1, last), "final_linear.1.bias": (1,)}
 
 
-def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()) -> None:
+def check_shapes(
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: Iterable[str] = (),
+    limit: int | None = MAX_NUMBERS,
+) -> None:
     """LayoutError that names the first tensor that is missing, does not belong, has another shape, or is not finite."""
-    if sum(map(math.prod, shapes.values())) > MAX_NUMBERS:
-        raise LayoutError(f"asks for more than {MAX_NUMBERS:,} numbers, which no known StyleGAN2 has")
+    if limit is not None and sum(map(math.prod, shapes.values())) > limit:
+        raise LayoutError(f"asks for more than {limit:,} numbers, which no known StyleGAN2 has")
     if missing := [name for name in shapes if name not in state and name not in set(optional)]:
         raise LayoutError(f"lacks {len(missing)} of {len(shapes)} tensors, first {missing[0]}; the file is incomplete")
     if extra := [name for name in state if name not in shapes]:
