@@ -169,11 +169,14 @@ def load_ir_se(path: str | Path) -> tuple[IrSe, str]:
     return network, file_sha256(path)
 
 
-def save_ir_se(path: str | Path, network: IrSe, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a network with its sizes, whole or not at all."""
+def save_ir_se(path: str | Path, network: IrSe, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
+    """Writes a network with its sizes, whole or not at all; `half`: in 16 bits, which is read back into 32."""
     from safetensors.torch import save_file
 
     told = {"format": FORMAT, "version": __version__, "crop": "face" if network.crop else "none"}
     told |= {name: str(value) for name, value in asdict(network.config).items()} | dict(metadata or {})
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if half:
+        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     with atomic_path(path) as part:
-        save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, part, told)
+        save_file(state, part, told)

@@ -1,7 +1,8 @@
-"""Trains a built-in model: `python -m zeroshift.portraits.pretrain generator|clip-a|clip-b|judge`.
+"""Trains a built-in model: `python -m zeroshift.portraits.pretrain MODEL`.
 
 The same command again continues a killed training. Each model is written with a card: data, steps, time and quality measured
-on people that no training saw. The generator's card needs the judge, so train the judge first.
+on people that no training saw. The generators' cards need the judge, the identity encoder's needs the generator, and the reader
+needs judge and encoder: train those first.
 """
 
 from __future__ import annotations
@@ -14,22 +15,28 @@ import torch
 from torch import Tensor
 
 from zeroshift import latent
-from zeroshift.checkpoints import save_discriminator, save_generator
+from zeroshift.arcface import load_ir_se, save_ir_se
+from zeroshift.checkpoints import file_sha256, load_generator_file, save_discriminator, save_generator
 from zeroshift.clip import ClipModel
 from zeroshift.clip_files import load_clip_folder, save_clip
 from zeroshift.look import read_attributes
-from zeroshift.portraits import dataset, train_clip, train_generator
+from zeroshift.portraits import dataset, train_clip, train_ddpm, train_generator, train_identity, train_reader
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, render
+from zeroshift.reader import load_reader, save_reader
 from zeroshift.stylegan2 import StyleGAN2Generator
 
 ASSETS = Path(__file__).parent / "assets"
 TEST_SEEDS = range(512)  # training people come from another random stream, see dataset.shard_latents
 
 
+def _eight_bit(pictures: Tensor) -> Tensor:
+    return ((pictures + 1) * 127.5).round().clamp(0, 255).byte()
+
+
 def _test_people() -> tuple[Tensor, Tensor, Tensor]:
     z = latent.z_from_seeds(TEST_SEEDS, LATENT_DIM)
-    eight_bit = [((render(z, d) + 1) * 127.5).round().clamp(0, 255).byte() for d in DOMAINS]
+    eight_bit = [_eight_bit(render(z, d)) for d in DOMAINS]
     return z, eight_bit[0], torch.stack(eight_bit[1:], 1)
 
 
@@ -115,20 +122,81 @@ def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
     return card
 
 
+def make_ddpm(data: Path, work: Path, out: Path, shards: int) -> dict:
+    """Trains, measures and saves the built-in diffusion model; returns its card."""
+    model, seconds = train_ddpm.train(data, work, shards)
+    return train_ddpm.ship(model, out, shards, seconds)
+
+
+def make_identity(data: Path, work: Path, out: Path) -> dict:
+    """Trains, measures and saves the identity encoder; returns its card."""
+    network, seconds = train_identity.train(data, work)
+    place, recipe = out / "identity.safetensors", train_identity.RECIPE
+    save_ir_se(place, network, {"name": "portraits-identity", "world": "portraits"}, half=True)
+    network, sha256 = load_ir_se(place)
+    z, photos, domains = _test_people()
+    generator, _ = load_generator_file(out / "generator.safetensors")
+    with torch.no_grad():
+        made = torch.cat([generator.eval().synthesize(generator.map(part)) for part in z.split(32)])
+    card = {
+        "model": "portraits-identity",
+        "sha256": sha256,
+        "data": "renders of 8000 people in 14 domains, worn as generators wear pictures",
+        "domains_seen": list(DOMAINS),
+        "pictures_seen": 2 * recipe.people * recipe.steps,
+        "steps": recipe.steps,
+        "minutes": round(seconds / 60, 1),
+        "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "quality": {
+            "people": len(z),
+            "renders": train_identity.measure(network, photos, dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))),
+            "built_in_generator": train_identity.measure(network, photos, {"photo": _eight_bit(made)})["photo"],
+        },
+    }
+    (out / "identity.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def make_reader(data: Path, work: Path, out: Path) -> dict:
+    """Fits, measures and saves the attribute reader; returns its card."""
+    network, encoder = load_ir_se(out / "identity.safetensors")
+    heads, seconds = train_reader.train(network, data, work)
+    save_reader(out / "reader.safetensors", heads, encoder)
+    reader = load_reader(out / "reader.safetensors", out / "identity.safetensors")
+    z, photos, domains = _test_people()
+    pictures = {"photo": photos} | dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))
+    card = {
+        "model": "portraits-reader",
+        "sha256": file_sha256(out / "reader.safetensors"),
+        "encoder_sha256": encoder,
+        "data": "renders of 8000 people in 14 domains, half of them worn as generators wear pictures",
+        "minutes": round(seconds / 60, 1),
+        "seed": train_reader.RECIPE.seed,
+        "quality": train_reader.measure(reader, load_clip_folder(out / "judge"), pictures, z),
+    }
+    (out / "reader.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
 def main() -> None:
     """Parses the command line and trains one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("generator", *train_clip.RECIPES))
+    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *train_clip.RECIPES))
     parser.add_argument(
         "--data", type=Path, default=dataset.default_folder(), help="folder of the rendered shards; made when missing"
     )
     parser.add_argument("--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder that receives the weights and cards")
-    parser.add_argument("--shards", type=int, default=24, help="thousands of people that the generator learns from")
+    parser.add_argument("--shards", type=int, default=24, help="thousands of people that a generator learns from")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.model == "generator":
         card = make_generator(args.data, args.work, args.out, args.shards)
+    elif args.model == "ddpm":
+        card = make_ddpm(args.data, args.work, args.out, args.shards)
+    elif args.model in ("identity", "reader"):
+        card = {"identity": make_identity, "reader": make_reader}[args.model](args.data, args.work, args.out)
     else:
         card = make_clip(args.model, args.data, args.work, args.out)
     print(json.dumps(card, indent=2))
