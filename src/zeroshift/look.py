@@ -188,18 +188,14 @@ def _kept(subject: Subject, networks: Networks, seen: Seen) -> dict[str, tuple[f
 
     def shares(which: str) -> dict[str, float]:
         if networks.reader is not None:
-            return {name: share_right(seen[f"{which} read"][:, place], scene, name) for place, name in enumerate(CHOICES)}
+            read = dict(zip(CHOICES, seen[f"{which} read"].unbind(dim=1), strict=True))
+            return {name: metrics.share_right(read[name], scene.choice[name]) for name in CHOICES}
         assert networks.judge is not None
         label = subject.labels[1] if subject.labels else "photo"
         return read_attributes(networks.judge.clip, seen[which], scene, domain_of(label) or label)
 
     made, true = shares("target"), shares("truth") if "truth" in subject.sets else {}
     return {name: (made[name], true.get(name)) for name in CHOICES}
-
-
-def share_right(read: Tensor, scene: Scene, name: str) -> float:
-    """Share of people whose attribute is the one that was read (B, long)."""
-    return float(read.eq(scene.choice[name]).double().mean())
 
 
 def read_attributes(clip: ClipModel, images: Tensor, scene: Scene, label: str = "photo") -> dict[str, float]:

@@ -333,8 +333,12 @@ def recognised(
 
 def attribute_accuracy(images: Feature, texts: Feature, truth: Tensor) -> float:
     """Share of pictures whose nearest text (one per choice, KE) is that of the true choice (B, long)."""
-    best = (normalize(images) @ normalize(texts).to(images).T).argmax(dim=1)
-    return float(best.eq(truth.to(best.device)).double().mean())
+    return share_right((normalize(images) @ normalize(texts).to(images).T).argmax(dim=1), truth)
+
+
+def share_right(read: Tensor, truth: Tensor) -> float:
+    """Share of people whose attribute was read (B, long) as it is (B, long)."""
+    return float(read.eq(truth.to(read.device)).double().mean())
 
 
 # Helpers.

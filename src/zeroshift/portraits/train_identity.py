@@ -126,7 +126,7 @@ def _reading_loss(said: Tensor, scene: Scene) -> Tensor:
 def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECIPE) -> tuple[IrSe, float]:
     """Trains the encoder, or continues; returns it frozen in evaluation mode with the seconds spent."""
     people, student = dataset.load(data, shards, shards), Student(recipe)
-    student.to(memory_format=torch.channels_last)
+    student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # an overload that torch's types lack
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.peak_lr, weight_decay=0.02)
 
     def step(number: int) -> dict:

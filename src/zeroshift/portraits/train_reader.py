@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from zeroshift.arcface import IrSe
 from zeroshift.clip import ClipModel
-from zeroshift.look import read_attributes, share_right
+from zeroshift.look import read_attributes
+from zeroshift.metrics import share_right
 from zeroshift.portraits import dataset, training
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
@@ -99,7 +100,7 @@ def train(network: IrSe, data: Path, work: Path, shards: int = 8, recipe: Reader
         kept.weights[number], kept.biases[number] = fit(features, scene, recipe)
         heads = {DOMAINS[number]: (kept.weights[number], kept.biases[number])}
         read = Reader(network, heads).read(features, DOMAINS[number])
-        return {"accuracy": sum(share_right(read[name], scene, name) for name in CHOICES) / len(CHOICES)}
+        return {"accuracy": sum(share_right(read[name], scene.choice[name]) for name in CHOICES) / len(CHOICES)}
 
     seconds = training.run("reader", work, len(DOMAINS), {"heads": kept}, step)
     return {domain: (kept.weights[i], kept.biases[i]) for i, domain in enumerate(DOMAINS)}, seconds
@@ -111,7 +112,7 @@ def measure(reader: Reader, judge: ClipModel, pictures: Mapping[str, Tensor], z:
     scene, right, words = sample_scene(z), {}, {}
     for domain, shown in pictures.items():
         read = reader.read(features_of(reader.network, shown), domain)
-        right[domain] = {name: share_right(read[name], scene, name) for name in CHOICES}
+        right[domain] = {name: share_right(read[name], scene.choice[name]) for name in CHOICES}
         seen = torch.cat([judge.encode_image(dataset.to_float(part)) for part in shown.split(64)])
         words[domain] = _mean(read_attributes(judge, seen, scene, domain))
     common = {name: float(scene.choice[name].bincount().max()) / len(z) for name in CHOICES}
