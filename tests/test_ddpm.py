@@ -33,7 +33,7 @@ def test_a_training_that_was_stopped_ends_bit_equal_to_one_that_was_not(tmp_path
     whole, _ = train_ddpm.train(data, tmp_path / "whole", 1, SHORT)
     train_ddpm.train(data, tmp_path / "parts", 1, dataclasses.replace(SHORT, steps=2))
     parts, _ = train_ddpm.train(data, tmp_path / "parts", 1, SHORT)
-    start = build_unet(SMALL, seed=41).state_dict()
+    start = build_unet(SMALL, SHORT.seed).state_dict()
     assert all(torch.equal(value, parts.state()[name]) for name, value in whole.state().items())
     assert not all(torch.equal(value, whole.unet.state_dict()[name]) for name, value in start.items())
     rows = [json.loads(line)["step"] for line in (tmp_path / "parts" / "ddpm.jsonl").read_text().splitlines()]

@@ -55,6 +55,7 @@ class DdpmRecipe:
     snr_cap: float = 5.0  # Hang et al., min-SNR (2023)
     ema: float = 0.9992
     preview_every: int = 1000
+    seed: int = 41
 
 
 RECIPE = DdpmRecipe()
@@ -86,7 +87,7 @@ def loss_of(unet: nn.Module, model: DiffusionGenerator, pictures: Tensor, times:
 def train(data: Path, work: Path, shards: int, recipe: DdpmRecipe = RECIPE) -> tuple[DiffusionGenerator, float]:
     """The model with averaged weights, and the seconds spent. The same call continues a killed training."""
     photos = dataset.load(data, shards, 0).photo
-    unet = build_unet(OPTIONS, seed=41)
+    unet = build_unet(OPTIONS, recipe.seed)
     average = copy.deepcopy(unet).requires_grad_(False)
     model = wrap(average)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
