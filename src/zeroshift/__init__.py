@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import portraits as portraits
     from .adapt import adapt as adapt
     from .adapt import plan as plan
+    from .compare import compare as compare
     from .config import AdaptConfig as AdaptConfig
     from .describe import inspect as inspect
     from .errors import InputError as InputError
@@ -36,6 +37,7 @@ _HOME = {
     "RunError": "errors",
     "ZeroshiftError": "errors",
     "adapt": "adapt",
+    "compare": "compare",
     "convert": "export",
     "evaluate": "evaluate",
     "inspect": "describe",
@@ -54,6 +56,7 @@ __all__ = [
     "RunError",
     "ZeroshiftError",
     "adapt",
+    "compare",
     "convert",
     "evaluate",
     "inspect",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import textwrap
@@ -11,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -19,10 +18,11 @@ import tyro
 
 from . import __version__
 from .config import OFFICIAL_QUIRKS, AdaptConfig, EvaluateConfig, configure, to_dict
-from .display import Display, Meter
+from .display import Display, Meter, Tour
 from .errors import InputError, RunError
 from .hub import megabytes
 from .recipes import recipe, recipe_for
+from .variants import CompareConfig, changes
 
 if TYPE_CHECKING:
     from .adapt import Plan
@@ -127,6 +127,19 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Methods side by side on the same targets and seeds, measured, on one page. The same command again goes on.
+
+    Every option of `zeroshift adapt` may be added and goes to all runs: --steps 100 --recipe ipl-paper.
+    """
+
+    config: Annotated[CompareConfig, tyro.conf.arg(name="")]
+    shared: tyro.conf.Suppress[dict[str, Any]] = field(default_factory=dict)
+    json: Flag = False
+    """Print one JSON object on standard output; progress goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """Say what a weights file or folder is, its architecture, and what cannot be used and why. Nothing in it is executed."""
 
@@ -166,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Inspect | Doctor:
+def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Compare | Inspect | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
     verbs = {made.__name__.lower(): made for made in VERBS}
     if not words or words[0] not in verbs:
@@ -175,6 +188,9 @@ def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Insp
         summary = "Move a pretrained image generator into a domain that exists only as words."
         return tyro.cli(every, args=words or ["--help"], prog="zeroshift", description=summary)
     options: dict[str, Any] = {}
+    if words[0] == "compare":
+        config, rest = tyro.cli(Compare, args=words[1:], prog="zeroshift compare", return_unknown_args=True)
+        return replace(config, shared=_shared(rest))
     if words[0] == "adapt":
         compat = _value_of("--compat", words)
         start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat)
@@ -185,11 +201,22 @@ def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Insp
 
 def _start(name: str | None, generator: str | None, compat: str | None) -> AdaptConfig:
     """Config of the chosen recipe, with the target still to be given."""
-    config = recipe(name or recipe_for(generator or "portraits"), target="unset")
+    generator = generator or "portraits"
+    config = recipe(name or recipe_for(generator), target="unset", generator=generator)
     if compat == "official":
         config = configure(config, quirks=OFFICIAL_QUIRKS)
     object.__setattr__(config, "target", tyro.MISSING)
     return config
+
+
+def _shared(words: list[str]) -> dict[str, Any]:
+    """Options for every run of a comparison, by their full names."""
+    given = parse(["adapt", "--target", "unset", *words])
+    assert isinstance(given, Adapt)
+    name, compat = _value_of("--recipe", words), given.compat
+    start = _start(name, given.config.generator, compat)
+    object.__setattr__(start, "target", "unset")
+    return {"recipe": name or "", "compat": compat} | changes(to_dict(start), to_dict(given.config))
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:
@@ -343,6 +370,21 @@ def evaluate(command: Evaluate) -> int:
     return 0
 
 
+def compare(command: Compare) -> int:
+    """Compares, and says what there is to look at; exit code 1 where a run failed."""
+    from .compare import compare as run_compare
+
+    with Tour(sys.stderr if command.json else sys.stdout) as tour:
+        done = run_compare(command.config, shared=command.shared, progress=tour)
+    files = {what: str(path) for what, path in done.files.items()}
+    if command.json:
+        print(json.dumps({"done": len(done.standings.done), "failed": done.failed, "missing": done.missing, **files}))
+    else:
+        print("\n".join([*(f"failed: {name}: {why}" for name, why in done.failed.items())]), end="\n" if done.failed else "")
+        print("\n".join(f"  {what:8} {path}" for what, path in files.items()))
+    return 1 if done.failed else 0
+
+
 def inspect(command: Inspect) -> int:
     """Prints what a file is."""
     from .describe import inspect as describe
@@ -354,6 +396,8 @@ def inspect(command: Inspect) -> int:
 
 def doctor(command: Doctor) -> int:
     """Prints what this installation has; exit code 1 where a built-in model is missing."""
+    from .describe import examine
+
     found = examine()
     if command.json:
         print(json.dumps(found))
@@ -364,35 +408,13 @@ def doctor(command: Doctor) -> int:
     return 1 if "missing" in found["built-in models"].values() else 0
 
 
-def examine() -> dict[str, dict[str, str]]:
-    """Versions, devices and built-in models of this installation."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    from .registry import ASSETS, CLIPS, GENERATORS
-
-    assets = {name: ASSETS / place for name, place in {**GENERATORS, **CLIPS}.items()}
-    packages = ("torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tyro")
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "versions": {"zeroshift": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
-        "devices": {
-            "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
-            "cuda": ", ".join(cuda) or "none",
-            "mps": "yes" if torch.backends.mps.is_available() else "none",
-        },
-        "built-in models": {name: str(path) if path.exists() else "missing" for name, path in assets.items()},
-    }
-
-
 VERBS: dict[type, Callable[[Any], int]] = {
     Adapt: adapt,
     Sample: sample,
     Convert: convert,
     Push: push,
     Evaluate: evaluate,
+    Compare: compare,
     Inspect: inspect,
     Doctor: doctor,
 }

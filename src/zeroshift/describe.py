@@ -1,4 +1,7 @@
-"""What a weights file or folder is: architecture, parameters, average style, labels, and what cannot be used and why."""
+"""What a weights file or folder is: architecture, parameters, average style, labels, and what cannot be used and why.
+
+And what this installation is: versions, devices, built-in models.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeroshift import __version__
 from zeroshift.checkpoints import DISCRIMINATOR_FORMAT, GENERATOR_FORMAT, about, our_config
 from zeroshift.errors import InputError, printable
 from zeroshift.formats import (
@@ -362,3 +366,23 @@ _CONTAINERS = {
     "torchscript": "a TorchScript file",
     "pickle": "a pickle",
 }
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Versions, devices and built-in models of this installation."""
+    import os
+    import platform
+    from importlib.metadata import version
+
+    assets = {name: ASSETS / place for name, place in {**GENERATORS, **CLIPS}.items()}
+    packages = ("torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tyro")
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "versions": {"zeroshift": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
+        "devices": {
+            "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+            "cuda": ", ".join(cuda) or "none",
+            "mps": "yes" if torch.backends.mps.is_available() else "none",
+        },
+        "built-in models": {name: str(path) if path.exists() else "missing" for name, path in assets.items()},
+    }

@@ -103,3 +103,41 @@ class Display:
 
             left = f", {duration((steps - step) / rate)} left" if step < steps else ""
             self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
+
+
+class Tour:
+    """Progress of many runs: a line when one begins and ends, and in a terminal a bar for its steps. Called with events."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.meter = Meter(stream)
+        self.console = self.meter.console
+        self.name = ""
+
+    def __enter__(self) -> Self:
+        self.meter.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.meter.__exit__()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        from .report import duration
+
+        kind = event["kind"]
+        left = f", about {duration(event['left'])} left" if event.get("left") else ""
+        name = ", ".join(str(event[part]) for part in ("label", "target") if part in event) + f", seed {event.get('seed')}"
+        if kind == "compare":
+            self.console.print(f"{event['runs']} runs, {event['finished']} of them finished; everything is in {event['out']}")
+        elif kind == "run":
+            self.console.print(f"run {event['number']} of {event['runs']}: {name}{left}")
+        elif kind == "done":
+            self.console.print(f"  {name}: done in {duration(event['seconds'])}{left}")
+        elif kind == "failed":
+            self.console.print(f"  {name}: failed. {event['error']}")
+        elif kind == "step" and self.console.is_terminal:
+            self._step(f"stage {event['stage']}: {STAGES[event['stage']]}", event["step"], event["steps"])
+
+    def _step(self, what: str, step: int, steps: int) -> None:
+        self.meter(what, step, steps)
+        if step == steps:
+            self.meter.bars.remove_task(self.meter.tasks.pop(what))

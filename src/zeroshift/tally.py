@@ -1,0 +1,126 @@
+"""What runs of several methods say together: means with spreads, who leads, win rates with bootstrap intervals.
+
+Pure functions on numbers. "Better" is higher, lower, or nearer to 1, as each metric states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Better = Literal["higher", "lower", "near 1"]
+
+DRAWS = 2000
+"""Resamples of a bootstrap."""
+LEVEL = 0.95
+"""Share of the resamples that an interval holds."""
+SEED = 0
+"""Every bootstrap draws from this seed, so that a page written again shows the same numbers."""
+
+
+class Cell(NamedTuple):
+    """Mean and standard deviation (with n - 1) of some runs; no deviation for a single one."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+
+class Interval(NamedTuple):
+    """A value and the interval that holds it with the probability `LEVEL`."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Duel:
+    """How often the first of two methods is the better one over pairs of runs, and by how much.
+
+    `gain` is the mean difference of the pairs in the direction of better: above 0 where the first method is better.
+    """
+
+    pairs: int
+    wins: int
+    ties: int
+    rate: Interval
+    gain: Interval
+
+
+def cell(values: Sequence[float]) -> Cell | None:
+    """Mean and spread of the finite values; None where there are none."""
+    kept = [value for value in values if math.isfinite(value)]
+    if not kept:
+        return None
+    mean = math.fsum(kept) / len(kept)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / (len(kept) - 1)) if len(kept) > 1 else None
+    return Cell(mean, spread, len(kept))
+
+
+def merit(value: float, better: Better) -> float:
+    """The value so that more is better: itself, its opposite, or minus its distance to 1."""
+    return {"higher": value, "lower": -value, "near 1": -abs(value - 1)}[better]
+
+
+def leader(cells: Mapping[str, Cell | None], better: Better) -> str | None:
+    """The method whose mean is better than that of every other by more than both spreads; None where there is none.
+
+    A single run has no spread, so it neither leads nor is led.
+    """
+    if len(cells) < 2:
+        return None
+    best = max(cells, key=lambda name: merit(cells[name].mean, better) if cells[name] else -math.inf)  # pyright: ignore
+    first = cells[best]
+    for name, other in cells.items():
+        if name == best:
+            continue
+        if first is None or other is None or first.spread is None or other.spread is None:
+            return None
+        if merit(first.mean, better) - merit(other.mean, better) <= max(first.spread, other.spread):
+            return None
+    return best
+
+
+def duel(
+    first: Mapping[tuple[Hashable, Hashable], float], second: Mapping[tuple[Hashable, Hashable], float], better: Better
+) -> Duel | None:
+    """The first method against the second over the (target, seed) that both have; a tie is half a win. None without pairs."""
+    groups: dict[Hashable, list[tuple[float, float]]] = {}
+    wins = ties = 0
+    for key, value in first.items():
+        other = second.get(key, math.nan)
+        if not (math.isfinite(value) and math.isfinite(other)):
+            continue
+        gain = merit(value, better) - merit(other, better)
+        wins, ties = wins + (gain > 0), ties + (gain == 0)
+        groups.setdefault(key[0], []).append((0.5 if gain == 0 else float(gain > 0), gain))
+    if not groups:
+        return None
+    rate, gain = (resampled([[pair[part] for pair in group] for group in groups.values()]) for part in (0, 1))
+    return Duel(sum(map(len, groups.values())), wins, ties, rate, gain)
+
+
+def resampled(groups: Sequence[Sequence[float]], draws: int = DRAWS, level: float = LEVEL, seed: int = SEED) -> Interval:
+    """Mean of all values, with the percentile interval of a hierarchical bootstrap.
+
+    Every resample draws as many groups as there are, with replacement, and within each drawn group as many values as it
+    has, with replacement; its number is the mean of all values drawn. Groups are targets, values are seeds: seeds
+    of one target resemble each other, and an interval that took them for independent would be too narrow.
+    """
+    import numpy as np
+
+    sizes = np.array([len(group) for group in groups])
+    table = np.zeros((len(groups), sizes.max()))
+    for row, group in zip(table, groups, strict=True):
+        row[: len(group)] = group
+    generator = np.random.default_rng(seed)
+    chosen = generator.integers(len(groups), size=(draws, len(groups)))
+    inner = (generator.random((draws, len(groups), sizes.max())) * sizes[chosen][..., None]).astype(int)
+    drawn = np.arange(sizes.max()) < sizes[chosen][..., None]
+    sums = (table[chosen[..., None], inner] * drawn).sum(axis=(1, 2))
+    means = sums / drawn.sum(axis=(1, 2))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(sum(map(sum, groups)) / sizes.sum()), float(low), float(high))
