@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from zeroshift import trainable
-from zeroshift.checkpoints import load_generator_file
+from zeroshift.checkpoints import load_generator_file, with_styles
 from zeroshift.config import AdaptConfig, configure
 from zeroshift.generators import Generator
 from zeroshift.prompts import PromptMapper
@@ -108,7 +108,7 @@ def reopened(run: Trainer) -> AdaptRun:
     """A finished run, read from its folder."""
     config, folder = run.config, run.folder
     source: Any = run.given.generator.clone() if run.given.generator is not None else folder.find_source(config.generator)[0]
-    generator, _ = load_generator_file(folder.generator_file)
+    generator = with_styles(load_generator_file(folder.generator_file)[0], str(folder.generator_file), f"method {config.method}")
     mapper = load_mapper(folder.mapper_file).to(run.device) if config.learns_words else None
     return AdaptRun(folder, config, source.to(run.device), generator.to(run.device).eval(), mapper)
 

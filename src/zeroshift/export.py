@@ -1,7 +1,8 @@
 """Generators taken elsewhere: the layouts of other programs, and networks that run without this package.
 
-A layout (safetensors, rosinality, nvidia-state) holds weights, bit for bit the same. A network (ONNX, TorchScript) holds the
-computation too, with the styles or the noise as its input; it is compared with ours before it is put in its place.
+A layout (safetensors; of StyleGAN2 rosinality and nvidia-state; of diffusion models ddpm and guided-diffusion) holds weights, bit
+for bit the same. A network (ONNX, TorchScript; of StyleGAN2) holds the computation too, with the styles or the noise as its
+input; it is compared with ours before it is put in its place.
 """
 
 from __future__ import annotations
@@ -21,17 +22,28 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift import __version__
-from zeroshift.checkpoints import atomic_path, export_pt, file_sha256, load_generator_file, save_generator, write_torch
+from zeroshift.checkpoints import (
+    atomic_path,
+    export_pt,
+    export_unet,
+    file_sha256,
+    load_generator_file,
+    save_generator,
+    weights_file,
+    write_torch,
+)
+from zeroshift.diffusion import DiffusionGenerator
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.latent import rng, truncate
 from zeroshift.layouts import to_nvidia
-from zeroshift.registry import find_generator
+from zeroshift.registry import locate
 
 if TYPE_CHECKING:
     from zeroshift.stylegan2 import StyleGAN2Generator
 
 Network = Literal["onnx", "torchscript"]
-Target = Literal["safetensors", "rosinality", "nvidia-state", "onnx", "torchscript"]
+UnetLayout = Literal["ddpm", "guided-diffusion"]
+Target = Literal["safetensors", "rosinality", "nvidia-state", "ddpm", "guided-diffusion", "onnx", "torchscript"]
 
 LR_MLP = 0.01
 """Factor of the mapping weights that the layouts of other programs take for granted."""
@@ -91,13 +103,18 @@ def convert(
         raise InputError(f"{out} exists and was left alone; choose another name, or allow it with --overwrite.")
     if options is not None and to not in get_args(Network):
         raise InputError(f"part, batch, noise and modulation are options of {' and '.join(get_args(Network))}, not of {to}.")
-    path = find_generator(source)
-    generator, metadata = load_generator_file(path)
+    path, told = locate(source)
+    generator, metadata = load_generator_file(path, told)
+    facts = {**metadata, "converted_from": path.name, "converted_sha256": file_sha256(weights_file(path))}
+    if isinstance(generator, DiffusionGenerator):
+        _write_diffusion(out, generator, to, facts, label)
+        return Converted(out, to, out.stat().st_size)
+    if to in get_args(UnetLayout):
+        raise InputError(f"{source} is a StyleGAN2 generator, which the layout {to} cannot hold; it is for diffusion models.")
     if label is not None:
         if not generator.config.num_classes:
             raise InputError(f"{source} has no classes, so label {label} means nothing; leave it out.")
         generator = generator.for_class(label)
-    facts = {**metadata, "converted_from": path.name, "converted_sha256": file_sha256(path)}
     difference = None
     if to == "safetensors":
         save_generator(out, generator, facts)
@@ -111,6 +128,18 @@ def convert(
             call = run(part) if check else None
             difference = None if call is None else compare(network, call, out)
     return Converted(out, to, out.stat().st_size, difference)
+
+
+def _write_diffusion(out: Path, generator: DiffusionGenerator, to: Target, facts: Mapping[str, str], label: int | None) -> None:
+    """Writes a diffusion model; InputError where the form is for other generators."""
+    if label is not None:
+        raise InputError(f"a diffusion model has no classes here, so label {label} means nothing; leave it out.")
+    if to == "safetensors":
+        save_generator(out, generator, facts)
+    elif to == "ddpm" or to == "guided-diffusion":
+        export_unet(out, generator, to)
+    else:
+        raise InputError(f"a diffusion model cannot be written as {to}; choose safetensors, {' or '.join(get_args(UnetLayout))}.")
 
 
 def write_layout(out: Path, generator: StyleGAN2Generator, to: Literal["rosinality", "nvidia-state"]) -> None:

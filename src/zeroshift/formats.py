@@ -44,15 +44,19 @@ FOREIGN: dict[str, str] = {
     "styleclip mapper": "a StyleCLIP mapper; it edits styles and draws nothing",
     "encoder": "an inversion encoder (pSp, e4e, ReStyle) without its generator; inversion is not supported",
     "identity": "the face recognition network IR-SE50 (ArcFace); it draws nothing",
-    "ddpm": "a DDPM U-Net (as SDEdit, DiffusionCLIP and ddim store it); diffusion models are not supported",
-    "guided diffusion": "a guided-diffusion U-Net; diffusion models are not supported",
-    "diffusers": "a diffusers U-Net; diffusion models are not supported",
     "clip": "a CLIP; it guides (--clip) and draws nothing",
     "coop": "a prompt learnt by CoOp; it draws nothing",
     "lpips": "the linear layers of LPIPS; they draw nothing",
     "latents": "styles or directions; they need a generator to become pictures",
 }
 """Kind of a file that holds no usable generator -> what it holds; why that is no use."""
+
+DIFFUSION: dict[str, str] = {
+    "ddpm": "a DDPM U-Net, as SDEdit, DiffusionCLIP and ddim store it",
+    "guided diffusion": "a U-Net of guided-diffusion",
+    "diffusers": "a U-Net of diffusers",
+}
+"""Kind of a file that holds a diffusion generator -> what it holds."""
 
 GENERATOR_KEYS = ("g_ema", "G_ema", "g", "G", "state_dict", "params_ema", "m")
 """Where programs keep the weights of the network, best first."""
@@ -93,6 +97,11 @@ def generator_weights(content: Content) -> Weights:
     return Weights("rosinality", state, {}, place)
 
 
+def diffusion_weights(content: Content) -> State:
+    """The noise-predicting network of a file under the names of its program: averaged weights where the file has them."""
+    return unprefixed(flat_tensors(chosen(content.tree)[1]))
+
+
 def discriminator_state(content: Content) -> State:
     """The StyleGAN2 discriminator of a file in a layout of other programs, under our names."""
     networks = tensorflow_networks(content.tree)
@@ -103,7 +112,7 @@ def discriminator_state(content: Content) -> State:
 
 
 def recognise(content: Content) -> str:
-    """Kind of a file: "generator", a key of FOREIGN, or the end of a sentence that says why it is neither."""
+    """Kind of a file: "generator" (StyleGAN2), a key of DIFFUSION or FOREIGN, or the end of a sentence that says why not."""
     tree = content.tree
     if content.kind == "torchscript":
         return "clip" if "visual.conv1.weight" in flat_tensors(tree) else "holds a TorchScript program that is not a known model"

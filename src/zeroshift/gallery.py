@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zeroshift.checkpoints import file_sha256, load_generator_file
+from zeroshift.checkpoints import file_sha256, load_generator_file, weights_file
 from zeroshift.config import EvaluateConfig
+from zeroshift.diffusion import DiffusionGenerator
 from zeroshift.errors import InputError
 from zeroshift.generators import Generator
 from zeroshift.latent import z_from_seeds
 from zeroshift.portraits import LATENT_DIM, domain_of, render
 from zeroshift.record import RunFolder, fingerprint
-from zeroshift.registry import GENERATORS, find_generator, load_generator
-from zeroshift.sample import Adapted, draw, load, parse_seeds
+from zeroshift.registry import GENERATORS, load_generator, locate
+from zeroshift.sample import Adapted, draw, is_run, load, parse_seeds
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 RESIZE = "bicubic, antialiased, centre square"
@@ -70,7 +71,7 @@ def fitted(pictures: Tensor, size: int) -> Tensor:
 class Drawn:
     """Pictures of a generator, one per seed."""
 
-    generator: Generator
+    generator: Generator | DiffusionGenerator
     seeds: Sequence[int]
     truncation: float
     size: int
@@ -196,11 +197,11 @@ def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device =
         path = Path(what)
         if path.is_dir() and not (path / "config.json").is_file() and picture_files(path):
             subject = _of_pictures(path, config, device)
-        elif path.is_dir() and (path / "config.json").is_file():
+        elif path.is_dir() and (path / "config.json").is_file() and is_run(path):
             subject = _of_run(load(path, generator=config.source, device=str(device)), config)
         else:
             subject = _of_file(str(what), config, device)
-    elif isinstance(what, Generator):
+    elif isinstance(what, Generator | DiffusionGenerator):
         drawn = _drawn(what, config, "generator")
         subject = Subject("generator", "generator", drawn, seeds=drawn.seeds, hashes={"generator": fingerprint(what.state())})
         _add_source(subject, config, device)
@@ -212,7 +213,9 @@ def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device =
     return subject
 
 
-def _drawn(generator: Generator, config: EvaluateConfig, name: str, seeds: Sequence[int] | None = None) -> Drawn:
+def _drawn(
+    generator: Generator | DiffusionGenerator, config: EvaluateConfig, name: str, seeds: Sequence[int] | None = None
+) -> Drawn:
     size = config.size or generator.image_size
     return Drawn(generator, parse_seeds(config.seeds) if seeds is None else seeds, config.truncation, size, name)
 
@@ -242,10 +245,12 @@ def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
 
 
 def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> Subject:
-    path = find_generator(spec)
-    generator, told = load_generator_file(path)
+    path, facts = locate(spec)
+    generator, told = load_generator_file(path, facts)
     drawn = _drawn(generator.to(device).eval(), config, "the generator")
-    subject = Subject(Path(spec).name, "generator", drawn, seeds=drawn.seeds, hashes={"generator": file_sha256(path)})
+    subject = Subject(
+        Path(spec).name, "generator", drawn, seeds=drawn.seeds, hashes={"generator": file_sha256(weights_file(path))}
+    )
     if "source" in told and "target" in told:
         subject.labels = (told["source"], told["target"])
     elif told.get("world") == "portraits":

@@ -28,8 +28,12 @@ MARKS = (
     b"synthesis.b4.const",
     b"SynthesisNetwork",
     b"dnnlib.tflib.network",
+    b"zeroshift.diffusion.generator",
+    b"temb.dense.0.weight",
+    b"time_embed.0.weight",
 )
-"""What is written in the beginning of a file with a StyleGAN2 generator: ours, rosinality's and NVIDIA's."""
+"""What is written in the beginning of a file with a generator: StyleGAN2 of ours, rosinality's and NVIDIA's; diffusion of ours,
+DDPM's and guided-diffusion's."""
 
 MAX_PEEKS = 16
 """Files of one repository whose beginnings are looked at."""
@@ -73,7 +77,8 @@ def parse_reference(text: str) -> Reference:
 
 
 def fetch_generator(reference: Reference, preferred: Sequence[str] = ()) -> Path:
-    """Local path of the generator file that a reference names: its file, or the one generator among the repository's files.
+    """Local path of the generator file that a reference names: its file, or the one generator among the repository's files. A
+    repository of diffusers is a folder.
 
     Where several files hold a generator, the first of the `preferred` names among them is taken. InputError names the choices
     where that leaves a doubt, and says what is the matter where nothing can be found or reached.
@@ -82,6 +87,8 @@ def fetch_generator(reference: Reference, preferred: Sequence[str] = ()) -> Path
         if reference.file:
             return _fetch([reference])[0]
         files, peek = _listed(reference)
+        if unet := unet_files(list(files)):
+            return _fetch([replace(reference, file=name) for name in unet])[0].parent
         weights = sorted(name for name in files if name.endswith(WEIGHTS))
         if not weights:
             raise InputError(f"{reference} holds no file of weights ({', '.join(WEIGHTS)}).")
@@ -97,6 +104,16 @@ def fetch_generator(reference: Reference, preferred: Sequence[str] = ()) -> Path
         listed = [f"  {replace(reference, file=name)}  {megabytes(files[name])}" for name in found or weights]
         count = f"{len(found)} files that hold a generator" if found else f"{len(weights)} files that may hold a generator"
         raise InputError("\n".join([f"{reference} has {count}; name one of them:", *listed]))
+
+
+def unet_files(names: list[str]) -> list[str]:
+    """Files of a repository that a U-Net of diffusers needs, one of the top folder first; empty where there is none."""
+    settings = [name for name in ("model_index.json", "config.json", "scheduler_config.json") if name in names]
+    settings += [name for name in ("unet/config.json", "scheduler/scheduler_config.json") if name in names]
+    inside = "unet/" if "unet/config.json" in names else ""
+    weights = [f"{inside}diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")]
+    found = [name for name in weights if name in names][:1]
+    return [*settings, *found] if found and settings and "/" not in settings[0] else []
 
 
 def fetch_folder(reference: Reference, choose: Callable[[list[str]], Iterable[str]]) -> Path:

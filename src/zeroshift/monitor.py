@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroshift.checkpoints import load_generator_file
+from zeroshift.checkpoints import load_generator_file, with_styles
 from zeroshift.config import AdaptConfig, MonitorConfig
 from zeroshift.directions import normalize, template_features
 from zeroshift.generators import Generator
@@ -123,6 +123,7 @@ class Monitor:
         if best is None:
             return None
         kept, facts = load_generator_file(self.folder.best_file)
+        kept = with_styles(kept, str(self.folder.best_file), "the monitor")
         if int(facts["step"]) == best["step"]:
             return kept
         # Only where a resumed run is not bit-equal: then the file may be of a step that was done again with other digits.

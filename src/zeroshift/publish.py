@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import __version__
-from .checkpoints import export_pt, load_generator_file, save_generator
+from .checkpoints import export_pt, load_generator_file, save_generator, with_styles
 from .config import to_dict
 from .errors import InputError
 from .hub import Reference, endpoint, explained, is_hub_id, is_reference, megabytes, parse_reference, say
@@ -94,7 +94,7 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     save_generator(place / WEIGHTS, generator, metadata | told)
     names = [CARD, CONFIG, WEIGHTS]
     if rosinality:
-        export_pt(place / OTHER_WEIGHTS, generator)
+        export_pt(place / OTHER_WEIGHTS, with_styles(generator, str(run.path), "the layout rosinality"))
         names.append(OTHER_WEIGHTS)
     if (run.path / PICTURE).is_file():
         write_bytes(place / PICTURE, (run.path / PICTURE).read_bytes())

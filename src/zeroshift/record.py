@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from zeroshift import __version__
-from zeroshift.checkpoints import atomic_path
+from zeroshift.checkpoints import atomic_path, with_styles
 from zeroshift.config import AdaptConfig, differences, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
 
@@ -192,7 +192,7 @@ class RunFolder:
                 f"{spec} is not the source generator of {self.path}: its sha256 is {info.sha256[:12]}..., the run began from "
                 f"{expected[:12]}...; give the right file with --generator PATH."
             )
-        return source, info
+        return with_styles(source, str(spec), "a run"), info
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the last complete checkpoint; None before the first."""

@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from zeroshift.checkpoints import file_sha256, load_discriminator_file, load_generator_file
+from zeroshift.checkpoints import (
+    AnyGenerator,
+    file_sha256,
+    is_diffusers_folder,
+    load_discriminator_file,
+    load_generator_file,
+    weights_file,
+)
 from zeroshift.errors import InputError
 from zeroshift.hub import Reference, fetch_folder, fetch_generator, is_hub_id, is_reference, parse_reference
-from zeroshift.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.stylegan2 import StyleGAN2Discriminator
+from zeroshift.unets import split_facts
 
 if TYPE_CHECKING:
     from zeroshift.clip import ClipModel
@@ -29,7 +37,7 @@ GENERATOR_FILES = ("generator.safetensors", "model.safetensors", "generator.pt",
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where a generator came from. `sha256` is of the file, so the same weights are found again under another name or path."""
+    """Where a generator came from. `sha256` is of the file of weights: they are found again under another name or path."""
 
     name: str
     path: Path
@@ -37,14 +45,15 @@ class SourceInfo:
     is_portraits: bool = False
 
 
-def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[StyleGAN2Generator, SourceInfo]:
+def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
     """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or one on the hub, and its origin.
 
-    Raises InputError that names the built-in generators if nothing is found, or says what is wrong with the file.
+    A folder may be one of diffusers. Raises InputError that names the built-in generators if nothing is found, or says what is
+    wrong with the file.
     """
-    name, path = str(spec), find_generator(spec)
-    generator, metadata = load_generator_file(path)
-    digest = file_sha256(path)
+    name, (path, facts) = str(spec), locate(spec)
+    generator, metadata = load_generator_file(path, facts)
+    digest = file_sha256(weights_file(path))
     portraits = name in GENERATORS or metadata.get("world") == "portraits"
     return generator.to(device).eval(), SourceInfo(name, path, digest, portraits)
 
@@ -77,8 +86,14 @@ def load_clip(
     return load(path, resize, known, activation).to(device)
 
 
+def locate(spec: str | Path) -> tuple[Path, dict[str, str]]:
+    """File or folder of a generator, and the facts about it that are written behind its name (`unets.FACTS`)."""
+    name, facts = split_facts(str(spec))
+    return (find_generator(spec), {}) if not facts or Path(spec).exists() else (find_generator(name), facts)
+
+
 def find_generator(spec: str | Path) -> Path:
-    """File of a generator, downloaded if `spec` is a hub id."""
+    """File of a generator, or its folder of diffusers; downloaded if `spec` is a hub id."""
     name, path = str(spec), Path(spec)
     if is_reference(spec):
         return fetch_generator(parse_reference(name), GENERATOR_FILES)
@@ -92,6 +107,8 @@ def find_generator(spec: str | Path) -> Path:
         for file_name in GENERATOR_FILES:
             if (path / file_name).is_file():
                 return path / file_name
+        if is_diffusers_folder(path):
+            return path
         raise InputError(f"the folder {path} holds none of {', '.join(GENERATOR_FILES)}. Give the generator file itself.")
     if not is_hub_id(name):
         raise InputError(_not_found("generator", name, GENERATORS))

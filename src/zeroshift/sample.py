@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
@@ -15,12 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import __version__
+from .checkpoints import AnyGenerator, is_diffusers_folder, with_styles
+from .diffusion import SAMPLE_STEPS, DiffusionGenerator
 from .errors import InputError
 from .generators import Generator
 from .hub import is_reference
 from .latent import truncate, z_from_seeds
 from .record import RunFolder, write_bytes
 from .registry import GENERATORS, load_generator
+from .unets import split_facts
 
 if TYPE_CHECKING:
     from .config import AdaptConfig
@@ -48,11 +51,39 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """How a diffusion model draws. `eta` 0 is deterministic (DDIM), 1 as random as DDPM; the same seed is the same picture."""
+
+    steps: int = SAMPLE_STEPS
+    eta: float = 0.0
+
+
 @torch.no_grad()
-def draw(generator: Generator, seeds: Sequence[int] | range, truncation: float = 1.0, batch: int = 16) -> Tensor:
-    """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch."""
+def draw(
+    generator: Generator | DiffusionGenerator,
+    seeds: Sequence[int] | range,
+    truncation: float = 1.0,
+    batch: int = 16,
+    denoising: Denoising | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tensor:
+    """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch.
+
+    `denoising` and `progress` (told what, done and total) are for diffusion models, which take many steps.
+    """
     if not 0 <= truncation <= 1:
         raise InputError(f"truncation must be between 0 and 1, got {truncation}; 1 is the full variety, 0 the average picture.")
+    if isinstance(generator, DiffusionGenerator):
+        if truncation != 1.0:
+            raise InputError(f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out.")
+        how, tell = denoising or Denoising(), None
+        if progress is not None:
+            told = progress
+            tell = lambda done, total: told("drawing", done, total)  # noqa: E731
+        return generator.sample(seeds, how.steps, how.eta, batch=batch, progress=tell)
+    if denoising is not None:
+        raise InputError("steps and eta are for diffusion models; this generator draws in one step.")
     average = generator.latent_avg
     z = z_from_seeds(seeds, generator.latent_dim).to(average)
     parts = [generator.synthesize(truncate(generator.map(part), average, truncation)) for part in z.split(batch)]
@@ -205,7 +236,8 @@ class Run:
     def generator(self) -> Generator:
         """The adapted generator."""
         if "target" not in self._loaded:
-            self._loaded["target"] = load_generator(str(self.folder.generator_file), self.device)[0]
+            path = str(self.folder.generator_file)
+            self._loaded["target"] = with_styles(load_generator(path, self.device)[0], path, "a run")
         return self._loaded["target"]
 
     @property
@@ -238,7 +270,7 @@ class Run:
 def load(run: Path, *, generator: str | None = None, device: str = "cpu") -> Run: ...
 @overload
 def load(run: str, *, generator: str | None = None, device: str = "cpu") -> Any: ...
-def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run | Generator:
+def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run | AnyGenerator:
     """A finished run, from its folder; or the generator of a file, a built-in name or a hub reference such as "hf:owner/name".
 
     `generator` says where the source generator of a run is now, if not where the run found it.
@@ -252,33 +284,49 @@ def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") 
 
 
 def is_run(spec: str | Path) -> bool:
-    """Whether a name can only mean a run folder: it is no file, no built-in name and no reference."""
-    return not (is_reference(spec) or Path(spec).is_file() or str(spec) in GENERATORS)
+    """Whether a name can only mean a run folder: it is no file, no built-in name, no reference and no model of diffusers."""
+    if is_reference(spec) or str(spec) in GENERATORS or Path(split_facts(str(spec))[0]).is_file():
+        return False
+    return not is_diffusers_folder(Path(spec))
 
 
-def facts_of(spec: str | Path, run: Run | Generator, truncation: float | None, strength: float) -> dict[str, str]:
+def facts_of(
+    spec: str | Path,
+    run: Run | AnyGenerator,
+    truncation: float | None,
+    strength: float,
+    denoising: Denoising | None = None,
+) -> dict[str, str]:
     """What the metadata of a picture say beside its seed."""
     if isinstance(run, Run):
         return run.facts(truncation, strength)
+    if isinstance(run, DiffusionGenerator):
+        how = denoising or Denoising()
+        told = {"steps": str(how.steps), "eta": f"{how.eta:g}"}
+        return {"software": f"zeroshift {__version__}", "generator": Path(spec).name, **told}
     psi = 1.0 if truncation is None else truncation
     return {"software": f"zeroshift {__version__}", "generator": Path(spec).name, "truncation": f"{psi:g}"}
 
 
 def sample(
-    run_or_generator: Adapted | Generator | str | Path,
+    run_or_generator: Adapted | Generator | DiffusionGenerator | str | Path,
     seeds: Sequence[int] | range,
     truncation: float | None = None,
     strength: float = 1.0,
+    denoising: Denoising | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
     """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator (or its file, name or reference).
 
     `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source (0), target (1) and
-    beyond (up to 2); it needs a run, because only that knows its source.
+    beyond (up to 2); it needs a run, because only that knows its source. `denoising` says how a diffusion model draws.
     """
     run = load(run_or_generator) if isinstance(run_or_generator, (str, Path)) else run_or_generator
-    if isinstance(run, Generator):
+    if isinstance(run, Generator | DiffusionGenerator):
         if strength != 1.0:
             raise InputError(f"strength {strength} needs a run, which knows its source; load one with zeroshift.load(RUN).")
-        return draw(run, seeds, 1.0 if truncation is None else truncation)
+        return draw(run, seeds, 1.0 if truncation is None else truncation, denoising=denoising, progress=progress)
+    if denoising is not None and isinstance(run.generator, Generator):
+        raise InputError("steps and eta are for diffusion models; the generator of this run draws in one step.")
     generator = run.generator if strength == 1.0 else blend(run.source, run.generator, strength)
     return draw(generator, seeds, run.config.run.truncation if truncation is None else truncation)

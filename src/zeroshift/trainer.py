@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift import directions, losses, trainable
-from zeroshift.checkpoints import save_generator
+from zeroshift.checkpoints import save_generator, with_styles
 from zeroshift.clip import ClipModel
 from zeroshift.config import AdaptConfig, to_dict
 from zeroshift.devices import device_name, out_of_memory, resolve_device
@@ -86,6 +86,7 @@ class Trainer:
             source, origin = given.generator.clone(), {"name": "given", "sha256": fingerprint(given.generator.state())}
         else:
             source, info = load_generator(config.generator, self.device)
+            source = with_styles(source, config.generator, f"method {config.method}")
             origin = {"name": info.name, "sha256": info.sha256}
         self.source = source.to(self.device, self.dtype).requires_grad_(False)
         clips = [clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)]

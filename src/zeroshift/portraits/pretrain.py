@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zeroshift import latent
 from zeroshift.arcface import load_ir_se, save_ir_se
-from zeroshift.checkpoints import file_sha256, load_generator_file, save_discriminator, save_generator
+from zeroshift.checkpoints import file_sha256, load_generator_file, save_discriminator, save_generator, with_styles
 from zeroshift.clip import ClipModel
 from zeroshift.clip_files import load_clip_folder, save_clip
 from zeroshift.diffusion import DiffusionGenerator
@@ -153,7 +153,7 @@ def make_identity(data: Path, work: Path, out: Path) -> dict:
     save_ir_se(place, network, {"name": "portraits-identity", "world": "portraits"}, half=True)
     network, sha256 = load_ir_se(place)
     z, photos, domains = _test_people()
-    generator, _ = load_generator_file(out / "generator.safetensors")
+    generator = with_styles(load_generator_file(out / "generator.safetensors")[0], "the built-in generator", "the card")
     with torch.no_grad():
         made = torch.cat([generator.eval().synthesize(generator.map(part)) for part in z.split(32)])
     card = {
