@@ -25,16 +25,6 @@ def tensors(*names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, Tensor]:
     return {name: torch.ones(shape) for name in names}
 
 
-def ddpm() -> dict[str, Tensor]:
-    names = [f"down.{level}.block.0.conv1.weight" for level in range(3)] + ["temb.dense.0.weight", "temb.dense.1.weight"]
-    return tensors(*names) | {"conv_in.weight": torch.ones(8, 3, 3, 3)}
-
-
-def guided(outputs: int = 6) -> dict[str, Tensor]:
-    first = {"input_blocks.0.0.weight": torch.ones(8, 3, 3, 3), "out.2.weight": torch.ones(outputs, 8, 3, 3)}
-    return tensors("time_embed.0.weight") | first
-
-
 def domain() -> dict[str, Any]:
     vectors = {f"heads.conv_{index}.params_in": torch.zeros(1, 1, 8 * (index + 1), 1, 1) for index in range(3)}
     return {"model_type": "parameterization", "da_type": "td", "patch_key": "s_delta", "sg2_params": {}, "state_dict": vectors}
@@ -58,11 +48,6 @@ FOREIGN: list[tuple[str, Any, dict[str, Any]]] = [
     ("styleclip mapper", lambda: {"state_dict": tensors("mapper.course_mapping.mapping.1.weight"), "opts": {}}, {}),
     ("encoder", encoder, {"styles": 5, "input channels": 6}),
     ("identity", lambda: tensors("input_layer.0.weight", "body.0.res_layer.0.weight", "output_layer.3.weight"), {}),
-    ("ddpm", ddpm, {"levels": 3, "channels": 8, "colours": 3}),
-    ("ddpm", lambda: [ddpm(), {"state": {}}, 1, 2, {f"module.{name}": value for name, value in ddpm().items()}], {"levels": 3}),
-    ("guided diffusion", guided, {"channels": 8, "variance": "learnt"}),
-    ("guided diffusion", lambda: guided(3) | {"label_emb.weight": torch.ones(10, 4)}, {"variance": "fixed", "classes": 10}),
-    ("diffusers", lambda: tensors("time_embedding.linear_1.weight", "conv_in.weight"), {}),
     ("clip", lambda: tensors("visual.conv1.weight", "token_embedding.weight"), {}),
     ("coop", lambda: {"state_dict": tensors("ctx", "token_prefix"), "epoch": 5}, {}),
     ("lpips", lambda: tensors("lin0.model.1.weight"), {}),
@@ -161,14 +146,7 @@ def folder(path: Path, settings: dict[str, Any]) -> Path:
     return path
 
 
-def test_folders_of_diffusers_and_of_transformers_are_told_by_their_settings(tmp_path: Path) -> None:
-    unet = folder(tmp_path / "unet", {"_class_name": "UNet2DModel", "sample_size": 16, "block_out_channels": [8, 8]})
-    assert inspect(unet).problems[-1] == "the folder holds no weights"
-    save_file({"conv_in.weight": torch.ones(8, 3, 3, 3)}, unet / "diffusion_pytorch_model.safetensors")
-    (tmp_path / "model_index.json").write_text("{}")
-    for place in (unet, tmp_path):
-        found = inspect(place)
-        assert (found.kind, found.parameters, found.architecture["sample_size"]) == ("diffusers", 216, "16")
+def test_folders_of_transformers_are_told_by_their_settings(tmp_path: Path) -> None:
     empty = inspect(folder(tmp_path / "clip", {"model_type": "clip"}))
     assert empty.kind == "clip" and not empty.usable and "cannot load a CLIP" in empty.problems[0]
     other = inspect(folder(tmp_path / "bert", {"model_type": "bert"}))

@@ -5,7 +5,6 @@ And what this installation is: versions, devices, built-in models.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,9 +15,22 @@ import torch
 from torch import Tensor
 
 from zeroshift import __version__
-from zeroshift.checkpoints import DISCRIMINATOR_FORMAT, GENERATOR_FORMAT, about, our_config
+from zeroshift.checkpoints import (
+    DIFFUSION_FORMAT,
+    DISCRIMINATOR_FORMAT,
+    GENERATOR_FORMAT,
+    AnyGenerator,
+    about,
+    generator_of,
+    is_diffusers_folder,
+    load_generator_file,
+    our_config,
+    read_settings,
+)
+from zeroshift.diffusion import DiffusionGenerator
 from zeroshift.errors import InputError, printable
 from zeroshift.formats import (
+    DIFFUSION,
     FOREIGN,
     LAYOUTS,
     Layout,
@@ -39,7 +51,7 @@ from zeroshift.layouts import (
     infer_discriminator_config,
 )
 from zeroshift.pickles import Content, flat_tensors, read_tensors
-from zeroshift.registry import ASSETS, CLIPS, GENERATOR_FILES, GENERATORS, find_generator
+from zeroshift.registry import ASSETS, CLIPS, GENERATOR_FILES, GENERATORS, locate
 from zeroshift.stylegan2 import StyleGAN2Config
 from zeroshift.unpickle import Record
 
@@ -89,14 +101,15 @@ class Description:
 def inspect(spec: str | Path) -> Description:
     """Description of a file, a folder, a built-in generator or a reference to the hub. InputError if it cannot be read.
 
-    Nothing in a file is executed. The weights are only looked at, except that a CLIP is loaded, to say whether it can be used.
+    Nothing in a file is executed. The weights are only looked at, except that a CLIP or a diffusion model is loaded, to say
+    whether it can be used.
     """
-    path, built_in = Path(spec), GENERATORS | CLIPS
+    path, facts, built_in = Path(spec), {}, GENERATORS | CLIPS
     if str(spec) in built_in:
         path = ASSETS / built_in[str(spec)]
     elif not path.exists():
-        path = find_generator(spec)
-    found = _folder(path) if path.is_dir() else _file(path)
+        path, facts = locate(spec)
+    found = _folder(path) if path.is_dir() else _file(path, facts)
     return _clip(found, path) if found.kind == "clip" and found.usable else found
 
 
@@ -122,19 +135,22 @@ def _clip(found: Description, path: Path) -> Description:
     return replace(found, architecture=architecture, parameters=sum(each.numel() for each in clip.parameters()))
 
 
-def _file(path: Path) -> Description:
+def _file(path: Path, facts: Mapping[str, str] | None = None) -> Description:
     content = read_tensors(path)
     with about(path):
-        found = _described(path, content)
+        found = _described(path, content, facts or {})
     shown = {key: value for key, value in content.metadata.items() if key not in ("format", "config")}
     return replace(found, metadata={printable(key): printable(value, LONGEST) for key, value in shown.items()})
 
 
-def _described(path: Path, content: Content) -> Description:
+def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Description:
     ours = content.metadata.get("format", "")
     if ours in (GENERATOR_FORMAT, DISCRIMINATOR_FORMAT):
         make = _generator if ours == GENERATOR_FORMAT else _discriminator
         return make(path, "zeroshift", content.tree, our_config(content), {})
+    if ours == DIFFUSION_FORMAT:
+        what = f"a diffusion model in {LAYOUTS['zeroshift']}"
+        return _diffusion(path, "diffusion", what, lambda: generator_of(content), _count(content.tree))
     if "facts" in content.metadata or "heads" in content.metadata:
         kind = "checkpoint" if "facts" in content.metadata else "words"
         what = "the state of an unfinished run" if kind == "checkpoint" else "the mapper of a run, from styles to words"
@@ -145,6 +161,10 @@ def _described(path: Path, content: Content) -> Description:
             weights = generator_weights(content)
             config = infer_config(weights.state, **weights.facts)
             return _generator(path, weights.layout, weights.state, config, _parts(content, weights.place), _encoded(content))
+        if kind in DIFFUSION:
+            count = _count(unprefixed(flat_tensors(chosen(content.tree)[1])))
+            found = _diffusion(path, kind, DIFFUSION[kind], lambda: generator_of(content, facts), count)
+            return replace(found, parts=_parts(content, ""), use=f"{found.use} {_UNSAID}" if found.usable else "")
         if kind == "discriminator":
             state = discriminator_state(content)
             layout = "tensorflow" if tensorflow_networks(content.tree) else "rosinality"
@@ -228,11 +248,9 @@ def _shown(value: Any) -> str:
 
 
 def _folder(path: Path) -> Description:
-    settings = _settings(path)
-    if settings.get("_class_name") == "UNet2DModel":
-        return _diffusers(path, settings)
-    if (path / "model_index.json").exists() and (path / "unet").is_dir():
-        return _diffusers(path / "unet", _settings(path / "unet"))
+    settings = read_settings(path)
+    if is_diffusers_folder(path):
+        return _diffusion(path, "diffusers", DIFFUSION["diffusers"], lambda: load_generator_file(path)[0])
     if "model_type" in settings or "architectures" in settings:
         named = printable(settings.get("model_type") or settings.get("architectures"))
         if re.search("clip|siglip|vision-text", named.lower()):
@@ -251,35 +269,32 @@ def _folder(path: Path) -> Description:
     )
 
 
-def _diffusers(path: Path, settings: Mapping[str, Any]) -> Description:
-    named = ("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_head_dim")
-    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin")]
-    what, _, why = FOREIGN["diffusers"].partition("; ")
-    count = _count(flat_tensors(read_tensors(files[0]).tree)) if files else None
-    return Description(
-        path=str(path),
-        kind="diffusers",
-        what=what,
-        architecture={name: printable(settings[name]) for name in named if settings.get(name) is not None},
-        parameters=count,
-        problems=[why] if files else [why, "the folder holds no weights"],
-    )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Content of config.json; empty where there is none."""
-    file = folder / "config.json"
+def _diffusion(path: Path, kind: str, what: str, load: Callable[[], AnyGenerator], count: int | None = None) -> Description:
+    """A diffusion model, or why it cannot be used: known for certain only once it is loaded."""
     try:
-        if not file.exists():
-            return {}
-        if file.stat().st_size > 1 << 20:
-            raise InputError(f"{file} is too long for the settings of a model.")
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {file}: {printable(error)}.") from error
-    return read if isinstance(read, dict) else {}
+        made = load()
+    except InputError as error:
+        text = f"the file {error}" if isinstance(error, LayoutError) else str(error)
+        return Description(path=str(path), kind=kind, what=what, parameters=count, problems=[text])
+    assert isinstance(made, DiffusionGenerator)
+    options, size = made.config.unet, made.image_size // made.patch
+    widths, blocks = options["block_out_channels"], options["down_block_types"]
+    architecture = {
+        "size": made.image_size,
+        "colours": made.channels,
+        "channels": {str(size >> level): width for level, width in enumerate(widths)},
+        "blocks_per_level": options["layers_per_block"],
+        "attention": ", ".join(f"{size >> level} px" for level, each in enumerate(blocks) if "Attn" in each) or "none",
+        "predicts": "noise" if made.prediction == "epsilon" else "velocity",
+        "variance": made.variance,
+        "times": made.num_steps,
+        **({"block_of_pixels": made.patch} if made.patch > 1 else {}),
+    }
+    parameters = sum(value.numel() for value in made.parameters())
+    use = "Use it with `zeroshift sample` and `zeroshift convert`."
+    return Description(
+        path=str(path), kind=kind, what=what, usable=True, use=use, architecture=architecture, parameters=parameters
+    )
 
 
 def _parts(content: Content, chosen: str) -> dict[str, str]:
@@ -321,18 +336,6 @@ def _domain_details(state: State, tree: Any) -> dict[str, Any]:
     return {**named, "vectors": len(vectors) or None, "numbers": sum(vectors) or None}
 
 
-def _ddpm_details(state: State, tree: Any) -> dict[str, Any]:
-    levels = {name.split(".")[1] for name in state if name.startswith("down.")}
-    return {"levels": len(levels), "channels": _side(state, "conv_in.weight", 0), "colours": _side(state, "conv_in.weight", 1)}
-
-
-def _guided_details(state: State, tree: Any) -> dict[str, Any]:
-    outputs, inputs = _side(state, "out.2.weight", 0), _side(state, "input_blocks.0.0.weight", 1)
-    learnt = None if outputs is None or inputs is None else "learnt" if outputs == 2 * inputs else "fixed"
-    classes, channels = _side(state, "label_emb.weight", 0), _side(state, "input_blocks.0.0.weight", 0)
-    return {"channels": channels, "colours": inputs, "variance": learnt, "classes": classes}
-
-
 def _encoder_details(state: State, tree: Any) -> dict[str, Any]:
     styles = {name.split("styles.")[1].split(".")[0] for name in state if "styles." in name}
     return {"styles": len(styles) or None, "input channels": _side(state, "encoder.input_layer.0.weight", 1)}
@@ -346,11 +349,10 @@ def _side(state: State, name: str, dimension: int) -> int | None:
 _DETAILS: dict[str, Callable[[State, Any], dict[str, Any]]] = {
     "ipl mapper": _mapper_details,
     "hyperdomainnet": _domain_details,
-    "ddpm": _ddpm_details,
-    "guided diffusion": _guided_details,
     "encoder": _encoder_details,
 }
 
+_UNSAID = "What it does not say is taken as published; say otherwise behind its name: FILE:size=512,heads=4,schedule=cosine."
 _USES = {"clip": "Use it with --clip."}
 
 _ROLES = {
