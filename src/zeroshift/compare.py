@@ -81,7 +81,7 @@ def compare(
     write_json(config.out / "compare.json", {"schema": SCHEMA, "version": __version__, "asked": _asked(config, common)})
     clock = Clock(tasks, todo, config.jobs, tell)
     try:
-        if config.jobs > 1 and len(todo) > 1:
+        if config.jobs > 1:
             side_by_side(todo, config.evaluation, clock)
         else:
             one_by_one(todo, config.evaluation, clock, state)
@@ -147,15 +147,16 @@ def check(config: CompareConfig, tasks: Sequence[Task], state: Injected | None, 
     steps = {task.config.train.steps for task in tasks}
     if len(steps) > 1:
         _warn(f"the methods differ in steps of stage 2 ({', '.join(map(str, sorted(steps)))}), so none is compared fairly.", tell)
-    fresh = [task for task in tasks if not task.folder.finished]
+    fresh, told = [task for task in tasks if not task.folder.finished], set[str]()
     for task in {task.label: task for task in fresh}.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run = Trainer(task.config, state or Injected())
             run.load()
         labels = tuple(dict.fromkeys((task.config.source, *config.targets)))
-        if text := next(filter(None, (unknown_words(clip, labels) for clip in run.clips)), None):
-            _warn(text, tell)
+        told |= set(list(filter(None, (unknown_words(clip, labels) for clip in run.clips)))[:1])
+    for text in sorted(told):
+        _warn(text, tell)
 
 
 def _warn(text: str, tell: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import json
 import os
@@ -9,12 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .adapt import adapt
 from .config import AdaptConfig, EvaluateConfig, NetworksConfig, from_dict, to_dict
@@ -74,7 +76,9 @@ def carry_out(task: Task, evaluation: EvaluateConfig, state: Injected | None = N
         try:
             begin_peak()
             run = adapt(task.config, progress=tell, state=state)
-            facts["memory"] = peak_mib() if run.steps_done else facts["memory"]
+            if run.steps_done:
+                facts["memory"] = peak_mib()
+                record_run(task, {**facts, "state": "adapted", "error": "it was not measured yet"})
             tell({"kind": "evaluate"})
             done = evaluate(run, replace(evaluation, device=task.config.run.device))
             facts |= {"state": "done", "error": "", "evaluation": done.record}
@@ -158,13 +162,13 @@ def one_by_one(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock, s
         clock.ends(task, time.monotonic() - began, error)
 
 
-CHILD = "import sys; from zeroshift.compare import child; sys.exit(child(sys.stdin.read()))"
+CHILD = "import sys; from zeroshift.tasks import child; sys.exit(child(sys.stdin))"
 
 
 def side_by_side(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock) -> None:
     """Carries out runs in processes of their own with one thread each, so that one that dies leaves the others alone."""
     waiting = list(todo)
-    running: dict[Task, tuple[subprocess.Popen[bytes], float, Any]] = {}
+    running: dict[Task, tuple[subprocess.Popen[str], float, Any]] = {}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     try:
         while waiting or running:
@@ -172,33 +176,42 @@ def side_by_side(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock)
                 task = waiting.pop(0)
                 clock.begins(task)
                 said = tempfile.TemporaryFile()
+                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said}
                 process = subprocess.Popen(
-                    [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=said, stderr=said, env=os.environ | threads
+                    [sys.executable, "-c", CHILD], env=os.environ | threads, start_new_session=True, text=True, **pipes
                 )
+                # Left open: its end tells the process to stop, and comes too when this process is killed.
                 assert process.stdin is not None
-                process.stdin.write(packed(task, evaluation).encode())
-                process.stdin.close()
+                process.stdin.write(packed(task, evaluation) + "\n")
+                process.stdin.flush()
                 running[task] = (process, time.monotonic(), said)
             time.sleep(0.1)
             for task, (process, began, said) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[task]
+                assert process.stdin is not None
+                process.stdin.close()
                 clock.ends(task, time.monotonic() - began, _verdict(task, process.returncode, said))
     finally:
         for process, *_ in running.values():
-            process.send_signal(signal.SIGINT)
+            if process.stdin is not None:
+                process.stdin.close()
         for process, *_ in running.values():
             process.wait()
 
 
+RECORDED = 3
+"""Exit code of a process whose run failed and whose record says why."""
+
+
 def _verdict(task: Task, code: int, said: Any) -> str:
-    """Why the process of a run failed; "" where it did not. A process that died without a word gets its record here."""
+    """Why the process of a run failed; "" where it did not. A process that died without a record gets it here."""
     said.seek(0)
-    last = (said.read().decode("utf-8", "replace").strip().splitlines() or [""])[-1]
+    last = (said.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {code}"])[-1]
     said.close()
-    if code in (0, 1):
-        return (read_record(task) or {}).get("error", last) if code else ""
+    if code in (0, RECORDED):
+        return (read_record(task) or {}).get("error", "its record is gone")
     error = f"its process was killed (signal {-code}); memory may have run out" if code < 0 else f"its process ended: {last}"
     record_run(task, {"state": "failed", "error": error})
     return error
@@ -211,13 +224,18 @@ def packed(task: Task, evaluation: EvaluateConfig) -> str:
     return json.dumps(names | {"config": options, "evaluation": to_dict(evaluation)})
 
 
-def child(text: str) -> int:
-    """Carries out a task that `packed` wrote, in a process of its own: 0 done, 1 failed."""
-    tree = json.loads(text)
+def child(orders: TextIO) -> int:
+    """Carries out the task on the first line of `orders`, in a process of its own: 0 done, RECORDED where it failed.
+
+    Stops as by Ctrl-C when `orders` ends.
+    """
+    tree = json.loads(orders.readline())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=lambda: (orders.read(), _thread.interrupt_main()), daemon=True).start()
     networks = NetworksConfig(**tree["evaluation"].pop("networks"))
     task = Task(tree["label"], from_dict(tree["config"]), Path(tree["record"]))
     try:
-        return 1 if carry_out(task, EvaluateConfig(**tree["evaluation"], networks=networks)) else 0
+        return RECORDED if carry_out(task, EvaluateConfig(**tree["evaluation"], networks=networks)) else 0
     except KeyboardInterrupt:
         return 130
 
