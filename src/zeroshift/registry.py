@@ -17,10 +17,11 @@ from zeroshift.checkpoints import (
     load_discriminator_file,
     load_generator_file,
     weights_file,
+    with_styles,
 )
 from zeroshift.errors import InputError
 from zeroshift.hub import Reference, fetch_folder, fetch_generator, is_hub_id, is_reference, parse_reference
-from zeroshift.stylegan2 import StyleGAN2Discriminator
+from zeroshift.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from zeroshift.unets import split_facts
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
     digest = file_sha256(weights_file(path))
     portraits = name in GENERATORS or metadata.get("world") == "portraits"
     return generator.to(device).eval(), SourceInfo(name, path, digest, portraits)
+
+
+def load_styled(spec: str | Path, doing: str, device: str | torch.device = "cpu") -> tuple[StyleGAN2Generator, SourceInfo]:
+    """As `load_generator`, for what needs styles; InputError names what is done and says that a diffusion model has none."""
+    generator, info = load_generator(spec, device)
+    return with_styles(generator, str(spec), doing), info
 
 
 def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> StyleGAN2Discriminator:

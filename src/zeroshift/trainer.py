@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift import directions, losses, trainable
-from zeroshift.checkpoints import save_generator, with_styles
+from zeroshift.checkpoints import save_generator
 from zeroshift.clip import ClipModel
 from zeroshift.config import AdaptConfig, to_dict
 from zeroshift.devices import device_name, out_of_memory, resolve_device
@@ -26,7 +26,7 @@ from zeroshift.latent import draw_noise, draw_z, rng
 from zeroshift.monitor import Monitor
 from zeroshift.prompts import PromptMapper, prompt_mapper
 from zeroshift.record import RunFolder, environment, fingerprint, save_mapper
-from zeroshift.registry import load_clip, load_generator
+from zeroshift.registry import load_clip, load_styled
 from zeroshift.sample import draw, grid, write_png
 
 Hook = Callable[[dict[str, Any]], None]
@@ -85,8 +85,7 @@ class Trainer:
         if given.generator is not None:
             source, origin = given.generator.clone(), {"name": "given", "sha256": fingerprint(given.generator.state())}
         else:
-            source, info = load_generator(config.generator, self.device)
-            source = with_styles(source, config.generator, f"method {config.method}")
+            source, info = load_styled(config.generator, f"method {config.method}", self.device)
             origin = {"name": info.name, "sha256": info.sha256}
         self.source = source.to(self.device, self.dtype).requires_grad_(False)
         clips = [clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)]
