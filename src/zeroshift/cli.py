@@ -57,6 +57,10 @@ class Sample:
     """0 is the source generator, 1 the adapted one, between them a blend of weights, up to 2 beyond."""
     generator: str | None = None
     """Where the source generator is now, if not where the run found it. Needed only for a strength other than 1."""
+    steps: int | None = None
+    """Diffusion models: steps from noise to picture; unset: 50."""
+    eta: float | None = None
+    """Diffusion models: fresh noise in every step, 0 none (DDIM, the default) to 1 (as DDPM)."""
     out: Path | None = None
     """Folder for the pictures; unset: RUN/pictures, or pictures here for a generator."""
     device: str = "cpu"
@@ -73,8 +77,8 @@ class Convert:
     """A file, a run folder, a built-in name or a hub reference (hf:owner/name)."""
     out: Annotated[Path, tyro.conf.Positional]
     """File to write."""
-    to: Literal["safetensors", "rosinality", "nvidia-state", "onnx", "torchscript"]
-    """What to write: weights in a layout, or a network (onnx, torchscript)."""
+    to: Literal["safetensors", "rosinality", "nvidia-state", "ddpm", "guided-diffusion", "onnx", "torchscript"]
+    """Weights in a layout (of diffusion models ddpm, guided-diffusion), or a network (onnx, torchscript)."""
     label: int | None = None
     """Class to choose of a generator with classes; what is written then has none."""
     part: Literal["synthesis", "full"] = "synthesis"
@@ -294,15 +298,16 @@ def _plan_text(planned: Plan) -> str:
 
 def sample(command: Sample) -> int:
     """Draws pictures and writes them."""
-    from .sample import facts_of, is_run, load, parse_seeds, save_pictures
+    from .sample import denoising_of, facts_of, is_run, load, parse_seeds, save_pictures
     from .sample import sample as draw
 
-    seeds = parse_seeds(command.seeds)
+    seeds, how = parse_seeds(command.seeds), denoising_of(command.steps, command.eta)
     run = load(command.run, generator=command.generator, device=command.device)
-    pictures = draw(run, seeds, command.truncation, command.strength)
+    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+        pictures = draw(run, seeds, command.truncation, command.strength, how, meter)
     folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
     try:
-        paths = save_pictures(pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength))
+        paths = save_pictures(pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength, how))
     except OSError as error:
         raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
     if command.json:

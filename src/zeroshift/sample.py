@@ -58,6 +58,19 @@ class Denoising:
     steps: int = SAMPLE_STEPS
     eta: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise InputError(f"steps must be at least 2, got {self.steps}; 50 is usual.")
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta must be between 0 and 1, got {self.eta:g}; 0 is deterministic.")
+
+
+def denoising_of(steps: int | None, eta: float | None) -> Denoising | None:
+    """How to draw, where anything of it was said; what was not is as usual."""
+    if steps is None and eta is None:
+        return None
+    return Denoising(steps=SAMPLE_STEPS if steps is None else steps, eta=eta or 0.0)
+
 
 @torch.no_grad()
 def draw(
