@@ -47,12 +47,12 @@ OPTIONS = {
 class DdpmRecipe:
     """Lengths and rates; pictures seen = batch * steps. The rate is constant, then falls: until then `steps` may be changed."""
 
-    steps: int = 14000
+    steps: int = 10000
     batch: int = 16
     peak_lr: float = 1e-3
     warmup: int = 200
     fall: float = 0.25  # share of the steps, at the end, over which the rate falls to zero
-    snr_cap: float = 5.0  # Hang et al., min-SNR (2023)
+    snr_range: tuple[float, float] = (0.03, 5.0)  # weights of clean pictures; the upper end is min-SNR, Hang et al. (2023)
     ema: float = 0.9992
     preview_every: int = 1000
     seed: int = 41
@@ -72,8 +72,13 @@ def wrap(unet: nn.Module) -> DiffusionGenerator:
     return DiffusionGenerator(unet, image_size=dataset.SIZE, patch=PATCH, prediction="v_prediction")
 
 
-def loss_of(unet: nn.Module, model: DiffusionGenerator, pictures: Tensor, times: Tensor, noise: Tensor, cap: float) -> Tensor:
-    """Mean of min(SNR, cap) |x_0 - its prediction|^2 with SNR = abar / (1 - abar), written for the velocity."""
+def loss_of(
+    unet: nn.Module, model: DiffusionGenerator, pictures: Tensor, times: Tensor, noise: Tensor, snr_range: tuple[float, float]
+) -> Tensor:
+    """Mean of SNR |x_0 - its prediction|^2 with SNR = abar / (1 - abar) held within a range, written for the velocity.
+
+    Below the lower end lie the times at which large areas get their colours: with their own SNR they would count for nothing.
+    """
     abar = model.alphas_bar[times].view(-1, 1, 1, 1)
     x = model.add_noise(pictures, times, noise)
     velocity = abar.sqrt() * noise - (1 - abar).sqrt() * pictures
@@ -81,7 +86,7 @@ def loss_of(unet: nn.Module, model: DiffusionGenerator, pictures: Tensor, times:
         found = unet(F.pixel_unshuffle(x, PATCH), times, return_dict=False)[0]
     gap = F.pixel_shuffle(found.float(), PATCH) - velocity
     snr = abar / (1 - abar)
-    return (snr.clamp(max=cap) / (snr + 1) * gap.square()).mean()
+    return (snr.clamp(*snr_range) / (snr + 1) * gap.square()).mean()
 
 
 def train(data: Path, work: Path, shards: int, recipe: DdpmRecipe = RECIPE) -> tuple[DiffusionGenerator, float]:
@@ -101,7 +106,7 @@ def train(data: Path, work: Path, shards: int, recipe: DdpmRecipe = RECIPE) -> t
         noise = torch.randn(pictures.shape, generator=draw)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(number, recipe)
-        loss = loss_of(unet, model, pictures, times.long().clamp(max=model.num_steps - 1), noise, recipe.snr_cap)
+        loss = loss_of(unet, model, pictures, times.long().clamp(max=model.num_steps - 1), noise, recipe.snr_range)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
