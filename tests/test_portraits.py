@@ -136,7 +136,7 @@ def test_training_people_are_not_the_people_of_user_seeds() -> None:
     assert not torch.isclose(training[:, None, 0], Z[None, :, 0], atol=1e-6).any()
 
 
-@pytest.mark.parametrize("name", ["clip-a", "clip-b", "judge"])
+@pytest.mark.parametrize("name", ["clip-a", "clip-b", "clip-plain", "judge"])
 def test_the_cards_of_the_clips_state_the_promised_quality(name: str) -> None:
     quality = json.loads((ASSETS / name / "card.json").read_text())["quality"]
     style, attributes, retrieval = (0.99, 0.95, 0.6) if name == "judge" else (0.98, 0.8, 0.3)

@@ -38,15 +38,48 @@ def ipl_paper(target: str) -> AdaptConfig:
     )
 
 
-RECIPES: dict[str, Callable[[str], AdaptConfig]] = {"portraits": portraits, "ipl-paper": ipl_paper}
-"""Every recipe by the name that `--recipe` takes."""
+def style(target: str, generator: str) -> AdaptConfig:
+    """Another look of the same things: drawings, paintings, lights. What suits the generator, as it is."""
+    return base(target, generator)
+
+
+def identity(target: str, generator: str) -> AdaptConfig:
+    """Other beings in the same pose. The source label names who is there, not what kind of picture it is."""
+    return configure(base(target, generator), source="person", train={"steps": 200})
+
+
+def in_domain(target: str, generator: str) -> AdaptConfig:
+    """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few steps."""
+    return configure(base(target, generator), source="person", train={"steps": 50})
+
+
+def far(target: str, generator: str) -> AdaptConfig:
+    """Another look and other materials, such as statues: every layer may move, and for longer."""
+    return configure(base(target, generator), train={"steps": 500, "layers": "all", "free_rgb": False})
+
+
+def base(target: str, generator: str) -> AdaptConfig:
+    """What suits a generator: the built-in world's own settings, or else the published ones."""
+    return (portraits if recipe_for(generator) == "portraits" else ipl_paper)(target)
+
+
+RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
+    "portraits": lambda target, generator: portraits(target),
+    "ipl-paper": lambda target, generator: ipl_paper(target),
+    "style": style,
+    "identity": identity,
+    "in-domain": in_domain,
+    "far": far,
+}
+"""Every recipe by the name that `--recipe` takes: a config from the target label and the name of the generator."""
 
 
 def recipe(name: str, target: str, **overrides: Any) -> AdaptConfig:
     """The complete config of a recipe for a target label, with overrides as `configure` takes them."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
-    return configure(RECIPES[name](target), **overrides)
+    made = RECIPES[name](target, str(overrides.get("generator", "portraits")))
+    return configure(configure(made, run={"recipe": name}), **overrides)
 
 
 def recipe_for(generator: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "portraits" / "assets"
 GENERATORS = {"portraits": "generator.safetensors"}
-CLIPS = {"portraits-clip-a": "clip-a", "portraits-clip-b": "clip-b", "portraits-judge": "judge"}
+CLIPS = {f"portraits-{name}": name for name in ("clip-a", "clip-b", "clip-plain", "judge")}
 """Built-in names -> their place in the package's assets. The judge only judges: it never guides."""
 
 GENERATOR_FILES = ("generator.safetensors", "model.safetensors", "generator.pt", "model.pt")
