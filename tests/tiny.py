@@ -10,6 +10,7 @@ import torch
 from zeroshift.adapt import AdaptRun, Injected, adapt
 from zeroshift.clip import ClipModel, build_dual_encoder
 from zeroshift.config import AdaptConfig, configure
+from zeroshift.diffusion import DiffusionGenerator, build_unet
 from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 from zeroshift.text import TemplateBank, WordTokenizer
 
@@ -26,6 +27,24 @@ def generator(seed: int = 0, size: int = 16) -> StyleGAN2Generator:
             if name.endswith("noise.weight"):
                 weight.fill_(0.1)
     return made
+
+
+def diffusion(seed: int = 0, size: int = 8, channels: int = 3, outputs: int | None = None, **options: Any) -> DiffusionGenerator:
+    """A diffusion model of two levels with attention; `options` are those of the generator."""
+    unet = build_unet(
+        {
+            "in_channels": channels,
+            "out_channels": outputs or channels,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "attention_head_dim": 8,
+        },
+        seed,
+    )
+    return DiffusionGenerator(unet, image_size=size, **options).eval()
 
 
 def clip(seed: int = 0, embed_dim: int = 24, text_width: int = 16) -> ClipModel:

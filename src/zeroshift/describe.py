@@ -162,9 +162,12 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
             config = infer_config(weights.state, **weights.facts)
             return _generator(path, weights.layout, weights.state, config, _parts(content, weights.place), _encoded(content))
         if kind in DIFFUSION:
-            count = _count(unprefixed(flat_tensors(chosen(content.tree)[1])))
+            names = unprefixed(flat_tensors(chosen(content.tree)[1]))
+            count = _count(names)
             found = _diffusion(path, kind, DIFFUSION[kind], lambda: generator_of(content, facts), count)
-            return replace(found, parts=_parts(content, ""), use=f"{found.use} {_UNSAID}" if found.usable else "")
+            labels = [_CLASSES] if "label_emb.weight" in names else []
+            use = f"{found.use} {_UNSAID}" if found.usable else ""
+            return replace(found, parts=_parts(content, ""), use=use, problems=[*found.problems, *labels])
         if kind == "discriminator":
             state = discriminator_state(content)
             layout = "tensorflow" if tensorflow_networks(content.tree) else "rosinality"
@@ -284,7 +287,8 @@ def _diffusion(path: Path, kind: str, what: str, load: Callable[[], AnyGenerator
         "colours": made.channels,
         "channels": {str(size >> level): width for level, width in enumerate(widths)},
         "blocks_per_level": options["layers_per_block"],
-        "attention": ", ".join(f"{size >> level} px" for level, each in enumerate(blocks) if "Attn" in each) or "none",
+        "attention": ", ".join(f"{size >> level} px" for level, each in enumerate(blocks) if "Attn" in each) or "in the middle",
+        "heads": options.get("num_heads") or f"of {options['attention_head_dim'] or 'all'} channels",
         "predicts": "noise" if made.prediction == "epsilon" else "velocity",
         "variance": made.variance,
         "times": made.num_steps,
@@ -353,6 +357,7 @@ _DETAILS: dict[str, Callable[[State, Any], dict[str, Any]]] = {
 }
 
 _UNSAID = "What it does not say is taken as published; say otherwise behind its name: FILE:size=512,heads=4,schedule=cosine."
+_CLASSES = "its classes: it draws without a label, as DiffusionCLIP has it"
 _USES = {"clip": "Use it with --clip."}
 
 _ROLES = {

@@ -26,15 +26,18 @@ Options = dict[str, Any]
 
 FACTS: dict[str, str] = {
     "size": "side of the pictures in pixels",
-    "head_channels": "channels of an attention head, 64 in published models of guided-diffusion",
-    "heads": "heads of every attention, where they are of different widths",
+    "head_channels": "channels of an attention head",
+    "heads": "heads of every attention",
     "schedule": "linear or cosine",
     "variance": "fixedsmall or fixedlarge",
 }
 """What tensors do not show. Written behind the name of a file: weights.pt:heads=4,schedule=cosine."""
 
 HEAD_CHANNELS = 64
-"""Channels of an attention head in the published models of guided-diffusion."""
+"""Of an attention head in the published models of guided-diffusion, whose blocks change the side."""
+
+HEADS = 4
+"""Of an attention in the models of its forerunner improved-diffusion, where convolutions do that."""
 
 SMALLEST_SIDE = 8
 """Pixels of the lowest level in published models of 64 px and more."""
@@ -168,7 +171,9 @@ def guided_options(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> Opt
     widths = tuple(_side(state, f"{start}.0.out_layers.3.weight", 0) for start in starts)
     kinds = ["attention" if f"{start}.1.qkv.weight" in state else "resnet" * resized for start in starts]
     shifted = _side(state, "input_blocks.1.0.emb_layers.1.weight", 0) == 2 * widths[0]
-    heads = _whole(facts, "heads")
+    heads, channels = _whole(facts, "heads"), _whole(facts, "head_channels")
+    if not heads and not channels:
+        heads, channels = (None, HEAD_CHANNELS) if resized else (HEADS, None)
     return {
         **_common(state, "input_blocks.0.0.weight", "out.2.weight", "time_embed.0.weight", widths),
         "down_block_types": tuple(BLOCKS["down"][kind] for kind in kinds),
@@ -181,7 +186,7 @@ def guided_options(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> Opt
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "norm_eps": 1e-5,
-        "attention_head_dim": None if heads else _whole(facts, "head_channels") or HEAD_CHANNELS,
+        "attention_head_dim": None if heads else channels,
         **({"num_heads": heads} if heads else {}),
     }
 
@@ -408,7 +413,10 @@ def _unet_options(settings: Mapping[str, Any], more: tuple[str, ...] = ()) -> Op
 
 def _check_expressible(generator: DiffusionGenerator, options: Mapping[str, Any], read: Any, state: State, whose: str) -> None:
     """InputError where reading the weights back would give another network."""
-    reread = read(state)
+    try:
+        reread = read(state)
+    except LayoutError as error:
+        raise InputError(f"{whose} layout has no words for this generator, which {error}; convert it to safetensors.") from error
     unlike = [name for name, value in reread.items() if options.get(name) != value]
     if generator.patch > 1 or generator.prediction != "epsilon" or unlike:
         what = "blocks of pixels" if generator.patch > 1 else unlike[0] if unlike else "the prediction of velocity"
