@@ -3,6 +3,8 @@
     OUT/compare.json        what was asked
     OUT/runs/NAME/          the run folders, as `zeroshift adapt` writes them
     OUT/records/NAME.json   what came of each run: cost, measurements, or why it failed
+    OUT/compare.html        the page
+    OUT/pictures/           what the page shows
     OUT/runs.csv            one line per run
     OUT/summary.csv         one line per method and target
     OUT/wins.csv            one line per pair of methods and metric
@@ -31,6 +33,7 @@ from .standings import Standings, runs_csv, summary_csv, wins_csv
 from .tasks import SCHEMA, Clock, Progress, Task, is_done, key_of, one_by_one, read_record, side_by_side
 from .trainer import Injected, Trainer
 from .variants import CompareConfig, parse_variants, run_name, twice, variant_config
+from .wall import write_page
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,12 @@ def compare(
         else:
             one_by_one(todo, config.evaluation, clock, state)
     except KeyboardInterrupt:
-        write_results(config, tasks)
+        write_results(config, tasks, common)
         ended = (
             f"stopped with {len(clock.waiting)} of {len(tasks)} runs to do; tables and page in {config.out} show what there is."
         )
         raise KeyboardInterrupt(f"{ended} The same command goes on:") from None
-    return write_results(config, tasks)
+    return write_results(config, tasks, common)
 
 
 def _made(folder: Path) -> None:
@@ -167,7 +170,7 @@ def _warn(text: str, tell: Progress) -> None:
 # The results.
 
 
-def write_results(config: CompareConfig, tasks: Sequence[Task]) -> Comparison:
+def write_results(config: CompareConfig, tasks: Sequence[Task], common: Mapping[str, Any]) -> Comparison:
     """Tables and page of the runs that there are."""
     records = [record for task in tasks if (record := read_record(task)) is not None]
     for record in records:
@@ -180,6 +183,7 @@ def write_results(config: CompareConfig, tasks: Sequence[Task]) -> Comparison:
     standings = Standings(records, labels, config.targets)
     for name, table in (("runs", runs_csv), ("summary", summary_csv), ("wins", wins_csv)):
         write_bytes(config.out / f"{name}.csv", table(standings).encode())
+    write_page(config, tasks, standings, common)
     bad = [record for record in records if record["state"] != "done"]
     failed = {run_name(record["label"], record["target"], record["seed"]): record["error"] for record in bad}
     return Comparison(config.out, records, standings, failed, len(tasks) - len(records))

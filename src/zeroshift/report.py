@@ -72,16 +72,17 @@ def knows_truth(folder: RunFolder) -> bool:
 def write_report(folder: RunFolder) -> Path:
     """Path of the report, written from what the run folder holds."""
     path = folder.path / "report.html"
-    write_bytes(path, _template().render(**_contents(folder)).encode())
+    write_bytes(path, template("report.html.j2").render(**_contents(folder)).encode())
     return path
 
 
 @cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def template(name: str) -> Template:
+    """A page among the files of the package; page.css is the style that pages share."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    text = files("zeroshift").joinpath("assets", "report.html.j2").read_text("utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
+    loader = FunctionLoader(lambda name: files("zeroshift").joinpath("assets", name).read_text("utf-8"))
+    return Environment(autoescape=True, undefined=StrictUndefined, loader=loader).get_template(name)
 
 
 def _contents(folder: RunFolder) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def summary_csv(standings: Standings) -> str:
 def wins_csv(standings: Standings) -> str:
     """One line per pair of methods, metric and kind of targets."""
     lines: list[dict[str, Any]] = []
-    for first, second in combinations(standings.labels, 2):
+    for second, first in combinations(standings.labels, 2):
         for group in standings.groups():
             for metric in standings.metrics:
                 if (found := standings.duel(metric, first, second, group)) is not None:

@@ -50,6 +50,8 @@ class CompareConfig:
     """Metrics to compute, as for `zeroshift evaluate`; empty: all for which there is what they need."""
     eval_seeds: str = "2000-2255"
     """Seeds of the pictures that are measured: numbers and ranges."""
+    pictures: Annotated[int, Field(ge=1)] = 6
+    """People shown on the page, of the seeds 0, 1, 2, ..."""
     page_only: bool = False
     """Write tables and page from the runs that are there, and run nothing."""
     networks: Annotated[NetworksConfig, tyro.conf.OmitArgPrefixes] = NetworksConfig()
