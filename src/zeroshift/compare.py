@@ -5,6 +5,7 @@
     OUT/records/NAME.json   what came of each run: cost, measurements, or why it failed
     OUT/compare.html        the page
     OUT/pictures/           what the page shows
+    OUT/vote.html           pairs of pictures to vote on, blind; vote-key.json says whose they are
     OUT/runs.csv            one line per run
     OUT/summary.csv         one line per method and target
     OUT/wins.csv            one line per pair of methods and metric
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .ballots import read_votes
 from .config import NetworksConfig, to_dict
 from .errors import InputError
 from .evaluate import METRICS
@@ -33,7 +35,7 @@ from .standings import Standings, runs_csv, summary_csv, wins_csv
 from .tasks import SCHEMA, Clock, Progress, Task, is_done, key_of, one_by_one, read_record, side_by_side
 from .trainer import Injected, Trainer
 from .variants import CompareConfig, parse_variants, run_name, twice, variant_config
-from .wall import write_page
+from .wall import write_pages
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Comparison:
     @property
     def files(self) -> dict[str, Path]:
         """What is there to look at."""
-        names = {"page": "compare.html", "runs": "runs.csv", "summary": "summary.csv", "wins": "wins.csv"}
+        names = {"page": "compare.html", "vote": "vote.html", "runs": "runs.csv", "summary": "summary.csv", "wins": "wins.csv"}
         return {what: self.folder / name for what, name in names.items() if (self.folder / name).is_file()}
 
 
@@ -61,7 +63,6 @@ def compare(
     *,
     shared: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    state: Injected | None = None,
     **overrides: Any,
 ) -> Comparison:
     """Every method on every target with every seed, measured; tables and page in the folder.
@@ -73,11 +74,10 @@ def compare(
     config, common = _configured(config, overrides)
     common |= shared or {}
     tell = progress or (lambda event: None)
-    if state is not None and config.jobs > 1:
-        raise InputError("models given by hand cannot go to other processes; use jobs=1.")
     tasks = plan_tasks(config, common)
     if not config.page_only:
-        check(config, tasks, state, tell)
+        check(config, tasks, tell)
+    read_votes(config.votes, config.out)
     todo = [] if config.page_only else [task for task in tasks if not is_done(task, config.evaluation)]
     tell({"kind": "compare", "runs": len(tasks), "finished": len(tasks) - len(todo), "out": str(config.out)})
     _made(config.out)
@@ -87,7 +87,7 @@ def compare(
         if config.jobs > 1:
             side_by_side(todo, config.evaluation, clock)
         else:
-            one_by_one(todo, config.evaluation, clock, state)
+            one_by_one(todo, config.evaluation, clock)
     except KeyboardInterrupt:
         write_results(config, tasks, common)
         ended = (
@@ -143,7 +143,7 @@ def plan_tasks(config: CompareConfig, common: Mapping[str, Any]) -> list[Task]:
     return tasks
 
 
-def check(config: CompareConfig, tasks: Sequence[Task], state: Injected | None, tell: Progress) -> None:
+def check(config: CompareConfig, tasks: Sequence[Task], tell: Progress) -> None:
     """Everything that can be known to go wrong, found before the first run; unknown words of labels only warn."""
     for task in tasks:
         RunFolder.check(task.config)
@@ -154,7 +154,7 @@ def check(config: CompareConfig, tasks: Sequence[Task], state: Injected | None, 
     for task in {task.label: task for task in fresh}.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = Trainer(task.config, state or Injected())
+            run = Trainer(task.config, Injected())
             run.load()
         labels = tuple(dict.fromkeys((task.config.source, *config.targets)))
         told |= set(list(filter(None, (unknown_words(clip, labels) for clip in run.clips)))[:1])
@@ -183,7 +183,7 @@ def write_results(config: CompareConfig, tasks: Sequence[Task], common: Mapping[
     standings = Standings(records, labels, config.targets)
     for name, table in (("runs", runs_csv), ("summary", summary_csv), ("wins", wins_csv)):
         write_bytes(config.out / f"{name}.csv", table(standings).encode())
-    write_page(config, tasks, standings, common)
+    write_pages(config, tasks, standings, common)
     bad = [record for record in records if record["state"] != "done"]
     failed = {run_name(record["label"], record["target"], record["seed"]): record["error"] for record in bad}
     return Comparison(config.out, records, standings, failed, len(tasks) - len(records))

@@ -37,16 +37,19 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Duel:
-    """How often the first of two methods is the better one over pairs of runs, and by how much.
-
-    `gain` is the mean difference of the pairs in the direction of better: above 0 where the first method is better.
-    """
+class Share:
+    """How often the first of two is the better one, over pairs; a tie counts half."""
 
     pairs: int
     wins: int
     ties: int
     rate: Interval
+
+
+@dataclass(frozen=True)
+class Duel(Share):
+    """Two methods over pairs of runs. `gain` is the mean difference in the direction of better: above 0 where the first is."""
+
     gain: Interval
 
 
@@ -88,19 +91,23 @@ def duel(
     first: Mapping[tuple[Hashable, Hashable], float], second: Mapping[tuple[Hashable, Hashable], float], better: Better
 ) -> Duel | None:
     """The first method against the second over the (target, seed) that both have; a tie is half a win. None without pairs."""
-    groups: dict[Hashable, list[tuple[float, float]]] = {}
-    wins = ties = 0
+    groups: dict[Hashable, list[float]] = {}
     for key, value in first.items():
         other = second.get(key, math.nan)
         if not (math.isfinite(value) and math.isfinite(other)):
             continue
-        gain = merit(value, better) - merit(other, better)
-        wins, ties = wins + (gain > 0), ties + (gain == 0)
-        groups.setdefault(key[0], []).append((0.5 if gain == 0 else float(gain > 0), gain))
+        groups.setdefault(key[0], []).append(merit(value, better) - merit(other, better))
     if not groups:
         return None
-    rate, gain = (resampled([[pair[part] for pair in group] for group in groups.values()]) for part in (0, 1))
-    return Duel(sum(map(len, groups.values())), wins, ties, rate, gain)
+    gains = list(groups.values())
+    found = share([[0.5 if gain == 0 else float(gain > 0) for gain in group] for group in gains])
+    return Duel(found.pairs, found.wins, found.ties, found.rate, resampled(gains))
+
+
+def share(groups: Sequence[Sequence[float]]) -> Share:
+    """Wins (1), ties (0.5) and losses (0) of the pairs of every target, counted, with the interval of `resampled`."""
+    values = [value for group in groups for value in group]
+    return Share(len(values), values.count(1.0), values.count(0.5), resampled(groups))
 
 
 def resampled(groups: Sequence[Sequence[float]], draws: int = DRAWS, level: float = LEVEL, seed: int = SEED) -> Interval:

@@ -25,7 +25,6 @@ from .evaluate import METRICS, evaluate
 from .record import RunFolder, write_json
 from .registry import GENERATORS
 from .standings import group_of
-from .trainer import Injected
 
 SCHEMA = 1
 Progress = Callable[[dict[str, Any]], None]
@@ -66,7 +65,7 @@ def is_done(task: Task, evaluation: EvaluateConfig) -> bool:
     return record is not None and record["state"] == "done" and record["asked"] == key_of(evaluation) and task.folder.finished
 
 
-def carry_out(task: Task, evaluation: EvaluateConfig, state: Injected | None = None, tell: Progress | None = None) -> str:
+def carry_out(task: Task, evaluation: EvaluateConfig, tell: Progress | None = None) -> str:
     """Carries out and measures one run, and records what came of it; the reason where it failed, "" where it did not."""
     tell = tell or (lambda event: None)
     before = read_record(task) or {}
@@ -75,7 +74,7 @@ def carry_out(task: Task, evaluation: EvaluateConfig, state: Injected | None = N
         warnings.simplefilter("always")
         try:
             begin_peak()
-            run = adapt(task.config, progress=tell, state=state)
+            run = adapt(task.config, progress=tell)
             if run.steps_done:
                 facts["memory"] = peak_mib()
                 record_run(task, {**facts, "state": "adapted", "error": "it was not measured yet"})
@@ -153,12 +152,12 @@ class Clock:
         )
 
 
-def one_by_one(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock, state: Injected | None = None) -> None:
+def one_by_one(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock) -> None:
     """Carries out runs in this process."""
     for task in todo:
         clock.begins(task)
         began = time.monotonic()
-        error = carry_out(task, evaluation, state, clock.tell)
+        error = carry_out(task, evaluation, clock.tell)
         clock.ends(task, time.monotonic() - began, error)
 
 

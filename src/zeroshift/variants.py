@@ -54,6 +54,8 @@ class CompareConfig:
     """People shown on the page, of the seeds 0, 1, 2, ..."""
     page_only: bool = False
     """Write tables and page from the runs that are there, and run nothing."""
+    votes: tuple[Path, ...] = ()
+    """Files of votes that vote.html gave to download; the page then shows who was preferred."""
     networks: Annotated[NetworksConfig, tyro.conf.OmitArgPrefixes] = NetworksConfig()
     """What the metrics look through."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from . import __version__
+from .ballots import preferences, read_votes, write_ballot
 from .config import to_dict
 from .errors import InputError
 from .evaluate import METRICS
@@ -22,7 +23,7 @@ from .registry import GENERATORS
 from .report import data_uri, duration, template
 from .sample import Run, draw, grid, true_pictures, write_png
 from .standings import GROUPS, Standings
-from .tally import DRAWS, LEVEL, Cell, Duel, Interval
+from .tally import DRAWS, LEVEL, Cell, Duel, Interval, Share
 from .tasks import Task, read_record
 from .variants import CompareConfig, run_name, slug
 
@@ -41,6 +42,9 @@ MAIN = (
     "diversity",
 )
 """Metrics that come first, and whose tables by target are open."""
+
+ENOUGH = 6
+"""Pairs below which nothing is marked: a bootstrap of so few is too sure of itself, and five wins of five are chance enough."""
 
 OWN = ("target", "method", "out", "run.seed", "run.recipe")
 """Options that differ between runs without being a choice of the method."""
@@ -115,15 +119,22 @@ def _kept(path: Path, facts: dict[str, str], make: Any) -> Path | None:
 # The page.
 
 
-def write_page(config: CompareConfig, tasks: Sequence[Task], standings: Standings, shared: Mapping[str, Any]) -> Path:
-    """Path of compare.html, written from the runs that there are."""
-    path = config.out / "compare.html"
-    write_bytes(path, template("compare.html.j2").render(**_contents(config, tasks, standings, shared)).encode())
-    return path
+def write_pages(config: CompareConfig, tasks: Sequence[Task], standings: Standings, shared: Mapping[str, Any]) -> None:
+    """Writes compare.html and, where two methods have pictures, vote.html, from the runs that there are."""
+    wall = strips(tasks, config.pictures, config.out / "pictures")
+    write_ballot(wall, config.pictures, config.out)
+    votes = read_votes(config.votes, config.out)
+    tables = _tables(config, tasks, standings) | {
+        "wall": [_pictures(item) for item in wall],
+        "votes": [_preferences(row) for row in preferences(votes, standings.asked_labels)],
+        "votes_text": f"{_counted(len(votes), 'vote')} of {_counted(len(config.votes), 'file')}",
+        "command": command(config, shared),
+    }
+    write_bytes(config.out / "compare.html", template("compare.html.j2").render(**tables).encode())
 
 
-def _contents(config: CompareConfig, tasks: Sequence[Task], standings: Standings, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template shows, by its names there."""
+def _tables(config: CompareConfig, tasks: Sequence[Task], standings: Standings) -> dict[str, Any]:
+    """What the template shows beside pictures and votes, by its names there."""
     first = tasks[0].config
     labels = list(standings.asked_labels)
     metrics = sorted(standings.metrics, key=lambda name: MAIN.index(name) if name in MAIN else len(MAIN))
@@ -134,20 +145,17 @@ def _contents(config: CompareConfig, tasks: Sequence[Task], standings: Standings
         "subtitle": f"{', '.join(labels)}. {first.generator}, from {first.source}, guided by {' and '.join(first.clip)}.",
         "numbers": _numbers(tasks, standings),
         "labels": standings.labels,
-        "wall": [_pictures(item) for item in strips(tasks, config.pictures, config.out / "pictures")],
         "people": config.pictures,
         "groups": [_group(standings, group, metrics) for group in standings.groups()],
         "pairs": [_pair(standings, one, other, metrics) for one, other in pairs],
         "level": f"{100 * LEVEL:g} %",
         "draws": DRAWS,
-        "votes": [],
-        "votes_text": "",
+        "enough": ENOUGH,
         "cost": _cost(standings),
         "options": _options(tasks, standings),
         "bad": _bad(tasks),
         "told": _told(standings),
         "record": _record(standings),
-        "command": command(config, shared),
         "version": __version__,
     }
 
@@ -246,7 +254,13 @@ def _pair(standings: Standings, first: str, second: str, metrics: Iterable[str])
     return {"first": first, "second": second, "groups": [GROUPS[group] for group in groups], "rows": rows}
 
 
-def _duel(found: Duel) -> dict[str, Any]:
+def _preferences(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Shares of votes for one target."""
+    shares = [{"name": f"{one} over {other}", "duel": found and _duel(found)} for one, other, found in row["shares"]]
+    return {"target": row["target"], "shares": shares}
+
+
+def _duel(found: Share) -> dict[str, Any]:
     rate = found.rate
     ties = f", {_counted(found.ties, 'tie')}" if found.ties else ""
     return {
@@ -256,8 +270,8 @@ def _duel(found: Duel) -> dict[str, Any]:
         "low": round(100 * rate.low),
         "high": round(100 * rate.high),
         "at": round(100 * rate.value),
-        "sure": rate.low > 0.5 or rate.high < 0.5,
-        "gain": _gain(found.gain),
+        "sure": found.pairs >= ENOUGH and (rate.low > 0.5 or rate.high < 0.5),
+        "gain": _gain(found.gain) if isinstance(found, Duel) else "",
     }
 
 
@@ -359,7 +373,7 @@ def command(config: CompareConfig, shared: Mapping[str, Any]) -> str:
     words += ["--seeds", *map(str, config.seeds), "--out", str(config.out)]
     default = flat(to_dict(CompareConfig(methods=config.methods)))
     for name, value in flat(to_dict(config)).items():
-        if name not in ("methods", "targets", "seeds", "out", "jobs", "page_only", "votes") and value != default[name]:
+        if name not in ("methods", "targets", "seeds", "out", "jobs", "page_only") and value != default[name]:
             words += _words(name.removeprefix("networks."), value)
     for name, value in flat(shared).items():
         if value not in ("", "corrected") and value is not None:
