@@ -114,7 +114,7 @@ def diffusers_generator(
     )
     learned = known.get("out_channels") == 2 * int(known.get("in_channels", 3))
     config = DiffusionConfig(
-        image_size=size if isinstance(size, int) else _usual_size(tuple(known.get("block_out_channels", (1,)))),
+        image_size=size if isinstance(size, int) else usual_size(tuple(known.get("block_out_channels", (1,)))),
         unet=known,
         betas=tuple(scheduled_betas(schedule).tolist()),
         variance="learned" if learned else variance,  # pyright: ignore[reportArgumentType]  # one of the two above
@@ -154,6 +154,9 @@ def ddpm_options(state: Mapping[str, Tensor]) -> Options:
         "up_block_types": tuple(BLOCKS["up"]["attention" * each] for each in attended[::-1]),
         "layers_per_block": sum(1 for name in state if re.fullmatch(r"down\.0\.block\.\d+\.norm1\.weight", name)),
         "downsample_padding": 0,
+        "downsample_type": "conv",
+        "upsample_type": "conv",
+        "resnet_time_scale_shift": "default",
         "flip_sin_to_cos": False,
         "freq_shift": 1,
         "norm_eps": 1e-6,
@@ -179,6 +182,7 @@ def guided_options(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> Opt
         "down_block_types": tuple(BLOCKS["down"][kind] for kind in kinds),
         "up_block_types": tuple(BLOCKS["up"][kind] for kind in kinds[::-1]),
         "layers_per_block": per_level - 1,
+        "downsample_padding": 1,
         "downsample_type": "resnet" if resized else "conv",
         "upsample_type": "resnet" if resized else "conv",
         "resnet_time_scale_shift": "scale_shift" if shifted else "default",
@@ -259,8 +263,8 @@ def to_guided(generator: DiffusionGenerator) -> State:
         elif part in ("k", "v"):
             continue
         state[name] = value[:, :, None] if re.search(r"\.1\.(qkv|proj_out)\.weight$", name) else value
-    told = {"heads": str(options["num_heads"])} if options.get("num_heads") else {}
-    told = told or {"head_channels": str(options["attention_head_dim"])}
+    given = {"heads": options.get("num_heads"), "head_channels": options.get("attention_head_dim")}
+    told = {fact: str(value) for fact, value in given.items() if value}
     _check_expressible(generator, options, lambda state: guided_options(state, told), state, "guided-diffusion's")
     return state
 
@@ -305,7 +309,7 @@ def _translated(state: Mapping[str, Tensor], options: Options, name_of: Any, fac
     """Generator of foreign weights; what is missing is told by the names of the file."""
     schedule = {"cosine": "squaredcos_cap_v2"}.get(facts.get("schedule", "linear"), facts.get("schedule", "linear"))
     learned = options["out_channels"] == 2 * options["in_channels"]
-    size = _whole(facts, "size") or _usual_size(options["block_out_channels"])
+    size = _whole(facts, "size") or usual_size(options["block_out_channels"])
     config = DiffusionConfig(
         image_size=size,
         unet={**options, "sample_size": size},
@@ -336,6 +340,9 @@ def _common(state: Mapping[str, Tensor], first: str, last: str, time: str, width
         "out_channels": _side(state, last, 0),
         "block_out_channels": widths,
         "time_embedding_dim": _side(state, time, 0),
+        "norm_num_groups": 32,
+        "act_fn": "silu",
+        "center_input_sample": False,
         **({"time_width": width} if width != widths[0] else {}),
     }
 
@@ -346,7 +353,7 @@ def _side(state: Mapping[str, Tensor], name: str, dimension: int) -> int:
     return int(value.shape[dimension]) if value is not None and value.dim() > dimension else 0
 
 
-def _usual_size(widths: tuple[int, ...]) -> int:
+def usual_size(widths: tuple[int, ...]) -> int:
     """Side of the pictures that published models of as many levels draw."""
     cifar = tuple(width // max(1, widths[0]) for width in widths) == CIFAR
     return (SMALLEST_SIDE // 2 if cifar else SMALLEST_SIDE) << (len(widths) - 1)
@@ -417,7 +424,9 @@ def _check_expressible(generator: DiffusionGenerator, options: Mapping[str, Any]
         reread = read(state)
     except LayoutError as error:
         raise InputError(f"{whose} layout has no words for this generator, which {error}; convert it to safetensors.") from error
-    unlike = [name for name, value in reread.items() if options.get(name) != value]
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    said["time_embedding_dim"] = said.get("time_embedding_dim") or 4 * said["block_out_channels"][0]
+    unlike = [name for name, value in reread.items() if said.get(name) != value]
     if generator.patch > 1 or generator.prediction != "epsilon" or unlike:
         what = "blocks of pixels" if generator.patch > 1 else unlike[0] if unlike else "the prediction of velocity"
         raise InputError(f"{whose} layout has no words for {what} of this generator; convert it to safetensors.")
