@@ -1,42 +1,24 @@
 """Every knob of a run as frozen, keyword-only dataclasses; the docstring under a field is its help text everywhere."""
 
 import dataclasses
-import functools
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, dataclass_transform
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from .errors import InputError
+from .options import config_class as _config
+from .options import differences as differences
+from .options import to_dict as to_dict
 
 Method = Literal["ipl", "coop", "nada"]
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
-def _config(cls: type) -> Any:
-    """Pydantic dataclass whose construction raises one InputError that lists every problem found."""
-    options = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-    made = dataclass(cls, frozen=True, kw_only=True, config=options)
-    build: Callable[..., None] = made.__init__
-
-    @functools.wraps(build)
-    def checked(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            build(self, *args, **values)
-        except pydantic.ValidationError as error:
-            raise InputError(_explain(made, error)) from None
-
-    made.__init__ = checked
-    return made
-
-
-@_config
+@_config(section="mapper")
 class MapperConfig:
     """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the same for all."""
 
@@ -65,7 +47,7 @@ class MapperConfig:
     """Layers of the mapper."""
 
 
-@_config
+@_config(section="train.monitor")
 class MonitorConfig:
     """Watching for collapse during stage 2, on the same few pictures all along. It never changes what is trained."""
 
@@ -82,7 +64,7 @@ class MonitorConfig:
     """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0 and 1."""
 
 
-@_config
+@_config(section="train")
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
 
@@ -112,7 +94,7 @@ class TrainConfig:
     """Watching for collapse."""
 
 
-@_config
+@_config(section="losses")
 class LossConfig:
     """Weights of the losses of stage 2, within each CLIP."""
 
@@ -132,7 +114,7 @@ class LossConfig:
     """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower is convolutional."""
 
 
-@_config
+@_config(section="quirks")
 class QuirkConfig:
     """Choices in which the authors' code differs from what is correct; the defaults are correct."""
 
@@ -155,7 +137,7 @@ class QuirkConfig:
     """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine itself."""
 
 
-@_config
+@_config(section="run")
 class RunConfig:
     """How the run is carried out and recorded."""
 
@@ -234,7 +216,7 @@ class AdaptConfig:
         return self.clip_weights or (1.0,) * len(self.clip)
 
 
-@_config
+@_config(section="networks")
 class NetworksConfig:
     """What metrics look through. The built-in world brings its own; elsewhere a metric without its network is left out."""
 
@@ -323,26 +305,9 @@ def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptCo
     return from_dict(tree)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Config as plain JSON values."""
-    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
-
-
 def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
     """Config from plain values; every problem of every section in one InputError."""
     return AdaptConfig(**tree)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One "name: old -> new" for every value in which two configs as plain values differ."""
-    lines: list[str] = []
-    for name in [*old, *(name for name in new if name not in old)]:
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {json.dumps(before)} -> {json.dumps(after)}")
-    return lines
 
 
 SECTIONS: dict[str, type] = {
@@ -404,35 +369,3 @@ def _conflicts(config: AdaptConfig) -> list[str]:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.run.device):
         problems.append(f"device must be auto, cpu, mps, cuda or cuda:N, got {config.run.device!r}.")
     return problems
-
-
-def _explain(made: type, error: pydantic.ValidationError) -> str:
-    """The problems in words: which option, what it should be, what it was, and the default to go back to."""
-    lines: list[str] = []
-    section = [] if made is AdaptConfig else [key for key, cls in SECTIONS.items() if cls is made]
-    for item in error.errors():
-        if item["type"] == "value_error":
-            lines += str(item["ctx"]["error"]).splitlines() if "ctx" in item else [item["msg"]]
-            continue
-        path = [str(part) for part in item["loc"]]
-        name = ".".join([*section, *path])
-        if item["type"] in ("missing", "missing_argument"):
-            lines.append(f"{name} is missing.")
-        elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"unknown option {name}.")
-        elif item["type"] == "unexpected_positional_argument":
-            lines.append(f"options are given by name, got {item['input']!r} without one.")
-        else:
-            what = item["msg"].removeprefix("Input ").replace("should be", "must be")
-            lines.append(f"{name} {what}, got {item['input']!r}{_default(made, path)}.")
-    return lines[0] if len(lines) == 1 else f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def _default(made: type, path: list[str]) -> str:
-    """Hint at the default value of a field, where it has one."""
-    owner: Any = SECTIONS.get(path[0], made) if made is AdaptConfig else made
-    known = {field.name: field.default for field in dataclasses.fields(owner)}
-    value = known.get(path[-1], dataclasses.MISSING)
-    value = getattr(value, "default", value)
-    simple = isinstance(value, (int, float, str)) and value != ""
-    return f"; the default is {value!r}" if simple else ""
