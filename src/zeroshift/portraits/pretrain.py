@@ -170,6 +170,7 @@ def make_identity(data: Path, work: Path, out: Path) -> dict:
             "people": len(z),
             "renders": train_identity.measure(network, photos, dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))),
             "built_in_generator": train_identity.measure(network, photos, {"photo": _eight_bit(made)})["photo"],
+            "cosine_after_one_change": train_identity.measure_changes(network, z[:64]),
         },
     }
     (out / "identity.card.json").write_text(json.dumps(card, indent=2) + "\n")

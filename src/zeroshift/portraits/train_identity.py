@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from zeroshift.arcface import IrSe, IrSeConfig
 from zeroshift.portraits import dataset, training
-from zeroshift.portraits.scene import CHOICES, SLIDERS, Scene, sample_scene
-from zeroshift.portraits.shading import DOMAINS
+from zeroshift.portraits.scene import CHOICES, SLIDERS, Scene, cast, sample_scene
+from zeroshift.portraits.shading import DOMAINS, shade
 
 
 @dataclass(frozen=True)
@@ -170,3 +170,25 @@ def measure(network: IrSe, photos: Tensor, others: Mapping[str, Tensor]) -> dict
             "cosine_different": float((cosines.sum() - same.sum()) / (people * (people - 1))),
         }
     return rows
+
+
+@torch.no_grad()
+def measure_changes(network: IrSe, z: Tensor) -> dict[str, float]:
+    """What the encoder goes by: mean cosine of photos of people with those of the same people after one change.
+
+    Of an attribute to its next choice, of a slider by half its range. 1 is an attribute that the encoder does not see.
+    """
+    people = sample_scene(z)
+
+    def seen(scene: Scene) -> Tensor:
+        parts = [scene.subset(slice(at, at + 16)) for at in range(0, len(scene), 16)]
+        return torch.cat([network.embed(shade(cast(part, 2 * dataset.SIZE), "photo", dataset.SIZE)) for part in parts])
+
+    known, found = seen(people), {}
+    for name, (choices, _) in CHOICES.items():
+        other = people.choice | {name: (people.choice[name] + 1) % len(choices)}
+        found[name] = float((known * seen(Scene(other, people.slider))).sum(1).mean())
+    for name in SLIDERS:
+        other = people.slider | {name: (people.slider[name] + 0.5) % 1}
+        found[name] = float((known * seen(Scene(people.choice, other))).sum(1).mean())
+    return found

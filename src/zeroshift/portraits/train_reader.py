@@ -29,7 +29,7 @@ from zeroshift.reader import Heads, Reader, encoder_features, split_choices
 class ReaderRecipe:
     """What the heads are fitted with."""
 
-    decay: float = 3e-3
+    decay: float = 1e-3
     """Of the squared weights, per standard deviation of their features."""
     iterations: int = 120
     """Of L-BFGS, per domain."""
