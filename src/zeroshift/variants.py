@@ -21,8 +21,9 @@ from typing import Annotated, Any, get_args
 import tyro
 from pydantic import Field
 
-from .config import SECTIONS, AdaptConfig, EvaluateConfig, Method, NetworksConfig, _config, configure, from_dict, to_dict
+from .config import SECTIONS, AdaptConfig, EvaluateConfig, Method, NetworksConfig, configure, from_dict, to_dict
 from .errors import InputError
+from .options import config_class
 from .recipes import recipe, recipe_for
 
 FIXED = ("target", "source", "generator", "method", "out", "seed", "run.seed")
@@ -32,7 +33,7 @@ LONGEST = 48
 """Letters of a label or target in a file name; what is longer ends in a part of its hash."""
 
 
-@_config
+@config_class
 class CompareConfig:
     """Which methods are compared on which targets, and how they are measured."""
 
@@ -132,35 +133,32 @@ def variant_config(variant: Variant, shared: Mapping[str, Any], target: str, see
     plain = {name: value for name, value in shared.items() if "." not in name}
     name = own.pop("recipe", "") or plain.pop("recipe", "") or recipe_for(str(plain.get("generator", "portraits")))
     config = recipe(name, target, **{key: value for key, value in plain.items() if key != "recipe"})
-    for name, value in shared.items():
-        if "." in name:
-            config = with_option(config, name, value)
     try:
-        for name, value in own.items():
-            config = with_option(config, name, value)
+        config = with_options(config, {key: value for key, value in shared.items() if "." in key})
+        config = with_options(config, own)
         return configure(config, method=variant.method, target=target, seed=seed, out=out)
     except InputError as error:
         raise InputError(f"method {variant.label!r}: {error}") from None
 
 
-def with_option(config: AdaptConfig, name: str, value: Any) -> AdaptConfig:
-    """The config with one option changed. A text is read as the kind of value that the option has."""
-    path = name.split(".")
-    if len(path) == 1 and name not in to_dict(config):
-        homes = [section for section in SECTIONS if name in to_dict(config)[section]]
-        if len(homes) > 1:
-            raise InputError(
-                f"{name!r} is an option of several sections; write {' or '.join(f'{home}.{name}' for home in homes)}."
-            )
-        path = [*homes, name]
+def with_options(config: AdaptConfig, options: Mapping[str, Any]) -> AdaptConfig:
+    """The config with some options changed, checked together. A text is read as the kind of value that the option has."""
     tree: dict[str, Any] = to_dict(config) | {"out": config.out}
-    owner: Any = tree
-    for part in path[:-1]:
-        owner = owner.get(part) if isinstance(owner, dict) else None
-    if not isinstance(owner, dict) or path[-1] not in owner or isinstance(owner[path[-1]], dict):
-        names = tree if not isinstance(owner, dict) else owner.get(path[-1], owner)
-        raise InputError(f"unknown option {name!r}; there are {', '.join(map(str, names))}.")
-    owner[path[-1]] = _read(value, owner[path[-1]]) if isinstance(value, str) else value
+    for name, value in options.items():
+        path = name.split(".")
+        if len(path) == 1 and name not in tree:
+            homes = [section for section in SECTIONS if name in tree[section]]
+            if len(homes) > 1:
+                choices = " or ".join(f"{home}.{name}" for home in homes)
+                raise InputError(f"{name!r} is an option of several sections; write {choices}.")
+            path = [*homes, name]
+        owner: Any = tree
+        for part in path[:-1]:
+            owner = owner.get(part) if isinstance(owner, dict) else None
+        if not isinstance(owner, dict) or path[-1] not in owner or isinstance(owner[path[-1]], dict):
+            names = tree if not isinstance(owner, dict) else owner.get(path[-1], owner)
+            raise InputError(f"unknown option {name!r}; there are {', '.join(map(str, names))}.")
+        owner[path[-1]] = _read(value, owner[path[-1]]) if isinstance(value, str) else value
     return from_dict(tree)
 
 
