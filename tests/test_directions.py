@@ -59,6 +59,7 @@ def test_the_residual_is_added_to_the_prompt_and_stays_unchanged(clip: ClipModel
 def test_the_corrected_residual_names_the_label_and_the_published_one_does_not(clip: ClipModel) -> None:
     context = "a photo of a"
     torch.testing.assert_close(directions.residual_feature(clip, context, "sketch"), clip.encode_text(["a photo of a sketch."]))
+    assert not directions.residual_feature(clip, context, "sketch", "none").any()
     published = [directions.residual_feature(clip, context, label, "published") for label in ("sketch", "face")]
     assert torch.equal(*published) and torch.equal(published[0], clip.encode_text([context]))
     with pytest.raises(InputError, match="corrected"):

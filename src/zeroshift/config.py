@@ -118,8 +118,9 @@ class LossConfig:
 class QuirkConfig:
     """Choices in which the authors' code differs from what is correct; the defaults are correct."""
 
-    residual: Literal["corrected", "published"] = "corrected"
-    """Residual text of stage 2: context and label, or the bare context of the published code."""
+    residual: Literal["corrected", "published", "none"] = "corrected"
+    """Residual text of stage 2: context and label, or the bare context of the published code. `none`: no residual in either
+    stage."""
     layer_map: Literal["exact", "published"] = "exact"
     """Layers that a latent stands for in adaptive selection: those it drives, or the published list, which is off by one."""
     noise: Literal["live", "independent", "buffers", "off"] = "live"

@@ -15,7 +15,7 @@ from zeroshift.errors import InputError
 from zeroshift.shapes import Feature, TemplateFeature, UnitFeature, Words
 from zeroshift.text import TemplateBank, context_sentence
 
-Residual = Literal["corrected", "published"]
+Residual = Literal["corrected", "published", "none"]
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -39,11 +39,12 @@ def residual_feature(clip: ClipModel, context: str, label: str, kind: Residual =
     """Text feature 1,E that is added to a learned prompt's, un-normalised.
 
     "corrected": of "{context} {label}." in both stages. "published": of the bare context, which is what the authors' second
-    stage really encodes for both labels, because its template has no placeholder.
+    stage really encodes for both labels, because its template has no placeholder. "none": zero.
     """
-    if kind not in ("corrected", "published"):
-        raise InputError(f'unknown residual "{kind}". Use "corrected" or "published".')
-    return clip.encode_text([context_sentence(context, label, period=True) if kind == "corrected" else context])
+    if kind not in ("corrected", "published", "none"):
+        raise InputError(f'unknown residual "{kind}". Use "corrected", "published" or "none".')
+    feature_1E = clip.encode_text([context_sentence(context, label, period=True) if kind != "published" else context])
+    return torch.zeros_like(feature_1E) if kind == "none" else feature_1E
 
 
 def prompt_features(clip: ClipModel, words: Words, context: str, label: str, residual: Tensor | None = None) -> UnitFeature:

@@ -47,7 +47,7 @@ class Guide:
         source, target = config.source, config.target
         context = config.mapper.context or clip.context
 
-        def residual(kind: Literal["corrected", "published"]) -> tuple[Tensor, Tensor]:
+        def residual(kind: directions.Residual) -> tuple[Tensor, Tensor]:
             return directions.residual_feature(clip, context, source, kind), directions.residual_feature(
                 clip, context, target, kind
             )
@@ -64,7 +64,7 @@ class Guide:
             context=context,
             text_direction=directions.normalize((features[1] - features[0]).mean(dim=0, keepdim=True)),
             label_means=(features[0].mean(dim=0), features[1].mean(dim=0)),
-            residuals=(residual("corrected"), residual(config.quirks.residual)),
+            residuals=(residual("none" if config.quirks.residual == "none" else "corrected"), residual(config.quirks.residual)),
             target_label=directions.normalize(clip.encode_text([target])),
             target_sentence=directions.normalize(clip.encode_text([sentence("a {}", target)])),
             parts=parts,
