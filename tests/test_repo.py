@@ -172,6 +172,11 @@ def test_building_the_command_line_loads_no_torch() -> None:
     assert loaded_by("import zeroshift.cli", ("torch", "transformers", "PIL", "tensorboard")) == set()
 
 
+def test_working_with_a_gan_loads_no_library_of_diffusion_models() -> None:
+    statement = "import zeroshift as zs, zeroshift.adapt, zeroshift.evaluate; zs.sample('portraits', [0])"
+    assert loaded_by(statement, ("diffusers", "torch")) == {"torch"}
+
+
 def test_a_heavy_import_is_noticed() -> None:
     assert "numpy" in loaded_by("import zeroshift, numpy")
 

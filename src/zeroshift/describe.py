@@ -382,7 +382,7 @@ def examine() -> dict[str, dict[str, str]]:
     from importlib.metadata import version
 
     assets = {name: ASSETS / place for name, place in {**GENERATORS, **CLIPS}.items()}
-    packages = ("torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tyro")
+    packages = ("torch", "transformers", "diffusers", "safetensors", "huggingface_hub", "pydantic", "tyro")
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": {"zeroshift": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
