@@ -132,10 +132,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Methods side by side on the same targets and seeds, measured, on one page. The same command again goes on.
-
-    Every option of `zeroshift adapt` may be added and goes to all runs: --steps 100 --recipe ipl-paper.
-    """
+    """Methods side by side on the same targets and seeds. Every option of `zeroshift adapt` may be added, for all runs."""
 
     config: Annotated[CompareConfig, tyro.conf.arg(name="")]
     shared: tyro.conf.Suppress[dict[str, Any]] = field(default_factory=dict)
@@ -220,7 +217,8 @@ def _shared(words: list[str]) -> dict[str, Any]:
     name, compat = _value_of("--recipe", words), given.compat
     start = _start(name, given.config.generator, compat)
     object.__setattr__(start, "target", "unset")
-    return {"recipe": name or "", "compat": compat} | changes(to_dict(start), to_dict(given.config))
+    always = {"recipe": name or "", "compat": compat, "generator": given.config.generator}
+    return always | changes(to_dict(start), to_dict(given.config))
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Better = Literal["higher", "lower", "near 1"]
 
@@ -87,9 +87,7 @@ def leader(cells: Mapping[str, Cell | None], better: Better) -> str | None:
     return best
 
 
-def duel(
-    first: Mapping[tuple[Hashable, Hashable], float], second: Mapping[tuple[Hashable, Hashable], float], better: Better
-) -> Duel | None:
+def duel(first: Mapping[tuple[Any, Any], float], second: Mapping[tuple[Any, Any], float], better: Better) -> Duel | None:
     """The first method against the second over the (target, seed) that both have; a tie is half a win. None without pairs."""
     groups: dict[Hashable, list[float]] = {}
     for key, value in first.items():

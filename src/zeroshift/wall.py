@@ -376,11 +376,15 @@ def command(config: CompareConfig, shared: Mapping[str, Any]) -> str:
         if name not in ("methods", "targets", "seeds", "out", "jobs", "page_only") and value != default[name]:
             words += _words(name.removeprefix("networks."), value)
     for name, value in flat(shared).items():
-        if value not in ("", "corrected") and value is not None:
+        if value not in ("", "corrected", None) and (name, value) != ("generator", "portraits"):
             words += _words(name.removeprefix("run."), value)
     return shlex.join(words)
 
 
 def _words(name: str, value: Any) -> list[str]:
+    """An option as the command line takes it."""
+    if isinstance(value, bool):
+        section, dot, last = name.replace("_", "-").rpartition(".")
+        return [f"--{section}{dot}{'' if value else 'no-'}{last}"]
     values = list(map(str, value)) if isinstance(value, (list, tuple)) else [str(value)]
     return ["--" + name.replace("_", "-"), *values]
