@@ -188,7 +188,7 @@ def test_the_mean_over_targets_has_the_spread_of_its_seeds(world: Path) -> None:
 def test_wins_are_counted_over_pairs_of_runs(world: Path) -> None:
     runs = {(run["label"], run["target"], run["seed"]): float(run["clip_score"]) for run in lines(world / "compare" / "runs.csv")}
     (line,) = [line for line in lines(world / "compare" / "wins.csv") if line["metric"] == "clip_score"]
-    wins = sum(value > runs["nada", *key] for (label, *key), value in runs.items() if label == "few")
+    wins = sum(value > runs["nada", target, seed] for (label, target, seed), value in runs.items() if label == "few")
     assert (line["method"], line["against"], int(line["pairs"]), int(line["wins"])) == ("few", "nada", 4, wins)
     assert float(line["rate low"]) <= float(line["rate"]) == wins / 4 <= float(line["rate high"])
 
