@@ -78,7 +78,8 @@ def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, An
             )
         psi = 1.0 if truth is not None else config.run.truncation
         source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi)
-        rows = [(label, _strip(Run(task.folder), "target", folder / _name(task), count, psi)) for label, task in firsts.items()]
+        drawn = {label: _strip(Run(task.folder), "target", folder / _name(task), count, psi) for label, task in firsts.items()}
+        rows = [(label, path) for label, path in drawn.items() if path is not None]
         seeds = sorted({task.config.run.seed for task in firsts.values()})
         found.append({"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "truncation": psi})
     return found
@@ -89,16 +90,14 @@ def _name(task: Task) -> str:
 
 
 def _strip(run: Run, which: str, path: Path, count: int, truncation: float) -> Path | None:
-    """File with a row of pictures of the source or the adapted generator of a run; None where the source is gone."""
+    """File with a row of pictures of the source or the adapted generator of a run; None where it cannot be found or read."""
     file = run.folder.generator_file
     mark = run.folder.environment["source"]["sha256"] if which == "source" else f"{file.stat().st_size} {file.stat().st_mtime_ns}"
     facts = {"seeds": f"0-{count - 1}", "generator": mark, "truncation": f"{truncation:g}"}
     try:
         return _kept(path, facts, lambda: draw(run.source if which == "source" else run.generator, range(count), truncation))
     except InputError:
-        if which == "source":
-            return None
-        raise
+        return None
 
 
 def _kept(path: Path, facts: dict[str, str], make: Any) -> Path | None:
