@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt import latents, models, settings
-from zeroshift.trainer import Trainer
+from zeroshift.style_trainer import StyleTrainer
 
 SHAPES = ((512, 32), (256, 64), (128, 128), (64, 256))
 """Channels and side of the convolutions that the ceiling is measured with."""
@@ -68,11 +68,11 @@ class Parts:
         return sum(row[1] for row in self.rows[-count:]), sum(row[2] for row in self.rows[-count:])
 
 
-def stage1(run: Trainer, parts: Parts) -> None:
+def stage1(run: StyleTrainer, parts: Parts) -> None:
     """Parts of a step of stage 1."""
     run.stage = 1
     with torch.no_grad():
-        w = parts.measure("latents and mapping", lambda: run.styles(1))
+        w = parts.measure("latents and mapping", lambda: run.codes(1))
         pictures = parts.measure("source pictures", lambda: run.pictures(run.source, w, 1))
         parts.measure("CLIP on pictures", lambda: [guide.see(pictures) for guide in run.guides])
     _, images = run.seen(1)
@@ -84,10 +84,10 @@ def stage1(run: Trainer, parts: Parts) -> None:
     parts.measure("backward and Adam", lambda: run.update(1, losses()), less=parts.last())
 
 
-def stage2(run: Trainer, parts: Parts) -> None:
+def stage2(run: StyleTrainer, parts: Parts) -> None:
     """Parts of a step of stage 2."""
     run.stage = 2
-    w = parts.measure("latents and mapping", lambda: run.styles(1))
+    w = parts.measure("latents and mapping", lambda: run.codes(1))
     parts.measure("selection of layers", lambda: run.free_layers(1))
     with torch.no_grad():
         before = parts.measure("source pictures", lambda: run.pictures(run.source, w, 1))
@@ -133,7 +133,7 @@ def main() -> None:
             given = latents(generator, stage, 1)
             given.generator, given.clips = generator, clips
             with tempfile.TemporaryDirectory() as folder:
-                run = Trainer(settings(world, stage, 1, "ours", str(Path(folder) / "run")), given)
+                run = StyleTrainer(settings(world, stage, 1, "ours", str(Path(folder) / "run")), given)
                 run.load()
                 parts = Parts(args.repeats)
                 measure(run, parts)

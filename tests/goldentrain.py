@@ -20,9 +20,9 @@ from zeroshift.adapt import Injected, adapt
 from zeroshift.clip import ClipModel
 from zeroshift.clip_openai import from_openai_state
 from zeroshift.config import AdaptConfig, configure
+from zeroshift.style_trainer import LEGACY
 from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 from zeroshift.text import BytePairTokenizer, TemplateBank
-from zeroshift.trainer import LEGACY
 
 Json = dict[str, Any]
 

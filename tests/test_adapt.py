@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from zeroshift import trainer
+from zeroshift import style_trainer
 from zeroshift.adapt import AdaptRun, adapt, plan
 from zeroshift.checkpoints import save_generator
 from zeroshift.clip import ClipModel, build_dual_encoder
@@ -26,8 +26,8 @@ from zeroshift.errors import InputError, RunError
 from zeroshift.guidance import Guide
 from zeroshift.latent import draw_noise, draw_z
 from zeroshift.record import RunFolder, load_mapper
+from zeroshift.style_trainer import StyleTrainer
 from zeroshift.text import BytePairTokenizer
-from zeroshift.trainer import Trainer
 
 Event = dict[str, Any]
 
@@ -380,7 +380,7 @@ def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_th
 
 
 def _guides(out: Path) -> Sequence[Guide]:
-    run = Trainer(tiny.config(out, method="nada"), tiny.given())
+    run = StyleTrainer(tiny.config(out, method="nada"), tiny.given())
     run.load()
     return run.guides
 
@@ -399,8 +399,8 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_stage_1_can_show_the_same_pictures_again_in_new_orders(tmp_path: Path) -> None:
-    fresh = Trainer(tiny.config(tmp_path / "a"), tiny.given())
-    again = Trainer(tiny.config(tmp_path / "b", mapper={"pictures": 8, "steps": 8}), tiny.given())
+    fresh = StyleTrainer(tiny.config(tmp_path / "a"), tiny.given())
+    again = StyleTrainer(tiny.config(tmp_path / "b", mapper={"pictures": 8, "steps": 8}), tiny.given())
     for each in (fresh, again):
         each.load()
     first = [again.seen(step) for step in (1, 2)]
@@ -428,11 +428,11 @@ def test_a_stopped_run_that_shows_pictures_again_goes_on_as_if_nothing_had_happe
 
 
 def test_pictures_drawn_in_parts_equal_those_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Trainer(tiny.config(tmp_path / "run"), tiny.given(dtype=torch.float64))
+    run = StyleTrainer(tiny.config(tmp_path / "run"), tiny.given(dtype=torch.float64))
     run.load()
-    w = run.styles(1)
+    w = run.codes(1)
     with torch.no_grad():
         whole = run.pictures(run.source, w, 1)
-        monkeypatch.setitem(trainer.PART_PIXELS, "cpu", 3 * 16**2)
+        monkeypatch.setitem(style_trainer.PART_PIXELS, "cpu", 3 * 16**2)
         in_parts = run.pictures(run.source, w, 1)
     torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=1e-12)

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 from zeroshift import trainable
-from zeroshift.checkpoints import load_generator_file, with_styles
+from zeroshift.checkpoints import load_generator_file
 from zeroshift.config import AdaptConfig, configure
-from zeroshift.generators import Generator
+from zeroshift.devices import resolve_device
 from zeroshift.prompts import PromptMapper
 from zeroshift.recipes import recipe, recipe_for
 from zeroshift.record import RunFolder, load_mapper
 from zeroshift.report import conclude
-from zeroshift.trainer import Hook, Injected, Progress, Trainer
+from zeroshift.style_trainer import StyleTrainer
+from zeroshift.trainer import Hook, Injected, Progress, Trainer, open_source
 
-__all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve"]
+__all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve", "trainer_of"]
 
 
 @dataclass
@@ -32,10 +33,10 @@ class AdaptRun:
 
     folder: RunFolder
     config: AdaptConfig
-    source: Generator
-    generator: Generator
+    source: Any
+    generator: Any
     mapper: PromptMapper | None = None
-    trained: Generator | None = None
+    trained: Any = None
     steps_done: int = 0
     """Steps that this call did; 0 where the folder already held the finished run."""
 
@@ -58,33 +59,34 @@ def adapt(
     Options come from `config` and from `overrides`, see `resolve`: adapt(target="pencil sketch", seed=1). The same call again
     resumes; a finished run is returned at once. InputError before anything is written, RunError if the run itself fails.
     """
-    run = Trainer(resolve(config, **overrides), state or Injected(), hook, progress)
-    if run.folder.finished:
-        return concluded(reopened(run))
+    cfg, given = resolve(config, **overrides), state or Injected()
+    if RunFolder.check(cfg).finished:
+        return concluded(reopened(cfg, given))
+    run = trainer_of(cfg, given, hook, progress)
     run.load()
-    cfg, source, guides = run.config, run.source, run.guides
+    source, guides = run.source, run.guides
     with run.recorded():
         for step in run.steps(1):  # learn the words of every picture
-            # 1. latent, and what every CLIP sees in the source's picture of it
-            w_BS, images = run.seen(step)
+            # 1. codes of some pictures (their styles, where the generator has any), and what every CLIP sees in them
+            codes, images = run.seen(step)
             # 2. prompts
-            words = run.mapper(w_BS)
+            words = run.mapper(codes)
             # 3. losses
             terms = [guide.word_losses(*each) for guide, *each in zip(guides, words, images, strict=True)]
             # 4. mapper
             run.update(step, terms)
         for step in run.steps(2):  # move the generator
-            # 1. latent
-            w_BS = run.styles(step)
+            # 1. codes
+            codes = run.codes(step)
             # 2. prompts
             with torch.no_grad():
-                words = run.mapper(w_BS) if cfg.learns_words else [None] * len(guides)
+                words = run.mapper(codes) if cfg.learns_words else [None] * len(guides)
             texts = [guide.direction_of(each) for guide, each in zip(guides, words, strict=True)]
             # 3. pictures of source and target, once it is known which layers may move
             run.free_layers(step)
             with torch.no_grad():
-                before = run.pictures(source, w_BS, step)
-            after = run.pictures(run.target, w_BS, step)
+                before = run.pictures(source, codes, step)
+            after = run.pictures(run.target, codes, step)
             # 4. losses
             terms = [run.compare(guide, before, after, text, step) for guide, text in zip(guides, texts, strict=True)]
             # 5. generator, and its running average
@@ -104,13 +106,19 @@ def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
     return recipe(name, overrides.pop("target", ""), **overrides)
 
 
-def reopened(run: Trainer) -> AdaptRun:
+def trainer_of(config: AdaptConfig, given: Injected, hook: Hook | None = None, progress: Progress | None = None) -> Trainer:
+    """The machinery that suits the source generator, which is loaded for that. Nothing is written."""
+    opened = open_source(config, given)
+    return StyleTrainer(config, given, hook, progress, opened)
+
+
+def reopened(config: AdaptConfig, given: Injected) -> AdaptRun:
     """A finished run, read from its folder."""
-    config, folder = run.config, run.folder
-    source: Any = run.given.generator.clone() if run.given.generator is not None else folder.find_source(config.generator)[0]
-    generator = with_styles(load_generator_file(folder.generator_file)[0], str(folder.generator_file), f"method {config.method}")
-    mapper = load_mapper(folder.mapper_file).to(run.device) if config.learns_words else None
-    return AdaptRun(folder, config, source.to(run.device), generator.to(run.device).eval(), mapper)
+    folder, device = RunFolder.load(config.folder), resolve_device(config.run.device)
+    source: Any = given.generator.clone() if given.generator is not None else folder.find_source(config.generator)[0]
+    generator = load_generator_file(folder.generator_file)[0]
+    mapper = load_mapper(folder.mapper_file).to(device) if config.learns_words else None
+    return AdaptRun(folder, config, source.to(device), generator.to(device).eval(), mapper)
 
 
 def concluded(run: AdaptRun) -> AdaptRun:
@@ -138,7 +146,7 @@ class Plan:
 
 def plan(config: AdaptConfig | None = None, *, state: Injected | None = None, **overrides: Any) -> Plan:
     """What `adapt` would do with the same arguments; loads the models, checks everything, writes nothing."""
-    run = Trainer(resolve(config, **overrides), state or Injected())
+    run = trainer_of(resolve(config, **overrides), state or Injected())
     run.load()
     saved = run.folder.load_checkpoint()
     movable, layers = set(run.weights), run.target.layers()
@@ -175,18 +183,18 @@ def _activations(run: Trainer) -> int:
             return tensor
 
         run.stage = stage
-        w_1S = run.styles(1)[:1]
+        code = run.trial()
         trainable.free(run.target, run.weights)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             if stage == 1:
                 # Held until the sizes are read: freed storage would be reused and counted once.
                 held = [
                     guide.word_losses(words, guide.text_direction)
-                    for guide, words in zip(run.guides, run.mapper(w_1S), strict=True)
+                    for guide, words in zip(run.guides, run.mapper(code), strict=True)
                 ]
                 batch = config.mapper.batch
             else:
-                picture = run.pictures(run.target, w_1S, 1)
+                picture = run.pictures(run.target, code, 1)
                 held = [guide.see(picture) for guide in run.guides]
                 batch = run.most_at_once()
         sizes.append(batch * sum(size for place, size in kept.items() if place not in owned))

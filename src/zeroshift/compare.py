@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .adapt import Injected, trainer_of
 from .ballots import read_votes
 from .config import NetworksConfig, to_dict
 from .errors import InputError
@@ -33,7 +34,6 @@ from .record import RunFolder, write_bytes, write_json
 from .sample import parse_seeds
 from .standings import Standings, runs_csv, summary_csv, wins_csv
 from .tasks import SCHEMA, Clock, Progress, Task, is_done, key_of, one_by_one, read_record, side_by_side
-from .trainer import Injected, Trainer
 from .variants import CompareConfig, parse_variants, run_name, twice, variant_config
 from .wall import write_pages
 
@@ -154,7 +154,7 @@ def check(config: CompareConfig, tasks: Sequence[Task], tell: Progress) -> None:
     for task in {task.label: task for task in fresh}.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = Trainer(task.config, Injected())
+            run = trainer_of(task.config, Injected())
             run.load()
         labels = tuple(dict.fromkeys((task.config.source, *config.targets)))
         told |= set(list(filter(None, (unknown_words(clip, labels) for clip in run.clips)))[:1])

@@ -1,7 +1,7 @@
 """The collapse monitor: what a run looks like from outside while stage 2 moves the generator, and when it is best or done.
 
 Every `train.monitor.every` steps, and at the last one, the same few pictures are drawn by the source and by the average of
-the target (latents keyed by the run's seed, the generators' own noise maps). Nothing here touches what is trained.
+the target (keyed by the run's seed; of a generator with styles with its own noise maps). Nothing here touches what is trained.
 
 The rule. The score of a look is what the judge says, where there is one (the built-in world in one of its own domains, unless the
 judge guides): the mean probability that it gives the target among all domains. Elsewhere it is the agreement of directions. A
@@ -17,17 +17,15 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from zeroshift.checkpoints import load_generator_file, with_styles
+from zeroshift.checkpoints import AnyGenerator, load_generator_file
 from zeroshift.config import AdaptConfig, MonitorConfig
 from zeroshift.directions import normalize, template_features
-from zeroshift.generators import Generator
 from zeroshift.guidance import Guide
-from zeroshift.latent import draw_z
 from zeroshift.metrics import diversity_ratio, pairwise_diversity
 from zeroshift.networks import JUDGE, Judge
 from zeroshift.prompts import PromptMapper
@@ -65,12 +63,26 @@ def converged(looks: Sequence[Look], config: MonitorConfig) -> bool:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """What does not change over stage 2: styles BS, what is seen in the source's pictures, and the text directions per CLIP."""
+    """What does not change over stage 2: codes, what is seen in the source's pictures, and the text directions per CLIP."""
 
-    w: Tensor
+    codes: Any
     seen: list[UnitFeature]
     texts: list[UnitFeature]
     judged: UnitFeature | None
+
+
+class Views(Protocol):
+    """What a run shows its monitor."""
+
+    source: Any
+
+    def watched(self, count: int) -> Any:
+        """Codes of as many pictures, the same whenever it is asked."""
+        ...
+
+    def view(self, generator: Any, codes: Any) -> Picture:
+        """Pictures of the codes by a generator; by the source those that the others are compared with."""
+        ...
 
 
 class Monitor:
@@ -80,15 +92,14 @@ class Monitor:
         self,
         config: AdaptConfig,
         folder: RunFolder,
-        source: Generator,
+        views: Views,
         guides: Sequence[Guide],
         mapper: PromptMapper,
         origin: tuple[str, Collection[str]],
-        part: int,
     ) -> None:
-        """`origin`: name of the source generator and hashes of the guiding CLIPs; `part`: pictures drawn at a time."""
-        self.config, self.folder, self.part = config, folder, part
-        self.source, self.guides, self.mapper = source, guides, mapper
+        """`origin`: name of the source generator and hashes of the guiding CLIPs."""
+        self.config, self.folder, self.views = config, folder, views
+        self.guides, self.mapper = guides, mapper
         self.origin = origin
         self.looks: list[Look] = []
         self.judge: Judge | None = None
@@ -117,13 +128,12 @@ class Monitor:
             f"more than {watch.least_gain:g}"
         )
 
-    def result(self) -> Generator | None:
+    def result(self) -> AnyGenerator | None:
         """The generator of the best look, where that is what the run is for; None: that of the last step."""
         best = self.best if self.config.train.until == "converged" else None
         if best is None:
             return None
         kept, facts = load_generator_file(self.folder.best_file)
-        kept = with_styles(kept, str(self.folder.best_file), "the monitor")
         if int(facts["step"]) == best["step"]:
             return kept
         # Only where a resumed run is not bit-equal: then the file may be of a step that was done again with other digits.
@@ -133,7 +143,7 @@ class Monitor:
         return None
 
     def after(
-        self, step: int, last: bool, average: Generator, save: Callable[..., None], progress: Callable[[dict[str, Any]], None]
+        self, step: int, last: bool, average: Any, save: Callable[..., None], progress: Callable[[dict[str, Any]], None]
     ) -> None:
         """Looks where a look is due: logs it, saves it if it is the best so far, and warns once of collapse."""
         watch = self.config.train.monitor
@@ -157,7 +167,7 @@ class Monitor:
             progress({"kind": "warning", "message": message})
 
     @torch.no_grad()
-    def measure(self, generator: Generator) -> dict[str, Any]:
+    def measure(self, generator: Any) -> dict[str, Any]:
         """Numbers of a generator on the watched pictures.
 
         agreement: mean cosine of the pictures' directions and the texts', over CLIPs by their weights, in [-1, 1]. alike: mean
@@ -165,7 +175,7 @@ class Monitor:
         the source, in the judge's features or else as the mean over the guiding CLIPs; None where the source has none.
         """
         fixed = self.fixed = self.fixed or self._fix()
-        pictures = self._draw(generator, fixed.w)
+        pictures = self.views.view(generator, fixed.codes)
         seen = [normalize(guide.see(pictures)) for guide in self.guides]
         agreement, alike, diversity, total = 0.0, 0.0, 0.0, sum(guide.weight for guide in self.guides)
         for guide, source, target, text in zip(self.guides, fixed.seen, seen, fixed.texts, strict=True):
@@ -187,14 +197,12 @@ class Monitor:
 
     def _fix(self) -> _Fixed:
         """Draws the source's pictures once; the words of stage 1 are final by now."""
-        like = next(iter(self.guides)).text_direction
-        z_BZ = draw_z(self.source.latent_dim, self.config.train.monitor.count, self.config.run.seed, "monitor", 0)
-        w_BS = self.source.map(z_BZ.to(like))
-        pictures = self._draw(self.source, w_BS)
-        words = self.mapper(w_BS) if self.config.learns_words else [None] * len(self.guides)
-        self.judge = self._judge(like.device)
+        codes = self.views.watched(self.config.train.monitor.count)
+        pictures = self.views.view(self.views.source, codes)
+        words = self.mapper(codes) if self.config.learns_words else [None] * len(self.guides)
+        self.judge = self._judge(pictures.device)
         return _Fixed(
-            w=w_BS,
+            codes=codes,
             seen=[normalize(guide.see(pictures)) for guide in self.guides],
             texts=[guide.direction_of(each) for guide, each in zip(self.guides, words, strict=True)],
             judged=self._judged(pictures) if self.judge is not None else None,
@@ -224,12 +232,6 @@ class Monitor:
         assert self.asked is not None
         words, wanted = self.asked
         return float((features @ words.T).softmax(dim=1)[:, wanted].double().mean())
-
-    def _draw(self, generator: Generator, w: Tensor) -> Picture:
-        parts = [slice(first, first + self.part) for first in range(0, len(w), self.part)]
-        with self.guides[0].mixed(w.device):
-            drawn = [generator.synthesize(w[part], "buffers").to(w.dtype) for part in parts]
-        return torch.cat(drawn)
 
     def _warning(self, look: Look) -> str:
         kept = "; best.safetensors is from before" if self.best else ""

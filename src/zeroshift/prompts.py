@@ -114,9 +114,10 @@ class PromptMapper(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(heads)
 
-    def forward(self, w_BS: Style) -> list[Words]:
-        """Words B,M,D for every text encoder, in the order of the CLIPs."""
-        return [head(w_BS) for head in self.heads]
+    def forward(self, codes: Style | Sequence[Style]) -> list[Words]:
+        """Words B,M,D for every text encoder, in the order of the CLIPs, of styles BS or of one code per encoder."""
+        every = [codes] * len(self.heads) if isinstance(codes, Tensor) else codes
+        return [head(code) for head, code in zip(self.heads, every, strict=True)]
 
 
 def prompt_mapper(

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from zeroshift import __version__
-from zeroshift.checkpoints import atomic_path, with_styles
+from zeroshift.checkpoints import atomic_path
 from zeroshift.config import AdaptConfig, differences, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from zeroshift.generators import Generator
+    from zeroshift.checkpoints import AnyGenerator
     from zeroshift.prompts import PromptMapper
     from zeroshift.registry import SourceInfo
 
@@ -176,7 +176,7 @@ class RunFolder:
             )
         return tree
 
-    def find_source(self, generator: str | None = None, device: str | torch.device = "cpu") -> tuple[Generator, SourceInfo]:
+    def find_source(self, generator: str | None = None, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
         """The source generator of the run, found by its recorded name or by `generator` and verified by its recorded hash."""
         from zeroshift.registry import load_generator
 
@@ -192,7 +192,7 @@ class RunFolder:
                 f"{spec} is not the source generator of {self.path}: its sha256 is {info.sha256[:12]}..., the run began from "
                 f"{expected[:12]}...; give the right file with --generator PATH."
             )
-        return with_styles(source, str(spec), "a run"), info
+        return source, info
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the last complete checkpoint; None before the first."""

@@ -1,4 +1,4 @@
-"""The machinery behind `adapt`: loading, draws, optimisers, layer selection, averaging, checkpoints and the record."""
+"""The machinery behind `adapt`, for every kind of generator: loading, losses, optimisers, averaging, checkpoints, the record."""
 
 from __future__ import annotations
 
@@ -6,39 +6,34 @@ import contextlib
 import json
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from zeroshift import directions, losses, trainable
-from zeroshift.checkpoints import save_generator
+from zeroshift import losses
+from zeroshift.checkpoints import AnyGenerator, save_generator
 from zeroshift.clip import ClipModel
 from zeroshift.config import AdaptConfig, to_dict
 from zeroshift.devices import device_name, out_of_memory, resolve_device
 from zeroshift.errors import InputError, RunError
-from zeroshift.generators import Generator, Noise, noise_of
+from zeroshift.generators import Generator
 from zeroshift.guidance import PATCH_PX, Guide, Texture, unknown_words
-from zeroshift.latent import draw_noise, draw_z, rng
+from zeroshift.latent import rng
 from zeroshift.monitor import Monitor
 from zeroshift.prompts import PromptMapper, prompt_mapper
 from zeroshift.record import RunFolder, environment, fingerprint, save_mapper
-from zeroshift.registry import load_clip, load_styled
-from zeroshift.sample import draw, grid, write_png
+from zeroshift.registry import load_clip, load_generator
+from zeroshift.sample import grid, write_png
 
 Hook = Callable[[dict[str, Any]], None]
 """Called after every step with everything the step computed. An attribute `wants_gradients = True` adds gradient norms."""
 Progress = Callable[[dict[str, Any]], None]
 """Called with small plain events: kind start, step, grid, checkpoint, monitor, warning or finish."""
-
-PART_PIXELS = {"cpu": 4 * 256**2}
-"""Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's cache."""
-
-LEGACY = 4 / 5
-"""The published optimiser keeps a factor of lazy regularisation that it does not use: rate * 4/5, betas (0, 0.99 ** 4/5)."""
 
 
 @dataclass(kw_only=True)
@@ -48,7 +43,7 @@ class Injected:
     Latents are (steps, B, Z). Weights are state dicts. Given CLIPs are moved to the device and type of the run.
     """
 
-    generator: Generator | None = None
+    generator: AnyGenerator | Generator | None = None
     clips: Sequence[ClipModel] | None = None
     stage1_z: Tensor | None = None
     stage2_z: Tensor | None = None
@@ -59,10 +54,36 @@ class Injected:
     dtype: torch.dtype = torch.float32
 
 
-class Trainer:
-    """The moving parts of one run: models, optimisers, the place in the schedule, and the record of it."""
+Source = tuple[Any, dict[str, str]]
+"""A source generator, and its name and hash."""
 
-    def __init__(self, config: AdaptConfig, given: Injected, hook: Hook | None = None, progress: Progress | None = None) -> None:
+
+def open_source(config: AdaptConfig, given: Injected) -> Source:
+    """The source generator of a run, on the device where it was given or on that of the run."""
+    if given.generator is not None:
+        return given.generator.clone(), {"name": "given", "sha256": fingerprint(given.generator.state())}
+    source, info = load_generator(config.generator, resolve_device(config.run.device))
+    return source, {"name": info.name, "sha256": info.sha256}
+
+
+class Trainer(ABC):
+    """The moving parts of one run: models, optimisers, the place in the schedule, and the record of it.
+
+    A picture has a code, from which its words are learned: its style, or where the generator has none another vector.
+    """
+
+    kind: ClassVar[type]
+    """Protocol or class of the generators that it takes."""
+
+    def __init__(
+        self,
+        config: AdaptConfig,
+        given: Injected,
+        hook: Hook | None = None,
+        progress: Progress | None = None,
+        opened: Source | None = None,
+    ) -> None:
+        """`opened`: the source generator, where it is there already."""
         self.config, self.given, self.hook = config, given, hook
         self.progress = progress or (lambda event: None)
         self.folder = RunFolder.check(config)
@@ -72,26 +93,17 @@ class Trainer:
         self.chosen: tuple[int, ...] = ()
         self.layers: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
-        self.noise: tuple[tuple[str, int], list[Tensor]] = ("", 0), []
-        self.album: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self.opened = opened
 
     # 1. Before the first step.
 
     def load(self) -> None:
         """Loads and checks everything; nothing is written yet."""
         config, given = self.config, self.given
-        # Generators are modules too, which the protocol does not say.
-        source: Any
-        if given.generator is not None:
-            source, origin = given.generator.clone(), {"name": "given", "sha256": fingerprint(given.generator.state())}
-        else:
-            source, info = load_styled(config.generator, f"method {config.method}", self.device)
-            origin = {"name": info.name, "sha256": info.sha256}
+        source, origin = self.opened or open_source(config, given)
         self.source = source.to(self.device, self.dtype).requires_grad_(False)
         clips = [clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)]
-        for name, given_z, steps in (("stage1_z", given.stage1_z, self.totals[1]), ("stage2_z", given.stage2_z, self.totals[2])):
-            if given_z is not None and len(given_z) < steps:
-                raise InputError(f"{name} holds latents for {len(given_z)} steps, the run has {steps}; give one batch per step.")
+        self.check()
         if len(clips) != len(config.weights):
             raise InputError(f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each.")
         # CLIPs of one vocabulary need one warning.
@@ -99,10 +111,6 @@ class Trainer:
             if text := unknown_words(clip, (config.source, config.target)):
                 warnings.warn(text, stacklevel=3)
                 self.progress({"kind": "warning", "message": text})
-        if config.losses.patch and self.source.image_size <= PATCH_PX:
-            raise InputError(
-                f"losses.patch needs pictures above {PATCH_PX} px, the generator's have {self.source.image_size}; set it to 0."
-            )
         self.guides = [Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)]
         self.texture = Texture.of(config, self.guides, self._load_clip)
         clips += [self.texture.clip] if self.texture and self.texture.clip not in clips else []
@@ -125,7 +133,7 @@ class Trainer:
             prompt_mapper(
                 [guide.clip],
                 guide.context,
-                self.source.style_dim,
+                self.code_width(guide),
                 start=config.mapper.prompt_init,
                 shared=config.method == "coop",
                 words=config.mapper.words,
@@ -140,13 +148,11 @@ class Trainer:
             self.mapper.load_state_dict(given.mapper)
         named = dict(self.target.named_parameters())
         self.weights = {name: named[name] for name in self.movable()}
-        self.optimisers: dict[int, torch.optim.Adam] = {
-            2: torch.optim.Adam(self.weights.values(), lr=config.train.lr * LEGACY, betas=(0.0, 0.99**LEGACY))
-        }
+        self.optimisers = {2: self.optimiser(list(self.weights.values()))}
         if config.learns_words:
             self.optimisers[1] = torch.optim.Adam(self.mapper.parameters(), lr=config.mapper.lr)
         origin = self.environment["source"]["name"], {each["sha256"] for each in self.environment["clips"]}
-        self.monitor = Monitor(config, self.folder, self.source, self.guides, self.mapper, origin, self._part())
+        self.monitor = Monitor(config, self.folder, self, self.guides, self.mapper, origin)
         start, mean = self.target.state_dict(), self.ema.state_dict()
         # A tensor that is equal at the start and never moves stays equal, so it needs no averaging.
         self.averaged = [
@@ -155,115 +161,61 @@ class Trainer:
             if start[name].is_floating_point() and (name in self.weights or not torch.equal(mean[name], start[name]))
         ]
 
-    # 2. Parts of a step.
+    # 2. What depends on the kind of generator.
 
-    def styles(self, step: int) -> Tensor:
-        """Styles BS of the latents of a step."""
-        given = self.given.stage1_z if self.stage == 1 else self.given.stage2_z
-        batch = self.config.mapper.batch if self.stage == 1 else self.config.train.batch
-        return self._map(given, batch, f"stage{self.stage}", step)
+    @abstractmethod
+    def check(self) -> None:
+        """Refuses, in words, options that do not fit the generator."""
 
-    @torch.no_grad()
-    def _map(self, given: Tensor | None, batch: int, label: str, step: int) -> Tensor:
-        z_BZ = given[step - 1] if given is not None else draw_z(self.source.latent_dim, batch, self.config.run.seed, label, step)
-        return self.source.map(z_BZ.to(self.device, self.dtype))
+    @abstractmethod
+    def code_width(self, guide: Guide) -> int:
+        """Width of the codes that the mapper's head for a CLIP takes."""
 
-    @torch.no_grad()
-    def seen(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """Styles BS of a step of stage 1, and the unit features BE of their source pictures for every CLIP.
+    @abstractmethod
+    def optimiser(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
+        """That of stage 2."""
 
-        With `mapper.pictures`, the first steps draw that many and the later ones show them again, shuffled anew every round.
-        """
-        batch, seed = self.config.mapper.batch, self.config.run.seed
-        pages = self.config.mapper.pictures // batch
-        if not pages or step <= pages:
-            return self._look(step)
-        # A resumed run looks again at the same pages, so that roundings are the same.
-        album = [self._look(page) for page in range(1, pages + 1)]
-        order = torch.randperm(pages * batch, generator=rng("stage1 order", seed, (step - 1) // pages))
-        rows = order.to(self.device)[(step - 1) % pages * batch :][:batch]
-        features = [torch.cat(each)[rows] for each in zip(*(page[1] for page in album), strict=True)]
-        return torch.cat([page[0] for page in album])[rows], features
-
-    def _look(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """Fresh styles and features of a step, kept where they will be shown again."""
-        if step in self.album:
-            return self.album[step]
-        w_BS = self.styles(step)
-        pictures = self.pictures(self.source, w_BS, step)
-        found = w_BS, [directions.normalize(guide.see(pictures)) for guide in self.guides]
-        if self.config.mapper.pictures:
-            self.album[step] = found
-        return found
-
-    def pictures(self, generator: Generator, w: Tensor, step: int, label: str = "") -> Tensor:
-        """Pictures of styles BS or BKS, with the noise of a step."""
-        label = label or f"stage{self.stage}"
-        if self.config.quirks.noise == "independent" and generator is self.target:
-            label += " target"
-        noise = self._noise(label, step, len(w))
-        size = len(w) if torch.is_grad_enabled() else self._part()
-        parts = [slice(first, first + size) for first in range(0, len(w), size)]
-        with self.guides[0].mixed(self.device):
-            drawn = [generator.synthesize(w[part], noise_of(noise, part)).to(self.dtype) for part in parts]
-        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
-
-    def most_at_once(self) -> int:
-        """Pictures of the target that stage 2 differentiates at a time: a batch, or a part of those that select the layers."""
-        train = self.config.train
-        part = min(train.select_batch, self._part()) if train.layers == "adaptive" else 1
-        return max(train.batch, part)
-
-    def _part(self) -> int:
-        """Pictures to draw at a time where no gradient is kept."""
-        return max(1, PART_PIXELS.get(self.device.type, 16 * 256**2) // self.source.image_size**2)
-
-    def _noise(self, label: str, step: int, batch: int) -> Noise:
-        kind = self.config.quirks.noise
-        if kind == "buffers" or kind == "off":
-            return kind
-        if self.noise[0] != (label, step):
-            maps = draw_noise(self.source.noise_shapes(), batch, self.config.run.seed, label, step)
-            self.noise = (label, step), [each.to(self.device, self.dtype) for each in maps]
-        return self.noise[1]
-
-    def free_layers(self, step: int) -> None:
-        """Lets those weights move that this step may move, after selecting them anew where that is due."""
-        train, quirks = self.config.train, self.config.quirks
-        if train.layers != "adaptive":
-            names = list(self.weights)
-        else:
-            if not self.chosen or (step - 1) % train.select_every == 0:
-                self.chosen = self._select(step)
-            names = trainable.select_latents(self.target, self.chosen, layer_map=quirks.layer_map, free_rgb=train.free_rgb)
-        trainable.free(self.target, names)
-        moving = set(names)
-        self.layers = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
-
-    def _select(self, step: int) -> tuple[int, ...]:
-        """The latents whose layers matter most to the target label, most first."""
-        trainable.free(self.target, ())
-        w_BS = self._map(self.given.select_z, self.config.train.select_batch, "select", step)
-
-        def loss(pictures: Tensor) -> Tensor:
-            return torch.stack([guide.weight * guide.label_loss(pictures.to(self.dtype)) for guide in self.guides]).sum()
-
-        noise = self._noise("select", step, len(w_BS))
-        with self.guides[0].mixed(self.device):
-            scores, value = trainable.score_layers(self.target, w_BS, loss, noise=noise, part=self.most_at_once())
-        self._require_finite(value, step)
-        self.facts |= {"scores": scores, "selection_loss": value}
-        return trainable.top_latents(scores, self.config.train.top_k or trainable.default_top_k(self.target))
-
+    @abstractmethod
     def movable(self) -> list[str]:
         """Names of all weights that may move at any step of stage 2."""
-        train, layer_map = self.config.train, self.config.quirks.layer_map
-        if train.layers != "adaptive":
-            return trainable.select(self.target, train.layers, free_rgb=train.free_rgb)
-        count = self.target.num_latents
-        if train.top_k is not None and train.top_k > count:
-            raise InputError(f"train.top_k is {train.top_k}, this generator has {count} latents to choose from.")
-        return trainable.select_latents(self.target, range(count), layer_map=layer_map, free_rgb=train.free_rgb)
+
+    @abstractmethod
+    def codes(self, step: int) -> Any:
+        """Codes of the pictures of a step."""
+
+    @abstractmethod
+    def seen(self, step: int) -> tuple[Any, list[Tensor]]:
+        """Codes of a step of stage 1, and the unit features BE of their source pictures for every CLIP."""
+
+    @abstractmethod
+    def pictures(self, generator: Any, codes: Any, step: int) -> Tensor:
+        """Pictures BCHW of the codes of a step, by source or target."""
+
+    @abstractmethod
+    def free_layers(self, step: int) -> None:
+        """Lets those weights move that this step may move."""
+
+    @abstractmethod
+    def most_at_once(self) -> int:
+        """Pictures of the target that stage 2 differentiates at a time."""
+
+    @abstractmethod
+    def watched(self, count: int) -> Any:
+        """Codes of the pictures that the monitor watches."""
+
+    @abstractmethod
+    def view(self, generator: Any, codes: Any) -> Tensor:
+        """Watched pictures BCHW, by the source or by another generator."""
+
+    @abstractmethod
+    def shown(self) -> Tensor:
+        """Pictures BCHW of a sample grid, by the averaged generator."""
+
+    @abstractmethod
+    def trial(self) -> Any:
+        """Codes of one picture, by which the memory of a step is measured before a run."""
+
+    # 3. Parts of a step.
 
     def compare(self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int) -> dict[str, Tensor]:
         """Loss terms of one CLIP for pictures of source and target."""
@@ -319,7 +271,7 @@ class Trainer:
         for mean, now in self.averaged:
             mean.lerp_(now, 1 - self.config.train.ema)
 
-    # 3. Schedule and record.
+    # 4. Schedule and record.
 
     def steps(self, stage: int) -> Iterator[int]:
         """Steps of a stage that are still to do; after each, the step is told, and saved where a checkpoint is due."""
@@ -355,8 +307,7 @@ class Trainer:
         if self.stage == 2 and every and step % every == 0:
             path = self.folder.path / "samples" / f"step_{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
-            pictures = draw(self.ema, range(self.config.run.samples), self.config.run.truncation)
-            write_png(path, grid(pictures), {"step": str(step), "seeds": f"0-{self.config.run.samples - 1}"})
+            write_png(path, grid(self.shown()), {"step": str(step), "seeds": f"0-{self.config.run.samples - 1}"})
             self.progress({"kind": "grid", **base, "path": str(path)})
         if self.hook is not None:
             self.hook({"kind": "step", **base, "steps": total, **self.facts, "layers": layers, "chosen": self.chosen})
