@@ -56,6 +56,16 @@ def test_the_residual_is_added_to_the_prompt_and_stays_unchanged(clip: ClipModel
     assert torch.equal(residual, before)
 
 
+def test_recentred_directions_keep_what_is_individual_about_the_labels_direction() -> None:
+    found, label = directions.normalize(draw(6, 5)), directions.normalize(draw(1, 5))
+    ours = directions.recentred(found, found.mean(dim=0, keepdim=True), label)
+    for row, each in zip(ours, found, strict=True):
+        slow = label[0] + each - sum(found) / 6
+        torch.testing.assert_close(row, slow / slow.norm())
+    same = found[:1].expand(6, -1)
+    torch.testing.assert_close(directions.recentred(same, same.mean(dim=0, keepdim=True), label), label.expand(6, -1))
+
+
 def test_the_corrected_residual_names_the_label_and_the_published_one_does_not(clip: ClipModel) -> None:
     context = "a photo of a"
     torch.testing.assert_close(directions.residual_feature(clip, context, "sketch"), clip.encode_text(["a photo of a sketch."]))

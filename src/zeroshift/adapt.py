@@ -24,6 +24,9 @@ from zeroshift.report import conclude
 from zeroshift.style_trainer import StyleTrainer
 from zeroshift.trainer import Hook, Injected, Progress, Trainer, open_source
 
+MEAN_CODES = 256
+"""Codes over which the mean direction of learned words is taken."""
+
 __all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve", "trainer_of"]
 
 
@@ -75,6 +78,7 @@ def adapt(
             terms = [guide.word_losses(*each) for guide, *each in zip(guides, words, images, strict=True)]
             # 4. mapper
             run.update(step, terms)
+        settle(run)
         for step in run.steps(2):  # move the generator
             # 1. codes
             codes = run.codes(step)
@@ -110,6 +114,14 @@ def trainer_of(config: AdaptConfig, given: Injected, hook: Hook | None = None, p
     """The machinery that suits the source generator, which is loaded for that. Nothing is written."""
     opened = open_source(config, given)
     return StyleTrainer(config, given, hook, progress, opened)
+
+
+@torch.no_grad()
+def settle(run: Trainer) -> None:
+    """Takes the mean of the words' directions off each guide's, where `mapper.mean` wants the label's in its place."""
+    if run.config.method == "ipl" and run.config.mapper.mean == "label":
+        words = run.mapper(run.watched(MEAN_CODES))
+        run.guides[:] = [guide.about_label(each) for guide, each in zip(run.guides, words, strict=True)]
 
 
 def reopened(config: AdaptConfig, given: Injected) -> AdaptRun:

@@ -41,6 +41,9 @@ class MapperConfig:
     """Weight of the source label's part of the domain regularisation."""
     prompt_init: Literal["random", "tokens"] = "random"
     """Where the words start: the mapper's random output (as published) or the context's own token vectors plus a small change."""
+    mean: Literal["words", "label"] = "words"
+    """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the labels, about which
+    the words then only tell the pictures apart. Words drift in ways that have nothing to do with the target."""
     hidden: Annotated[int, Field(ge=0)] = 0
     """Width of the mapper's hidden layers; 0 takes the style width."""
     depth: Annotated[int, Field(ge=1)] = 4

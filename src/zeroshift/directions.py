@@ -63,6 +63,15 @@ def prompt_direction(source: UnitFeature, target: UnitFeature) -> UnitFeature:
     return normalize(target - source)
 
 
+def recentred(found: UnitFeature, mean: Feature, label: UnitFeature) -> UnitFeature:
+    """n(label + found - mean), shape B,E: directions of pictures whose mean 1,E is replaced by the label's 1,E.
+
+    Not published. A learned prompt moves all directions alike, away from the label's, besides telling the pictures apart; only
+    the second is wanted (docs/adr/0017).
+    """
+    return normalize(label + found - mean)
+
+
 def image_direction(source: Feature, target: Feature, floor: float = 0.05) -> Feature:
     """Eq. NADA and IPL, with a bounded divisor: d / max(||d||, floor), d = n(target) - n(source), shape B,E.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,8 @@ class Guide:
     target_sentence: UnitFeature
     parts: Tensor | None
     """Directions of the parts of a picture, for the patch loss."""
+    mean: Tensor | None = None
+    """Mean direction of the words, 1,E, where the label's takes its place."""
 
     @classmethod
     @torch.no_grad()
@@ -95,7 +97,16 @@ class Guide:
     @torch.no_grad()
     def direction_of(self, words: Words | None) -> UnitFeature:
         """Text directions: B,E of each picture's words, or NADA's 1,E without words."""
-        return self.text_direction if words is None else directions.prompt_direction(*self._prompts(words, stage=2))
+        if words is None:
+            return self.text_direction
+        found_BE = directions.prompt_direction(*self._prompts(words, stage=2))
+        return found_BE if self.mean is None else directions.recentred(found_BE, self.mean, self.text_direction)
+
+    @torch.no_grad()
+    def about_label(self, words: Words) -> Guide:
+        """This guide with directions that lie about the label's: `words` are those of many pictures, whose mean is taken off."""
+        plain = replace(self, mean=None)
+        return replace(self, mean=plain.direction_of(words).mean(dim=0, keepdim=True))
 
     def pair_losses(self, source: Feature, target: Feature, text_direction: UnitFeature) -> tuple[dict[str, Scalar], Feature]:
         """Terms of stage 2 for features of source and target pictures, and the image directions B,E."""
