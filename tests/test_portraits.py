@@ -173,5 +173,5 @@ def test_the_shipped_generator_shows_the_person_of_z() -> None:
     assert found["mean_absolute_error"] < 0.07
 
 
-def test_assets_stay_below_forty_megabytes() -> None:
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 40e6
+def test_assets_stay_below_sixty_megabytes() -> None:
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 60e6
