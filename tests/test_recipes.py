@@ -41,3 +41,19 @@ def test_an_unknown_recipe_is_refused_with_the_known_names() -> None:
 def test_a_generator_of_ones_own_takes_the_published_settings() -> None:
     assert recipe_for("portraits") == "portraits"
     assert recipe_for("ffhq.pt") == "ipl-paper"
+
+
+@pytest.mark.parametrize("name", ["style", "identity", "in-domain", "far"])
+def test_a_recipe_builds_on_what_suits_the_generator(name: str) -> None:
+    own, other = recipe(name, "zombie"), recipe(name, "zombie", generator="ffhq.pt")
+    assert own.clip == recipe("portraits", "zombie").clip and own.train.batch == 4
+    assert other.clip == recipe("ipl-paper", "zombie").clip and other.mapper.context == "a photo of a" and other.train.batch == 2
+
+
+def test_the_named_recipes_differ_in_what_they_are_for() -> None:
+    names = ("style", "identity", "in-domain", "far")
+    plain, identity, within, far = (recipe(name, "zombie", generator="ffhq.pt") for name in names)
+    assert (plain.source, identity.source, within.source) == ("photo", "human", "human")
+    assert within.train.steps < identity.train.steps < plain.train.steps < far.train.steps
+    assert plain == recipe("ipl-paper", "zombie", generator="ffhq.pt", recipe="style")
+    assert recipe("far", "pencil sketch").mapper.mean == "label" and recipe("style", "pencil sketch").mapper.mean == "words"
