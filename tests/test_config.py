@@ -91,7 +91,7 @@ def test_a_section_alone_names_its_problems_too() -> None:
         ({"layers": "shape", "top_k": 3}, "needs 'adaptive'"),
         ({"truncation": 1.5}, "run.truncation"),
         ({"ema": 1.0}, "train.ema"),
-        ({"method": "gan"}, "method must be 'ipl', 'coop' or 'nada', got 'gan'"),
+        ({"method": "gan"}, "method must be 'ipl', 'coop', 'nada' or 'diffusionclip', got 'gan'"),
         ({"lambda_domain": float("nan")}, "mapper.lambda_domain"),
         ({"precision": "fp16"}, "run.precision"),
     ],
@@ -129,7 +129,7 @@ def test_compat_official_is_only_a_bundle_of_quirks() -> None:
     assert official.quirks == OFFICIAL_QUIRKS
     assert configure(official, quirks=plain.quirks) == plain
     changed = differences(to_dict(plain), to_dict(official))
-    assert len(changed) == 7 and all(line.startswith("quirks.") for line in changed)
+    assert len(changed) == 8 and all(line.startswith("quirks.") for line in changed)
     assert configure(target="zombie", compat="official", noise="off").quirks.noise == "off"
 
 

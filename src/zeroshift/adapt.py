@@ -17,6 +17,8 @@ from zeroshift import trainable
 from zeroshift.checkpoints import load_generator_file
 from zeroshift.config import AdaptConfig, configure
 from zeroshift.devices import resolve_device
+from zeroshift.diffusion_trainer import DiffusionTrainer
+from zeroshift.generators import Generator
 from zeroshift.prompts import PromptMapper
 from zeroshift.recipes import recipe, recipe_for
 from zeroshift.record import RunFolder, load_mapper
@@ -113,7 +115,8 @@ def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
 def trainer_of(config: AdaptConfig, given: Injected, hook: Hook | None = None, progress: Progress | None = None) -> Trainer:
     """The machinery that suits the source generator, which is loaded for that. Nothing is written."""
     opened = open_source(config, given)
-    return StyleTrainer(config, given, hook, progress, opened)
+    made = StyleTrainer if isinstance(opened[0], Generator) else DiffusionTrainer
+    return made(config, given, hook, progress, opened)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from .options import config_class as _config
 from .options import differences as differences
 from .options import to_dict as to_dict
 
-Method = Literal["ipl", "coop", "nada"]
+Method = Literal["ipl", "coop", "nada", "diffusionclip"]
 
 
 @_config(section="mapper")
@@ -67,6 +67,33 @@ class MonitorConfig:
     """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0 and 1."""
 
 
+@_config(section="train.diffusion")
+class FinetuneConfig:
+    """Stage 2 of a diffusion model: how pictures go to noise and back (DiffusionCLIP). Not used by generators with styles."""
+
+    t0: Annotated[int, Field(ge=1)] = 500
+    """Time, 1 to 999, to which pictures are made noisy. Larger allows larger changes of shape and keeps less of the picture."""
+    invert_steps: Annotated[int, Field(ge=2)] = 40
+    """Points of the time grid from a picture to its noise."""
+    train_steps: Annotated[int, Field(ge=2)] = 6
+    """Steps from noise to picture in training."""
+    sample_steps: Annotated[int, Field(ge=2)] = 40
+    """Steps from noise to picture wherever pictures are shown or measured."""
+    num_pictures: Annotated[int, Field(ge=1)] = 50
+    """Pictures to learn from, gone through again and again in the same order."""
+    picture_folder: Path | None = None
+    """Folder of pictures to learn from, the first by name; unset: pictures made by the source, from seeds of the run's own."""
+    mode: Literal["through", "per-step"] = "through"
+    """through: back-propagation through all steps of a picture, then one step of the optimiser. per-step: a step of the optimiser
+    at every step of a picture, on the clean picture predicted there; it needs much less memory."""
+    lr_growth: Annotated[float, Field(gt=0)] = 1.3
+    """Factor on the learning rate after each round through the pictures."""
+    checkpointing: bool = False
+    """Mode through: keeps one picture per step and computes the rest again on the way back. Less memory, the same numbers."""
+    backprop_steps: Annotated[int, Field(ge=0)] = 0
+    """Mode through: how many of the last steps the gradient goes back through; 0: all, as published."""
+
+
 @_config(section="train")
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
@@ -95,6 +122,8 @@ class TrainConfig:
     the generator of the best look."""
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
+    diffusion: FinetuneConfig = FinetuneConfig()
+    """What diffusion models need beside; `lr` is then the rate itself (Adam, betas 0.9 and 0.999)."""
 
 
 @_config(section="losses")
@@ -115,6 +144,12 @@ class LossConfig:
     """Picture file whose texture is wanted; unset: every picture's own source, so that more of it stays."""
     texture_clip: str = ""
     """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower is convolutional."""
+    pixel: Annotated[float, Field(ge=0)] = 0.0
+    """Mean absolute difference between the adapted picture and its source (DiffusionCLIP's L1)."""
+    identity: Annotated[float, Field(ge=0)] = 0.0
+    """Distance between the faces of the adapted picture and of its source, as a face network sees them."""
+    identity_network: str = ""
+    """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
 
 
 @_config(section="quirks")
@@ -139,6 +174,9 @@ class QuirkConfig:
     whole way, not for the angle alone."""
     logit_scale_over_100: bool = False
     """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine itself."""
+    identity: Literal["predicted", "detached"] = "predicted"
+    """Picture whose face the identity loss sees in mode per-step: the predicted clean one, or, as published, the noisy one of
+    the next step without gradient, by which nothing is learned."""
 
 
 @_config(section="run")
@@ -177,7 +215,7 @@ class AdaptConfig:
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of identity."""
     method: Method = "ipl"
     """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all, from words that
-    are learned once. `nada`: one direction for all, from the labels."""
+    are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: that, for diffusion models."""
     generator: str = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -212,7 +250,7 @@ class AdaptConfig:
     @property
     def learns_words(self) -> bool:
         """Whether the method has a stage 1."""
-        return self.method != "nada"
+        return self.method in ("ipl", "coop")
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -278,6 +316,7 @@ OFFICIAL_QUIRKS = QuirkConfig(
     resize="noantialias",
     image_floor=0.0,
     logit_scale_over_100=True,
+    identity="detached",
 )
 """The bundle behind `compat="official"`."""
 
@@ -356,6 +395,10 @@ def _conflicts(config: AdaptConfig) -> list[str]:
         problems.append(f"clip_weights has {len(config.clip_weights)} for {len(config.clip)} CLIPs; give each one, or none.")
     if config.clip_weights and (min(config.clip_weights) < 0 or max(config.clip_weights) == 0):
         problems.append(f"clip_weights must not be negative and not all 0, got {list(config.clip_weights)}.")
+    if config.train.diffusion.backprop_steps and config.train.diffusion.mode != "through":
+        problems.append("train.diffusion.backprop_steps is for train.diffusion.mode 'through'; leave it 0.")
+    if config.losses.identity_network and not config.losses.identity:
+        problems.append("losses.identity_network needs the weight losses.identity above 0.")
     if not any(value for value in to_dict(config.losses).values() if isinstance(value, float)):
         problems.append("all weights of losses are 0, so nothing would be learned; set losses.direction to 1.")
     if not config.losses.texture and (config.losses.texture_clip or config.losses.texture_image):

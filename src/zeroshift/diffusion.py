@@ -247,15 +247,19 @@ class DiffusionGenerator(nn.Module):
         eta: float = 0.0,
         *,
         batch: int = 16,
+        predict: Predictor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch."""
+        """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch.
+        `predict` stands in for the network, as in `generate`.
+        """
         place, parts = next(self.unet.parameters()).device, []
         groups = [list(seeds[at : at + batch]) for at in range(0, len(seeds), batch)]
         for index, group in enumerate(groups):
             tell = None if progress is None else _offset(progress, index * steps, len(groups) * steps)
             x = self.latents(group).to(place)
-            parts.append(self.generate(x, None, steps, eta=eta, noise=self.step_noise(group), progress=tell).clamp(-1, 1).cpu())
+            made = self.generate(x, None, steps, eta=eta, noise=self.step_noise(group), predict=predict, progress=tell)
+            parts.append(made.clamp(-1, 1).cpu())
         return torch.cat(parts)
 
     def _walk(

@@ -139,11 +139,14 @@ class Guide:
             "classification": 1.0,
             "domain": mapper.lambda_domain,
             "domain_source": mapper.lambda_domain * mapper.lambda_source,
-            "direction": train.direction,
+            "direction": 0.0 if "log_direction" in terms else train.direction,
+            "log_direction": train.direction,
             "global_clip": train.global_clip,
             "manifold": train.manifold,
             "patch": train.patch,
             "texture": train.texture,
+            "pixel": train.pixel,
+            "identity": train.identity,
         }
         return torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()
 

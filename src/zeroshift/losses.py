@@ -21,6 +21,11 @@ def directional(image_direction: Tensor, text_direction: Tensor) -> Scalar:
     return (1 - (image_direction * text_direction).sum(dim=-1)).mean()
 
 
+def log_direction(directional_loss: Scalar) -> Scalar:
+    """Eq. DiffusionCLIP, as coded: -log((2 - L_dir) / 2), L_dir the mean directional loss in [0, 2). Range from 0 up."""
+    return -((2 - directional_loss) / 2).log()
+
+
 def contrastive(image: UnitFeature, text: UnitFeature, logit_scale: float) -> Scalar:
     """Eq. IPL stage 1, as coded: mean of row and column cross-entropies of logit_scale I h^T, pairs on the diagonal."""
     logits = logit_scale * image @ text.T
@@ -55,6 +60,16 @@ def texture(wanted: Feature, image: Feature) -> Scalar:
     `wanted` B,E, or 1,E for all images.
     """
     return (image - wanted).square().mean()
+
+
+def pixel(source: Tensor, target: Tensor) -> Scalar:
+    """Eq. DiffusionCLIP: mean |x_0 - x| over all numbers of the pictures."""
+    return (target - source).abs().mean()
+
+
+def identity(source: UnitFeature, target: UnitFeature) -> Scalar:
+    """Eq. DiffusionCLIP: mean_i (1 - R(x_0,i) . R(x_i)), R the unit features of a face network."""
+    return (1 - (source * target).sum(dim=-1)).mean()
 
 
 def patch(patch_direction: UnitFeature, part_directions: UnitFeature) -> Scalar:

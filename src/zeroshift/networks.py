@@ -262,12 +262,11 @@ def open_networks(
         clip = load_clip(spec, device=device)
         judge = PortraitsJudge(clip, target) if portraits and spec in CLIPS else Judge(clip)
     world: Any = judge if isinstance(judge, PortraitsJudge) else None
-    identity = config.identity or (str(IDENTITY) if portraits and IDENTITY.is_file() else "")
     return Networks(
         judge,
         load_inception(config.inception, device) if config.inception else world,
         load_lpips(config.lpips, device) if config.lpips else world,
-        _load_identity(identity, device) if identity else None,
+        open_identity(config.identity, portraits, device),
         load_hed(config.edges, device) if config.edges else Sobel() if portraits else None,
         _world_reader(target, device) if portraits else None,
     )
@@ -307,6 +306,12 @@ def load_hed(spec: str, device: str | torch.device = "cpu") -> HedSees:
     """HED of a file, under the names that its PyTorch port has had (moduleVggOne, netVggOne)."""
     state = {name.replace("module", "net", 1): value for name, value in _weights(spec, "edges").items()}
     return HedSees(_filled(Hed(), state, spec, device), file_sha256(spec))
+
+
+def open_identity(spec: str, portraits: bool, device: str | torch.device = "cpu") -> IrSeSees | None:
+    """The face network of a file; where none is named, on pictures of the built-in world that world's own."""
+    spec = spec or (str(IDENTITY) if portraits and IDENTITY.is_file() else "")
+    return _load_identity(spec, device) if spec else None
 
 
 def _load_identity(spec: str, device: str | torch.device) -> IrSeSees:

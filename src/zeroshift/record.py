@@ -297,6 +297,10 @@ class RunFolder:
                 raise InputError(
                     f"the {kind} {changed[0]} is not the one that {self.path} began with (other hash); choose another --out."
                 )
+        if before.get("pictures") != environment.get("pictures"):
+            raise InputError(
+                f"the pictures to learn from are not those that {self.path} began with; put them back, or choose another --out."
+            )
         names = [name for name in ("torch", "device", "threads") if before.get(name) != environment.get(name)]
         if names:
             what = ", ".join(f"{name} {before.get(name)} -> {environment.get(name)}" for name in names)

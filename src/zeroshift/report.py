@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .config import SECTIONS, to_dict
+from .portraits import LATENT_DIM
 from .record import RunFolder, write_bytes
 from .registry import GENERATORS
 from .sample import before_after, true_pictures, write_png
@@ -20,8 +21,6 @@ from .sample import before_after, true_pictures, write_png
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
-
-    from .generators import Generator
 
 WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
@@ -37,6 +36,9 @@ CURVES = {
     "global_clip": "Global loss",
     "manifold": "Manifold loss",
     "patch": "Patch loss",
+    "log_direction": "Directional loss, logarithm",
+    "pixel": "Pixel loss",
+    "identity": "Identity loss",
 }
 """Series that are worth a look, by their name in metrics.jsonl."""
 
@@ -49,14 +51,15 @@ WATCHED = {
 """Series of monitor.jsonl, by their name there."""
 
 
-def conclude(folder: RunFolder, source: Generator, target: Generator) -> tuple[Path, Path]:
+def conclude(folder: RunFolder, source: Any, target: Any) -> tuple[Path, Path]:
     """Paths of before_after.png and report.html of a finished run; what is there already is kept."""
     config, picture = folder.config, folder.path / "before_after.png"
     if not picture.is_file():
         seeds = range(config.run.samples)
         known = knows_truth(folder)
-        truth = true_pictures(seeds, source.latent_dim, config.target, source.image_size) if known else None
-        rows = before_after(source, target, (config.source, config.target), seeds, config.run.truncation, truth)
+        truth = true_pictures(seeds, LATENT_DIM, config.target, source.image_size) if known else None
+        labels, psi = (config.source, config.target), config.run.truncation
+        rows = before_after(source, target, labels, seeds, psi, truth, config.train.diffusion)
         write_png(picture, rows, {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target})
     report = folder.path / "report.html"
     return picture, report if report.is_file() else write_report(folder)

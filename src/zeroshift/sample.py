@@ -8,25 +8,26 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import __version__
-from .checkpoints import AnyGenerator, is_diffusers_folder, with_styles
+from .checkpoints import AnyGenerator, is_diffusers_folder
 from .diffusion import SAMPLE_STEPS, DiffusionGenerator
 from .errors import InputError
 from .generators import Generator
 from .hub import is_reference
+from .inversion import Route, relay, translated
 from .latent import truncate, z_from_seeds
 from .record import RunFolder, write_bytes
 from .registry import GENERATORS, load_generator
 from .unets import split_facts
 
 if TYPE_CHECKING:
-    from .config import AdaptConfig
+    from .config import AdaptConfig, FinetuneConfig
 
 MAX_SEEDS = 10_000
 """More pictures than this in one call are almost surely a slip of the pen."""
@@ -103,13 +104,17 @@ def draw(
     return torch.cat([part.float().clamp(-1, 1).cpu() for part in parts])
 
 
-@torch.no_grad()
-def blend(source: Generator, target: Generator, strength: float) -> Generator:
-    """A generator whose weights lie between source (0) and target (1), or beyond it (up to 2)."""
+def _in_range(strength: float) -> None:
     if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
         raise InputError(
             f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}; 1 is the target."
         )
+
+
+@torch.no_grad()
+def blend(source: Generator, target: Generator, strength: float) -> Generator:
+    """A generator whose weights lie between source (0) and target (1), or beyond it (up to 2)."""
+    _in_range(strength)
     if strength == 1.0:
         return target
     between = target.clone()
@@ -124,6 +129,13 @@ def blend(source: Generator, target: Generator, strength: float) -> Generator:
     mixed = {name: torch.lerp(start[name].to(value), value, strength) if moving[name] else value for name, value in end.items()}
     between.load_state_dict(mixed)
     return between
+
+
+def photos_of(seeds: Sequence[int] | range, size: int) -> Tensor:
+    """Photos of the people of the built-in world whom seeds name."""
+    from .portraits import LATENT_DIM, render
+
+    return render(z_from_seeds(seeds, LATENT_DIM), "photo", size)
 
 
 def true_pictures(seeds: Sequence[int] | range, latent_dim: int, label: str, size: int) -> Tensor | None:
@@ -181,17 +193,56 @@ def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
     return _stacked(lines)
 
 
+def draw_relayed(
+    source: DiffusionGenerator,
+    target: DiffusionGenerator,
+    t0: int,
+    seeds: Sequence[int] | range,
+    strength: float = 1.0,
+    denoising: Denoising | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tensor:
+    """Pictures of seeds by an adapted diffusion model: by the source down to time t0, by both mixed by strength from there on."""
+    _in_range(strength)
+    how = denoising or Denoising()
+    tell = None if progress is None else lambda done, total: progress("drawing", done, total)
+    predict = relay(source, target, t0, strength)
+    return source.sample(seeds, how.steps, how.eta, predict=predict, progress=tell)
+
+
+def pair(
+    source: Any,
+    target: Any,
+    tuning: FinetuneConfig | None,
+    seeds: Sequence[int] | range,
+    truncation: float = 1.0,
+    people: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Pictures of the same seeds by source and target. With `people` the seeds name people of the built-in world: a diffusion
+    model, which knows no person by a seed, is then given their photos, and the target's pictures are made of these.
+    """
+    if not isinstance(target, DiffusionGenerator) or tuning is None:
+        return draw(source, seeds, truncation), draw(target, seeds, truncation)
+    if not people:
+        return source.sample(seeds), draw_relayed(source, target, tuning.t0, seeds)
+    photos = photos_of(seeds, source.image_size)
+    place = next(source.parameters()).device
+    return photos, translated(source, photos.to(place), Route.of(tuning), target.predict_noise).cpu()
+
+
 def before_after(
-    source: Generator,
-    target: Generator,
+    source: Any,
+    target: Any,
     labels: tuple[str, str],
     seeds: Sequence[int] | range,
     truncation: float,
     truth: Tensor | None = None,
+    tuning: FinetuneConfig | None = None,
 ) -> Tensor:
     """One picture CHW of the same seeds in rows: source, target and, where it is known, the truth (all then untruncated)."""
     psi = truncation if truth is None else 1.0
-    rows = [(labels[0], draw(source, seeds, psi)), (labels[1], draw(target, seeds, psi))]
+    pictures = pair(source, target, tuning, seeds, psi, people=truth is not None)
+    rows = list(zip(labels, pictures, strict=True))
     return labelled_rows(rows if truth is None else [*rows, ("truth", truth)])
 
 
@@ -226,9 +277,9 @@ class Adapted(Protocol):
     @property
     def config(self) -> AdaptConfig: ...
     @property
-    def generator(self) -> Generator: ...
+    def generator(self) -> Any: ...
     @property
-    def source(self) -> Generator: ...
+    def source(self) -> Any: ...
 
 
 @dataclass
@@ -238,7 +289,7 @@ class Run:
     folder: RunFolder
     device: str = "cpu"
     source_spec: str | None = None
-    _loaded: dict[str, Generator] = field(default_factory=dict, repr=False)
+    _loaded: dict[str, AnyGenerator] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> AdaptConfig:
@@ -246,15 +297,15 @@ class Run:
         return self.folder.config
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> AnyGenerator:
         """The adapted generator."""
         if "target" not in self._loaded:
             path = str(self.folder.generator_file)
-            self._loaded["target"] = with_styles(load_generator(path, self.device)[0], path, "a run")
+            self._loaded["target"] = load_generator(path, self.device)[0]
         return self._loaded["target"]
 
     @property
-    def source(self) -> Generator:
+    def source(self) -> AnyGenerator:
         """The source generator, found by its record and verified by its hash."""
         if "source" not in self._loaded:
             self._loaded["source"] = self.folder.find_source(self.source_spec, self.device)[0]
@@ -268,12 +319,13 @@ class Run:
         """What the metadata of a picture say beside its seed."""
         config = self.config
         psi = config.run.truncation if truncation is None else truncation
+        diffusion = isinstance(self.generator, DiffusionGenerator)
         return {
             "software": f"zeroshift {__version__}",
             "method": config.method,
             "source": config.source,
             "target": config.target,
-            "truncation": f"{psi:g}",
+            **({} if diffusion else {"truncation": f"{psi:g}"}),
             "strength": f"{strength:g}",
             "source_sha256": str(self.folder.environment["source"]["sha256"]),
         }
@@ -311,11 +363,11 @@ def facts_of(
     denoising: Denoising | None = None,
 ) -> dict[str, str]:
     """What the metadata of a picture say beside its seed."""
+    how = denoising or Denoising()
+    told = {"steps": str(how.steps), "eta": f"{how.eta:g}"}
     if isinstance(run, Run):
-        return run.facts(truncation, strength)
+        return run.facts(truncation, strength) | (told if isinstance(run.generator, DiffusionGenerator) else {})
     if isinstance(run, DiffusionGenerator):
-        how = denoising or Denoising()
-        told = {"steps": str(how.steps), "eta": f"{how.eta:g}"}
         return {"software": f"zeroshift {__version__}", "generator": Path(spec).name, **told}
     psi = 1.0 if truncation is None else truncation
     return {"software": f"zeroshift {__version__}", "generator": Path(spec).name, "truncation": f"{psi:g}"}
@@ -339,7 +391,12 @@ def sample(
         if strength != 1.0:
             raise InputError(f"strength {strength} needs a run, which knows its source; load one with zeroshift.load(RUN).")
         return draw(run, seeds, 1.0 if truncation is None else truncation, denoising=denoising, progress=progress)
-    if denoising is not None and isinstance(run.generator, Generator):
+    if isinstance(run.generator, DiffusionGenerator):
+        if truncation not in (None, 1.0):
+            raise InputError(f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out.")
+        t0, source = run.config.train.diffusion.t0, cast(DiffusionGenerator, run.source)
+        return draw_relayed(source, run.generator, t0, seeds, strength, denoising, progress)
+    if denoising is not None:
         raise InputError("steps and eta are for diffusion models; the generator of this run draws in one step.")
-    generator = run.generator if strength == 1.0 else blend(run.source, run.generator, strength)
+    generator = run.generator if strength == 1.0 else blend(cast(Generator, run.source), run.generator, strength)
     return draw(generator, seeds, run.config.run.truncation if truncation is None else truncation)

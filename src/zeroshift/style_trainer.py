@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zeroshift import directions, trainable
 from zeroshift.errors import InputError
 from zeroshift.generators import Generator, Noise, noise_of
-from zeroshift.guidance import PATCH_PX, Guide
+from zeroshift.guidance import Guide
 from zeroshift.latent import draw_noise, draw_z, rng
 from zeroshift.sample import draw
 from zeroshift.trainer import Trainer
@@ -25,8 +25,6 @@ LEGACY = 4 / 5
 class StyleTrainer(Trainer):
     """A run of a generator with styles. The code of a picture is its style w."""
 
-    kind = Generator
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.noise: tuple[tuple[str, int], list[Tensor]] = ("", 0), []
@@ -35,15 +33,11 @@ class StyleTrainer(Trainer):
     def check(self) -> None:
         """Refuses what does not fit the generator or the given latents."""
         config, given = self.config, self.given
-        if not isinstance(self.source, Generator):
-            raise InputError(f"{config.generator} has no styles, and method {config.method} needs them.")
+        if config.method == "diffusionclip":
+            raise InputError(f"{config.generator} is no diffusion model, which method diffusionclip is for; use nada or ipl.")
         for name, given_z, steps in (("stage1_z", given.stage1_z, self.totals[1]), ("stage2_z", given.stage2_z, self.totals[2])):
             if given_z is not None and len(given_z) < steps:
                 raise InputError(f"{name} holds latents for {len(given_z)} steps, the run has {steps}; give one batch per step.")
-        if config.losses.patch and self.source.image_size <= PATCH_PX:
-            raise InputError(
-                f"losses.patch needs pictures above {PATCH_PX} px, the generator's have {self.source.image_size}; set it to 0."
-            )
 
     def code_width(self, guide: Guide) -> int:
         """Width of a style."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,10 @@ from zeroshift.generators import Generator
 from zeroshift.guidance import PATCH_PX, Guide, Texture, unknown_words
 from zeroshift.latent import rng
 from zeroshift.monitor import Monitor
+from zeroshift.networks import SeesWho, open_identity
 from zeroshift.prompts import PromptMapper, prompt_mapper
 from zeroshift.record import RunFolder, environment, fingerprint, save_mapper
-from zeroshift.registry import load_clip, load_generator
+from zeroshift.registry import GENERATORS, load_clip, load_generator
 from zeroshift.sample import grid, write_png
 
 Hook = Callable[[dict[str, Any]], None]
@@ -40,7 +41,8 @@ Progress = Callable[[dict[str, Any]], None]
 class Injected:
     """What a caller gives instead of having it drawn or loaded; every part is optional.
 
-    Latents are (steps, B, Z). Weights are state dicts. Given CLIPs are moved to the device and type of the run.
+    Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state dicts. Given CLIPs are
+    moved to the device and type of the run.
     """
 
     generator: AnyGenerator | Generator | None = None
@@ -48,6 +50,7 @@ class Injected:
     stage1_z: Tensor | None = None
     stage2_z: Tensor | None = None
     select_z: Tensor | None = None
+    pictures: Tensor | None = None
     mapper: Mapping[str, Tensor] | None = None
     target: Mapping[str, Tensor] | None = None
     ema: Mapping[str, Tensor] | None = None
@@ -71,9 +74,6 @@ class Trainer(ABC):
 
     A picture has a code, from which its words are learned: its style, or where the generator has none another vector.
     """
-
-    kind: ClassVar[type]
-    """Protocol or class of the generators that it takes."""
 
     def __init__(
         self,
@@ -111,6 +111,11 @@ class Trainer(ABC):
             if text := unknown_words(clip, (config.source, config.target)):
                 warnings.warn(text, stacklevel=3)
                 self.progress({"kind": "warning", "message": text})
+        if config.losses.patch and self.source.image_size <= PATCH_PX:
+            raise InputError(
+                f"losses.patch needs pictures above {PATCH_PX} px, the generator's have {self.source.image_size}; set it to 0."
+            )
+        self.identity = self._identity(origin["name"]) if config.losses.identity else None
         self.guides = [Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)]
         self.texture = Texture.of(config, self.guides, self._load_clip)
         clips += [self.texture.clip] if self.texture and self.texture.clip not in clips else []
@@ -121,6 +126,13 @@ class Trainer(ABC):
 
     def _load_clip(self, name: str) -> ClipModel:
         return load_clip(name, resize=self.config.quirks.resize).to(self.device, self.dtype)
+
+    def _identity(self, source: str) -> SeesWho:
+        """The face network of the identity loss."""
+        found = open_identity(self.config.losses.identity_network, source in GENERATORS, self.device)
+        if found is None:
+            raise InputError("losses.identity needs a face network: give losses.identity_network, a file model_ir_se50.pth.")
+        return found
 
     def _build(self) -> None:
         """Mapper, target, average and optimisers at their start."""
@@ -215,6 +227,22 @@ class Trainer(ABC):
     def trial(self) -> Any:
         """Codes of one picture, by which the memory of a step is measured before a run."""
 
+    def prepare(self) -> None:
+        """What is to be done before the first step, once the run folder is held."""
+        return None
+
+    def carried(self) -> dict[str, Tensor]:
+        """What goes on from one step to the next beside weights and optimiser."""
+        return {}
+
+    def carry(self, tensors: dict[str, Tensor]) -> None:
+        """Goes on with what was carried when a checkpoint was written."""
+        return None
+
+    def face(self, after: Tensor) -> Tensor:
+        """The target's pictures as the identity loss takes them."""
+        return after
+
     # 3. Parts of a step.
 
     def compare(self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int) -> dict[str, Tensor]:
@@ -231,6 +259,12 @@ class Trainer(ABC):
         if self.texture is not None:
             with guide.mixed(self.device):
                 terms["texture"] = self.texture.loss(step, before, after)
+        if self.config.losses.pixel:
+            terms["pixel"] = losses.pixel(before, after)
+        if self.identity is not None:
+            with torch.no_grad():
+                source_BE = self.identity.embed(before.float())
+            terms["identity"] = losses.identity(source_BE, self.identity.embed(self.face(after).float()))
         self.facts.setdefault("image_directions", []).append(image_direction.detach())
         self.facts.setdefault("text_directions", []).append(text_direction)
         self.facts["pictures"] = (before, after.detach())
@@ -321,6 +355,7 @@ class Trainer(ABC):
         for name, weight in self._optimised():
             for key, value in self.optimisers[self.stage].state.get(weight, {}).items():
                 tensors[f"adam/{name}/{key}"] = value
+        tensors |= {f"carried/{name}": each for name, each in self.carried().items()}
         self.folder.save_checkpoint(tensors, {"stage": self.stage, "step": self.done, "chosen": self.chosen})
         self.folder.set_status("running", self.stage, self.done)
         self.progress({"kind": "checkpoint", "stage": self.stage, "step": self.done})
@@ -338,6 +373,7 @@ class Trainer(ABC):
             model.load_state_dict(
                 {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(prefix + "/")}
             )
+        self.carry({name.removeprefix("carried/"): each for name, each in tensors.items() if name.startswith("carried/")})
         for name, weight in self._optimised():
             if f"adam/{name}/step" in tensors:
                 moments = {key: tensors[f"adam/{name}/{key}"].to(self.device) for key in ("exp_avg", "exp_avg_sq")}
@@ -355,6 +391,7 @@ class Trainer(ABC):
             self.folder.open_metrics(self.stage, self.done, self.config.run.tensorboard)
             self.monitor.restore()
             self.folder.set_status("running", self.stage, self.done)
+            self.prepare()
             yield
             self.finish()
         except KeyboardInterrupt:
@@ -377,12 +414,17 @@ class Trainer(ABC):
         return f"the same command goes on from the last checkpoint in {self.folder.path}." if found else "nothing was saved yet."
 
     def _smaller(self) -> str:
+        """That memory ran out, and what to try."""
+        name, batch = ("mapper.batch", self.config.mapper.batch) if self.stage == 1 else ("train.batch", self.config.train.batch)
+        return f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; {self.smaller()}."
+
+    def smaller(self) -> str:
         """What to try when memory ran out."""
         name, batch = ("mapper.batch", self.config.mapper.batch) if self.stage == 1 else ("train.batch", self.config.train.batch)
         tip = f"try {name} {batch // 2}" if batch > 1 + (self.stage == 1) else "try precision bf16 or a smaller generator"
         if self.stage == 2 and self.most_at_once() > batch:
             tip = f"try train.select_batch {max(1, self.config.train.select_batch // 2)}, or {tip[4:]}"
-        return f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; {tip}."
+        return tip
 
     def finish(self) -> None:
         """Writes the adapted generator: that of the last step, or of the best look where the run went on until it converged."""

@@ -15,13 +15,15 @@ from torch import Tensor
 from . import __version__
 from .ballots import preferences, read_votes, write_ballot
 from .config import to_dict
+from .diffusion import DiffusionGenerator
 from .errors import InputError
 from .evaluate import METRICS
 from .gallery import fitted
+from .portraits import LATENT_DIM
 from .record import write_bytes
 from .registry import GENERATORS
 from .report import data_uri, duration, template
-from .sample import Run, draw, grid, true_pictures, write_png
+from .sample import Run, draw, grid, pair, true_pictures, write_png
 from .standings import GROUPS, Standings
 from .tally import DRAWS, LEVEL, Cell, Duel, Interval, Share
 from .tasks import Task, read_record
@@ -74,11 +76,14 @@ def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, An
             truth = _kept(
                 folder / f"truth--{slug(target)}.png",
                 {"seeds": f"0-{count - 1}", "target": target},
-                lambda run=run, target=target: true_pictures(range(count), run.source.latent_dim, target, run.source.image_size),
+                lambda run=run, target=target: true_pictures(range(count), LATENT_DIM, target, run.source.image_size),
             )
         psi = 1.0 if truth is not None else config.run.truncation
-        source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi)
-        drawn = {label: _strip(Run(task.folder), "target", folder / _name(task), count, psi) for label, task in firsts.items()}
+        people = truth is not None
+        source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi, people)
+        drawn = {
+            label: _strip(Run(task.folder), "target", folder / _name(task), count, psi, people) for label, task in firsts.items()
+        }
         rows = [(label, path) for label, path in drawn.items() if path is not None]
         seeds = sorted({task.config.run.seed for task in firsts.values()})
         found.append({"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "truncation": psi})
@@ -89,13 +94,19 @@ def _name(task: Task) -> str:
     return run_name(task.label, task.config.target, task.config.run.seed) + ".png"
 
 
-def _strip(run: Run, which: str, path: Path, count: int, truncation: float) -> Path | None:
+def _strip(run: Run, which: str, path: Path, count: int, truncation: float, people: bool) -> Path | None:
     """File with a row of pictures of the source or the adapted generator of a run; None where it cannot be found or read."""
     file = run.folder.generator_file
     mark = run.folder.environment["source"]["sha256"] if which == "source" else f"{file.stat().st_size} {file.stat().st_mtime_ns}"
     facts = {"seeds": f"0-{count - 1}", "generator": mark, "truncation": f"{truncation:g}"}
+
+    def drawn() -> Tensor:
+        if isinstance(run.generator, DiffusionGenerator):
+            return pair(run.source, run.generator, run.config.train.diffusion, range(count), people=people)[which == "target"]
+        return draw(run.source if which == "source" else run.generator, range(count), truncation)
+
     try:
-        return _kept(path, facts, lambda: draw(run.source if which == "source" else run.generator, range(count), truncation))
+        return _kept(path, facts, drawn)
     except InputError:
         return None
 
