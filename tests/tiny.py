@@ -47,6 +47,20 @@ def diffusion(seed: int = 0, size: int = 8, channels: int = 3, outputs: int | No
     return DiffusionGenerator(unet, image_size=size, **options).eval()
 
 
+def tune(out: Path, method: str = "diffusionclip", **overrides: Any) -> AdaptConfig:
+    """A short run of a diffusion model, on four pictures that it makes itself."""
+    train = {"steps": 6, "batch": 2, "lr": 1e-3, "layers": "all", "ema": 0.0} | overrides.pop("train", {})
+    tuning = {"t0": 300, "invert_steps": 4, "train_steps": 3, "sample_steps": 6, "num_pictures": 4}
+    tuning |= overrides.pop("diffusion", {})
+    watch = {"every": 3, "count": 2} | overrides.pop("monitor", {})
+    return config(out, method=method, train=train | {"diffusion": tuning, "monitor": watch}, **overrides)
+
+
+def given_diffusion(**parts: Any) -> Injected:
+    """What a tiny run of a diffusion model gets instead of loading files."""
+    return Injected(**({"generator": diffusion(), "clips": clips()} | parts))
+
+
 def clip(seed: int = 0, embed_dim: int = 24, text_width: int = 16) -> ClipModel:
     """A frozen CLIP of 16 px with two text layers."""
     tokenizer = WordTokenizer(WORDS)

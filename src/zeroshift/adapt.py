@@ -123,7 +123,7 @@ def trainer_of(config: AdaptConfig, given: Injected, hook: Hook | None = None, p
 def settle(run: Trainer) -> None:
     """Takes the mean of the words' directions off each guide's, where `mapper.mean` wants the label's in its place."""
     if run.config.method == "ipl" and run.config.mapper.mean == "label":
-        words = run.mapper(run.watched(MEAN_CODES))
+        words = run.mapper(run.many_codes(MEAN_CODES))
         run.guides[:] = [guide.about_label(each) for guide, each in zip(run.guides, words, strict=True)]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zeroshift import losses, trainable
 from zeroshift.config import FinetuneConfig
-from zeroshift.diffusion import SAMPLE_STEPS, generation_times
+from zeroshift.diffusion import generation_times
 from zeroshift.directions import normalize
 from zeroshift.errors import InputError
 from zeroshift.gallery import read_folder
@@ -106,7 +106,7 @@ class DiffusionTrainer(Trainer):
     def _album(self, label: str, count: int) -> Album:
         """Pictures that the source makes of seeds of the run's own."""
         seeds = torch.randint(2**31, (count,), generator=rng("pictures", self.config.run.seed, label)).tolist()
-        return self._filled(made_pictures(self.source, seeds, self._tell).to(self.device, self.dtype))
+        return self._filled(made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell).to(self.device, self.dtype))
 
     @torch.no_grad()
     def _filled(self, pictures: Tensor) -> Album:
@@ -232,6 +232,11 @@ class DiffusionTrainer(Trainer):
         self.window = self._album("monitor", count)
         return self.window.codes
 
+    def many_codes(self, count: int) -> list[Tensor]:
+        """Codes of the pictures that are learned from; more would have to be made."""
+        assert self.album is not None
+        return self.album.codes
+
     @torch.no_grad()
     def view(self, generator: Any, codes: Any) -> Tensor:
         """The watched pictures, or what a generator makes of their noise in the steps of training."""
@@ -245,7 +250,7 @@ class DiffusionTrainer(Trainer):
     @torch.no_grad()
     def shown(self) -> Tensor:
         """Pictures of seeds: by the source down to time t0, by the averaged generator from there on."""
-        times = generation_times(self.source.num_steps - 1, SAMPLE_STEPS)
+        times = generation_times(self.source.num_steps - 1, self.tuning.sample_steps)
         x: Tensor = self.source.latents(range(self.config.run.samples)) if self.start is None else self.start
         x = x.to(self.device, self.dtype)
         for t, t_next in times:

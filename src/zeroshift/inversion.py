@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zeroshift.config import FinetuneConfig
-from zeroshift.diffusion import SAMPLE_STEPS, DiffusionGenerator, Predictor
+from zeroshift.diffusion import DiffusionGenerator, Predictor
 from zeroshift.errors import InputError, RunError
 from zeroshift.latent import rng
 from zeroshift.record import fingerprint, write_tensors
@@ -83,13 +83,13 @@ def kept(kind: str, key: str, shape: Sequence[int], make: Callable[[], Tensor]) 
     return made
 
 
-def made_pictures(model: DiffusionGenerator, seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
-    """Pictures BCHW on the CPU that a model makes of seeds, kept by model and seeds."""
+def made_pictures(model: DiffusionGenerator, seeds: Sequence[int], steps: int, progress: Progress | None = None) -> Tensor:
+    """Pictures BCHW on the CPU that a model makes of seeds, kept by model, seeds and steps."""
     machine = [torch.__version__, torch.get_num_threads(), next(model.parameters()).device.type]
-    key = hashlib.sha256(json.dumps([model_key(model), *machine, list(seeds), SAMPLE_STEPS]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([model_key(model), *machine, list(seeds), steps]).encode()).hexdigest()
     tell = (lambda done, total: progress("making pictures", done, total)) if progress else None
     shape = (len(seeds), *model.picture_shape)
-    return kept("pictures", key, shape, lambda: model.sample(seeds, SAMPLE_STEPS, progress=tell))
+    return kept("pictures", key, shape, lambda: model.sample(seeds, steps, progress=tell))
 
 
 @torch.no_grad()

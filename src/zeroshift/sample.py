@@ -196,17 +196,20 @@ def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
 def draw_relayed(
     source: DiffusionGenerator,
     target: DiffusionGenerator,
-    t0: int,
+    tuning: FinetuneConfig,
     seeds: Sequence[int] | range,
     strength: float = 1.0,
     denoising: Denoising | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
-    """Pictures of seeds by an adapted diffusion model: by the source down to time t0, by both mixed by strength from there on."""
+    """Pictures of seeds by an adapted diffusion model: by the source down to time t0, by both mixed by strength from there on.
+
+    Where `denoising` is not said they take the steps of the run.
+    """
     _in_range(strength)
-    how = denoising or Denoising()
+    how = denoising or Denoising(steps=tuning.sample_steps)
     tell = None if progress is None else lambda done, total: progress("drawing", done, total)
-    predict = relay(source, target, t0, strength)
+    predict = relay(source, target, tuning.t0, strength)
     return source.sample(seeds, how.steps, how.eta, predict=predict, progress=tell)
 
 
@@ -224,7 +227,7 @@ def pair(
     if not isinstance(target, DiffusionGenerator) or tuning is None:
         return draw(source, seeds, truncation), draw(target, seeds, truncation)
     if not people:
-        return source.sample(seeds), draw_relayed(source, target, tuning.t0, seeds)
+        return source.sample(seeds, tuning.sample_steps), draw_relayed(source, target, tuning, seeds)
     photos = photos_of(seeds, source.image_size)
     place = next(source.parameters()).device
     return photos, translated(source, photos.to(place), Route.of(tuning), target.predict_noise).cpu()
@@ -363,7 +366,8 @@ def facts_of(
     denoising: Denoising | None = None,
 ) -> dict[str, str]:
     """What the metadata of a picture say beside its seed."""
-    how = denoising or Denoising()
+    usual = run.config.train.diffusion.sample_steps if isinstance(run, Run) else SAMPLE_STEPS
+    how = denoising or Denoising(steps=usual)
     told = {"steps": str(how.steps), "eta": f"{how.eta:g}"}
     if isinstance(run, Run):
         return run.facts(truncation, strength) | (told if isinstance(run.generator, DiffusionGenerator) else {})
@@ -394,8 +398,8 @@ def sample(
     if isinstance(run.generator, DiffusionGenerator):
         if truncation not in (None, 1.0):
             raise InputError(f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out.")
-        t0, source = run.config.train.diffusion.t0, cast(DiffusionGenerator, run.source)
-        return draw_relayed(source, run.generator, t0, seeds, strength, denoising, progress)
+        tuning, source = run.config.train.diffusion, cast(DiffusionGenerator, run.source)
+        return draw_relayed(source, run.generator, tuning, seeds, strength, denoising, progress)
     if denoising is not None:
         raise InputError("steps and eta are for diffusion models; the generator of this run draws in one step.")
     generator = run.generator if strength == 1.0 else blend(cast(Generator, run.source), run.generator, strength)

@@ -227,6 +227,10 @@ class Trainer(ABC):
     def trial(self) -> Any:
         """Codes of one picture, by which the memory of a step is measured before a run."""
 
+    def many_codes(self, count: int) -> Any:
+        """Codes of about as many pictures, for means over pictures."""
+        return self.watched(count)
+
     def prepare(self) -> None:
         """What is to be done before the first step, once the run folder is held."""
         return None
