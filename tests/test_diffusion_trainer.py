@@ -118,7 +118,8 @@ def test_codes_are_what_each_clip_sees_and_directions_are_of_each_picture(tmp_pa
     assert torch.equal(own[0]["pictures"][0], pictures[:2]) and torch.equal(own[1]["pictures"][0], pictures[2:])
     for head, code, width in zip(again.mapper.heads, codes, (24, 20), strict=True):
         assert code.shape == (2, width) and head(code).shape[0] == 2
-    assert [tuple(head.layers[0].weight.shape)[1] for head in again.mapper.heads] == [24, 20]
+    heads: list[Any] = list(again.mapper.heads)
+    assert [head.layers[0].weight.shape[1] for head in heads] == [24, 20]
 
 
 def test_a_run_with_learned_words_sees_every_picture_in_stage_1(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_an_unknown_recipe_is_refused_with_the_known_names() -> None:
 def test_a_generator_of_ones_own_takes_the_published_settings() -> None:
     assert recipe_for("portraits") == "portraits"
     assert recipe_for("ffhq.pt") == "ipl-paper"
+    assert recipe_for("celebahq", "diffusionclip") == "diffusionclip" and recipe_for("portraits-ddpm", "ipl") == "portraits-ddpm"
+
+
+def test_the_recipe_of_diffusion_models_has_the_published_numbers() -> None:
+    config = recipe("diffusionclip", "zombie", generator="celebahq")
+    train, way = config.train, config.train.diffusion
+    assert (train.steps, train.batch, train.lr, train.ema, train.layers) == (5 * way.num_pictures, 1, 8e-6, 0.0, "all")
+    assert (way.t0, way.invert_steps, way.train_steps, way.num_pictures, way.lr_growth) == (500, 40, 6, 50, 1.3)
+    assert (config.losses.direction, config.losses.pixel, config.losses.identity) == (3.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["style", "identity", "in-domain", "far"])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .registry import load_generator as load_generator
     from .sample import load as load
     from .sample import sample as sample
+    from .translate import translate as translate
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _HOME = {
     "push_to_hub": "publish",
     "recipe": "recipes",
     "sample": "sample",
+    "translate": "translate",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "push_to_hub",
     "recipe",
     "sample",
+    "translate",
 ]
 
 

@@ -108,7 +108,8 @@ def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
     """
     if config is not None:
         return configure(config, **overrides)
-    name = overrides.pop("recipe", "") or recipe_for(str(overrides.get("generator", "portraits")))
+    asked = [str(overrides.get(name, usual)) for name, usual in (("generator", "portraits"), ("method", ""))]
+    name = overrides.pop("recipe", "") or recipe_for(*asked)
     return recipe(name, overrides.pop("target", ""), **overrides)
 
 

@@ -5,27 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
 from . import __version__
 from .config import OFFICIAL_QUIRKS, AdaptConfig, EvaluateConfig, configure, to_dict
-from .display import Display, Meter, Tour
+from .display import Display, Meter, Tour, plan_text, plan_tree
 from .errors import InputError, RunError
 from .hub import megabytes
 from .recipes import recipe, recipe_for
 from .variants import CompareConfig, changes
-
-if TYPE_CHECKING:
-    from .adapt import Plan
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -63,6 +59,32 @@ class Sample:
     """Diffusion models: fresh noise in every step, 0 none (DDIM, the default) to 1 (as DDPM)."""
     out: Path | None = None
     """Folder for the pictures; unset: RUN/pictures, or pictures here for a generator."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translate:
+    """Change pictures of one's own with a run of a diffusion model: into noise with the source, back with the adapted one."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a run."""
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Picture files, or folders of them. The middle square is taken."""
+    strength: Annotated[float, tyro.conf.arg(aliases=("--ratio",))] = 1.0
+    """0 is the source model, 1 the adapted one, between them a mixture of their predictions, up to 2 beyond."""
+    t0: int | None = None
+    """Time to which pictures are made noisy, 1 to 999: larger changes more and keeps less; unset: as in the run."""
+    steps: int | None = None
+    """Steps from noise to picture; unset: as in the run."""
+    unseen: int = 0
+    """Times that pictures of another kind (strokes, paintings) are first drawn into the source's domain; 8 to 10 are usual."""
+    seed: int = 0
+    """Seed of the noise of --unseen."""
+    out: Path | None = None
+    """Folder for the pictures; unset: RUN/translated."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     json: Flag = False
@@ -180,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Compare | Inspect | Doctor:
+def parse(words: list[str]) -> Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
     verbs = {made.__name__.lower(): made for made in VERBS}
     if not words or words[0] not in verbs:
@@ -194,16 +216,16 @@ def parse(words: list[str]) -> Adapt | Sample | Convert | Push | Evaluate | Comp
         return replace(config, shared=_shared(rest))
     if words[0] == "adapt":
         compat = _value_of("--compat", words)
-        start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat)
+        start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat, _value_of("--method", words))
         options["default"] = Adapt(config=start, compat="official" if compat == "official" else "corrected")
     command: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"zeroshift {words[0]}", **options)
     return command
 
 
-def _start(name: str | None, generator: str | None, compat: str | None) -> AdaptConfig:
+def _start(name: str | None, generator: str | None, compat: str | None, method: str | None = None) -> AdaptConfig:
     """Config of the chosen recipe, with the target still to be given."""
     generator = generator or "portraits"
-    config = recipe(name or recipe_for(generator), target="unset", generator=generator)
+    config = recipe(name or recipe_for(generator, method or ""), target="unset", generator=generator)
     if compat == "official":
         config = configure(config, quirks=OFFICIAL_QUIRKS)
     object.__setattr__(config, "target", tyro.MISSING)
@@ -239,7 +261,7 @@ def adapt(command: Adapt) -> int:
 
     if command.dry_run:
         planned = plan(command.config)
-        print(json.dumps(_plan_tree(planned)) if command.json else _plan_text(planned))
+        print(json.dumps(plan_tree(planned)) if command.json else plan_text(planned))
         return 0
     began = time.monotonic()
     with Display(sys.stderr if command.json else sys.stdout) as display:
@@ -253,45 +275,6 @@ def adapt(command: Adapt) -> int:
     print(took if run.steps_done else f"The run in {run.folder.path} is finished; there was nothing to do.")
     print("\n".join(f"  {name:8} {path}" for name, path in files.items()))
     return 0
-
-
-def _plan_tree(planned: Plan) -> dict[str, Any]:
-    """A plan as plain JSON values."""
-    config = to_dict(planned.config)
-    return {
-        "config": config,
-        "parameters": planned.parameters,
-        "layers": planned.layers,
-        "layers_at_a_time": planned.select,
-        "memory_bytes": planned.memory_bytes,
-        "resumes_at": planned.resumes_at,
-    }
-
-
-def _plan_text(planned: Plan) -> str:
-    """A plan in words."""
-    tree, config = to_dict(planned.config), planned.config
-    lines = [
-        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. Nothing was written."
-    ]
-    lines += ["", "config"]
-    for name, value in tree.items():
-        pairs = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-        lines += [f"  {key:24} {json.dumps(item)}" for key, item in pairs.items()]
-    lines += ["", "parameters", *(f"  {name:24} {count:>12,}" for name, count in planned.parameters.items())]
-    chosen = "all of them at every step" if planned.select is None else f"those of the {planned.select} best latents at a time"
-    lines += [
-        "",
-        f"layers that may move ({chosen})",
-        *textwrap.wrap(", ".join(planned.layers), 100, initial_indent="  ", subsequent_indent="  "),
-    ]
-    lines += [
-        "",
-        f"memory, estimated         {planned.memory_bytes / 2**20:,.0f} MiB, beside that of Python and PyTorch themselves",
-    ]
-    if planned.resumes_at:
-        lines.append(f"resumes                   stage {planned.resumes_at[0]} after step {planned.resumes_at[1]}")
-    return "\n".join(lines)
 
 
 def sample(command: Sample) -> int:
@@ -312,6 +295,24 @@ def sample(command: Sample) -> int:
         print(json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]], "seeds": seeds}))
     else:
         print(f"{len(seeds)} pictures in {folder}\n  grid     {paths[0]}")
+    return 0
+
+
+def translate(command: Translate) -> int:
+    """Changes pictures and writes them."""
+    from .sample import load
+    from .translate import save_translated
+    from .translate import translate as run_translate
+
+    run = load(Path(command.run), device=command.device)
+    options = {"strength": command.strength, "t0": command.t0, "steps": command.steps}
+    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+        made = run_translate(run, command.pictures, unseen=command.unseen, seed=command.seed, progress=meter, **options)
+    paths = save_translated(run, command.pictures, made, command.out or Path(command.run) / "translated", options)
+    if command.json:
+        print(json.dumps({"sheet": str(paths[0]), "pictures": [str(path) for path in paths[1:]]}))
+    else:
+        print(f"{len(paths) - 1} pictures in {paths[0].parent}\n  before and after  {paths[0]}")
     return 0
 
 
@@ -414,6 +415,7 @@ def doctor(command: Doctor) -> int:
 VERBS: dict[type, Callable[[Any], int]] = {
     Adapt: adapt,
     Sample: sample,
+    Translate: translate,
     Convert: convert,
     Push: push,
     Evaluate: evaluate,

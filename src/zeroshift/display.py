@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from .config import to_dict
+
+if TYPE_CHECKING:
+    from .adapt import Plan
 
 STAGES = {1: "learning words", 2: "moving the generator"}
 
@@ -62,6 +69,7 @@ class Display:
         self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self.began, self.first = 0.0, 0
         self.grids: Path | None = None
+        self.prepared: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if self.bars is not None:
@@ -77,11 +85,24 @@ class Display:
             self._start(event)
         elif event["kind"] == "step":
             self._step(event)
+        elif event["kind"] == "prepare":
+            self._prepare(event["what"], event["done"], event["total"])
         elif event["kind"] == "grid" and not self.grids:
             self.grids = Path(event["path"]).parent
             self.console.print(f"sample grids appear in {self.grids}")
         elif event["kind"] == "finish" and event.get("message"):
             self.console.print(event["message"])
+
+    def _prepare(self, what: str, done: int, total: int) -> None:
+        if self.bars is None:
+            if done == total:
+                self.console.print(f"{what}: {total}")
+            return
+        if what not in self.prepared:
+            self.prepared[what] = self.bars.add_task(what, total=total, loss="", rate="")
+        self.bars.update(self.prepared[what], completed=done)
+        if done == total:
+            self.bars.remove_task(self.prepared.pop(what))
 
     def _start(self, event: Mapping[str, Any]) -> None:
         self.began, self.first = time.monotonic(), event["step"]
@@ -103,6 +124,45 @@ class Display:
 
             left = f", {duration((steps - step) / rate)} left" if step < steps else ""
             self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
+
+
+def plan_tree(planned: Plan) -> dict[str, Any]:
+    """A plan as plain JSON values."""
+    config = to_dict(planned.config)
+    return {
+        "config": config,
+        "parameters": planned.parameters,
+        "layers": planned.layers,
+        "layers_at_a_time": planned.select,
+        "memory_bytes": planned.memory_bytes,
+        "resumes_at": planned.resumes_at,
+    }
+
+
+def plan_text(planned: Plan) -> str:
+    """A plan in words."""
+    tree, config = to_dict(planned.config), planned.config
+    lines = [
+        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. Nothing was written."
+    ]
+    lines += ["", "config"]
+    for name, value in tree.items():
+        pairs = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        lines += [f"  {key:24} {json.dumps(item)}" for key, item in pairs.items()]
+    lines += ["", "parameters", *(f"  {name:24} {count:>12,}" for name, count in planned.parameters.items())]
+    chosen = "all of them at every step" if planned.select is None else f"those of the {planned.select} best latents at a time"
+    lines += [
+        "",
+        f"layers that may move ({chosen})",
+        *textwrap.wrap(", ".join(planned.layers), 100, initial_indent="  ", subsequent_indent="  "),
+    ]
+    lines += [
+        "",
+        f"memory, estimated         {planned.memory_bytes / 2**20:,.0f} MiB, beside that of Python and PyTorch themselves",
+    ]
+    if planned.resumes_at:
+        lines.append(f"resumes                   stage {planned.resumes_at[0]} after step {planned.resumes_at[1]}")
+    return "\n".join(lines)
 
 
 class Tour:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from zeroshift.config import EvaluateConfig
 from zeroshift.diffusion import DiffusionGenerator
 from zeroshift.errors import InputError
 from zeroshift.generators import Generator
+from zeroshift.inversion import Route, translated
 from zeroshift.latent import z_from_seeds
 from zeroshift.portraits import LATENT_DIM, domain_of, render
 from zeroshift.record import RunFolder, fingerprint
@@ -83,6 +84,35 @@ class Drawn:
     def part(self, rows: slice) -> Tensor:
         """Pictures of the seeds of some rows."""
         return eight_bit(fitted(draw(self.generator, self.seeds[rows], self.truncation), self.size))
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Pictures that a run of a diffusion model makes of others; each is made once."""
+
+    pictures: PictureSet
+    source: DiffusionGenerator
+    target: DiffusionGenerator
+    route: Route
+    size: int
+    name: str
+    made: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def part(self, rows: slice) -> Tensor:
+        """What is made of the pictures of some rows."""
+        numbers = range(len(self))[rows]
+        if missing := [number for number in numbers if number not in self.made]:
+            # Rows come in whole batches, so either all of one are missing or none.
+            first, last = missing[0], missing[-1] + 1
+            given = fitted(self.pictures.part(slice(first, last)), self.source.image_size)
+            found = translated(
+                self.source, given.to(next(self.source.parameters()).device), self.route, self.target.predict_noise
+            )
+            self.made.update(zip(range(first, last), eight_bit(fitted(found.cpu(), self.size)), strict=True))
+        return torch.stack([self.made[number] for number in numbers])
 
 
 @dataclass(frozen=True)
@@ -188,6 +218,8 @@ class Subject:
     hashes: dict[str, str] = field(default_factory=dict)
     guides: tuple[str, ...] = ()
     folder: RunFolder | None = None
+    route: str = ""
+    """How a diffusion model made the pictures of others, in words."""
     gaps: dict[str, str] = field(default_factory=dict)
 
 
@@ -198,7 +230,8 @@ def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device =
         if path.is_dir() and not (path / "config.json").is_file() and picture_files(path):
             subject = _of_pictures(path, config, device)
         elif path.is_dir() and (path / "config.json").is_file() and is_run(path):
-            subject = _of_run(load(path, generator=config.source, device=str(device)), config)
+            generator = None if _is_folder_of_pictures(config.source) else config.source
+            subject = _of_run(load(path, generator=generator, device=str(device)), config)
         else:
             subject = _of_file(str(what), config, device)
     elif isinstance(what, Generator | DiffusionGenerator):
@@ -223,6 +256,12 @@ def _drawn(
 def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
     folder: RunFolder = getattr(run, "folder")  # noqa: B009  # every run has one; the protocol does not say so
     made, options = folder.environment, folder.config
+    if isinstance(run.generator, DiffusionGenerator):
+        return _of_diffusion_run(run, folder, config)
+    if _is_folder_of_pictures(config.source):
+        raise InputError(
+            f"the source {config.source} is a folder of pictures, which a run with styles does not take; leave it out."
+        )
     drawn = _drawn(run.generator, config, "the adapted generator")
     subject = Subject(
         folder.path.name,
@@ -242,6 +281,43 @@ def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
             raise
         subject.gaps["source"] = f"the source generator of the run was not found; give it with --source ({error})"
     return subject
+
+
+def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -> Subject:
+    """The adapted model's versions of pictures: of a folder, of the photos of people, or else of what the source makes of seeds.
+
+    A seed names no person to a diffusion model, but the photo of a person can be given to it.
+    """
+    made, options, size = folder.environment, folder.config, config.size or run.generator.image_size
+    portraits = made["source"]["name"] in GENERATORS
+    seeds: Any = parse_seeds(config.seeds)
+    before: PictureSet
+    if _is_folder_of_pictures(config.source):
+        files = read_folder(str(config.source), size)
+        before, seeds = files, files.seeds
+    elif portraits:
+        before = Rendered(seeds, "photo", size)
+    else:
+        before = Drawn(run.source, seeds, 1.0, size, "the source generator")
+    route = Route.of(options.train.diffusion)
+    name = "the adapted generator"
+    return Subject(
+        folder.path.name,
+        "run",
+        Translated(before, cast(DiffusionGenerator, run.source), run.generator, route, size, name),
+        sets={"source": before},
+        labels=(options.source, options.target),
+        seeds=seeds,
+        portraits=portraits,
+        hashes={"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]},
+        guides=tuple(clip["sha256"] for clip in made["clips"]),
+        folder=folder,
+        route=f"{before.name}, inverted to time {route.t0} on {route.invert_steps} points, generated in {route.steps} steps",
+    )
+
+
+def _is_folder_of_pictures(spec: str | None) -> bool:
+    return spec is not None and Path(spec).is_dir() and bool(picture_files(Path(spec)))
 
 
 def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> Subject:
@@ -291,6 +367,7 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
     """Adds truth, reference and shots, or the reason why there are none."""
     size, gaps = subject.target.size, subject.gaps
     domain = domain_of(subject.labels[1]) if subject.labels and subject.portraits else None
+    nobody = isinstance(getattr(subject.target, "generator", None), DiffusionGenerator)
     if not subject.portraits:
         gaps["truth"] = "the truth is known only on the built-in portraits"
     elif config.truncation != 1.0:
@@ -299,6 +376,9 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
         gaps["truth"] = "files must be named after their seeds (seed00012.png) to know their truth"
     elif domain is None:
         gaps["truth"] = "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
+    elif nobody:
+        gaps["truth"] = "a seed names no person to a diffusion model"
+        subject.sets["reference"] = Rendered(subject.seeds, domain, size)
     else:
         subject.sets["truth"] = Rendered(subject.seeds, domain, size)
     if config.reference is not None:
@@ -307,7 +387,7 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
         subject.sets["reference"] = subject.sets["truth"]
     if config.shots is not None:
         subject.sets["shots"] = read_folder(config.shots, size)
-    subject.people = subject.portraits and subject.seeds is not None and config.truncation == 1.0
+    subject.people = subject.portraits and subject.seeds is not None and config.truncation == 1.0 and not nobody
     gaps["people"] = gaps.get("truth", "")
     gaps.setdefault("source", "there are no pictures before the change: --source GENERATOR or FOLDER")
     gaps["reference"] = "there are no real pictures of the target domain: --reference FOLDER"

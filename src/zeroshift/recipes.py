@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .config import AdaptConfig, MapperConfig, QuirkConfig, RunConfig, TrainConfig, configure
+from .config import AdaptConfig, FinetuneConfig, LossConfig, MapperConfig, QuirkConfig, RunConfig, TrainConfig, configure
 from .errors import InputError
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
+DIFFUSION_CLIP = "openai/clip-vit-base-patch16"
 
 
 def portraits(target: str) -> AdaptConfig:
@@ -38,6 +39,41 @@ def ipl_paper(target: str) -> AdaptConfig:
     )
 
 
+def portraits_ddpm(target: str) -> AdaptConfig:
+    """For the built-in diffusion model of photos and the CLIPs of that world: minutes on two CPU cores."""
+    return AdaptConfig(
+        target=target,
+        generator="portraits-ddpm",
+        method="diffusionclip",
+        clip=("portraits-clip-a", "portraits-clip-b"),
+        mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
+        train=TrainConfig(
+            steps=120,
+            batch=2,
+            lr=1e-4,
+            layers="all",
+            ema=0.0,
+            diffusion=FinetuneConfig(t0=400, invert_steps=20, train_steps=6, sample_steps=20, num_pictures=24, lr_growth=1.0),
+        ),
+        losses=LossConfig(direction=3.0, pixel=1.0),
+        quirks=QuirkConfig(image_floor=1.2),
+        run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
+    )
+
+
+def diffusionclip(target: str) -> AdaptConfig:
+    """The settings published with DiffusionCLIP for models of 256 px, with OpenAI's ViT-B/16: five rounds of 50 pictures."""
+    return AdaptConfig(
+        target=target,
+        method="diffusionclip",
+        clip=(DIFFUSION_CLIP,),
+        mapper=MapperConfig(context="a photo of a"),
+        train=TrainConfig(steps=250, batch=1, lr=8e-6, layers="all", ema=0.0, diffusion=FinetuneConfig(t0=500)),
+        losses=LossConfig(direction=3.0, pixel=1.0),
+        run=RunConfig(recipe="diffusionclip", truncation=1.0),
+    )
+
+
 def style(target: str, generator: str) -> AdaptConfig:
     """Another look of the same things: drawings, paintings, lights. What suits the generator, as it is."""
     return base(target, generator)
@@ -49,13 +85,13 @@ def identity(target: str, generator: str) -> AdaptConfig:
     The CLIPs of the built-in world know no such word, so there it stays "photo" (from "person", 0.23 of the zombies were seen).
     """
     made = base(target, generator)
-    return configure(made, source="photo" if made.run.recipe == "portraits" else "human", train={"steps": 200})
+    return configure(made, source="photo" if made.run.recipe.startswith("portraits") else "human", train={"steps": 200})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:
     """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few steps."""
     made = base(target, generator)
-    return configure(made, source="person" if made.run.recipe == "portraits" else "human", train={"steps": 50})
+    return configure(made, source="person" if made.run.recipe.startswith("portraits") else "human", train={"steps": 50})
 
 
 def far(target: str, generator: str) -> AdaptConfig:
@@ -65,19 +101,21 @@ def far(target: str, generator: str) -> AdaptConfig:
     tell pictures apart about the direction of the labels (docs/results.md).
     """
     made = base(target, generator)
-    if made.run.recipe == "portraits":
+    if made.run.recipe.startswith("portraits"):
         return configure(made, mapper={"lr": 0.3, "mean": "label"})
     return configure(made, train={"steps": 500, "layers": "all"})
 
 
 def base(target: str, generator: str) -> AdaptConfig:
     """What suits a generator: the built-in world's own settings, or else the published ones."""
-    return (portraits if recipe_for(generator) == "portraits" else ipl_paper)(target)
+    return {"portraits": portraits, "portraits-ddpm": portraits_ddpm}.get(recipe_for(generator), ipl_paper)(target)
 
 
 RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
     "portraits": lambda target, generator: portraits(target),
     "ipl-paper": lambda target, generator: ipl_paper(target),
+    "portraits-ddpm": lambda target, generator: portraits_ddpm(target),
+    "diffusionclip": lambda target, generator: diffusionclip(target),
     "style": style,
     "identity": identity,
     "in-domain": in_domain,
@@ -94,6 +132,8 @@ def recipe(name: str, target: str, **overrides: Any) -> AdaptConfig:
     return configure(configure(made, run={"recipe": name}), **overrides)
 
 
-def recipe_for(generator: str) -> str:
-    """Name of the recipe that suits a generator: the built-in world's own, else the published settings."""
-    return "portraits" if generator == "portraits" else "ipl-paper"
+def recipe_for(generator: str, method: str = "") -> str:
+    """Name of the recipe that suits a generator and method: the built-in world's own, else the published settings."""
+    if generator in ("portraits", "portraits-ddpm"):
+        return generator
+    return "diffusionclip" if method == "diffusionclip" else "ipl-paper"

@@ -144,6 +144,7 @@ def evaluation_settings(record: Mapping[str, Any]) -> str:
     parts += [f"seeds {made['seeds']}"] if made["seeds"] else []
     parts += [f"truncation {made['truncation']:g}"] if made["truncation"] is not None else []
     parts += [f"noise: {made['noise']}"] if made["noise"] else []
+    parts += [f"made of {made['route']}"] if made.get("route") else []
     parts += [f"compared with {record['reference']}"] if record["reference"] else []
     parts += ["a held-out domain"] if record["held_out"] else []
     return "; ".join(parts)

@@ -131,7 +131,9 @@ def variant_config(variant: Variant, shared: Mapping[str, Any], target: str, see
     """
     own = dict(variant.options)
     plain = {name: value for name, value in shared.items() if "." not in name}
-    name = own.pop("recipe", "") or plain.pop("recipe", "") or recipe_for(str(plain.get("generator", "portraits")))
+    name = (
+        own.pop("recipe", "") or plain.pop("recipe", "") or recipe_for(str(plain.get("generator", "portraits")), variant.method)
+    )
     config = recipe(name, target, **{key: value for key, value in plain.items() if key != "recipe"})
     try:
         config = with_options(config, {key: value for key, value in shared.items() if "." in key})
