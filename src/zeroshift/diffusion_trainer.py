@@ -2,7 +2,7 @@
 
 Kim et al., DiffusionCLIP (CVPR 2022), and its code. With learned words it is what IPL's paper calls Diff-IPL: the fixed
 direction gives way to one for each picture. A diffusion model has no styles, so the code of a picture, from which its words are
-learned, is what each guiding CLIP sees in it (docs/adr, The code of a picture).
+learned, is what each guiding CLIP sees in it (ADR 0018).
 """
 
 from __future__ import annotations

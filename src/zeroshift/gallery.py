@@ -300,7 +300,7 @@ def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -
     else:
         before = Drawn(run.source, seeds, 1.0, size, "the source generator")
     route = Route.of(options.train.diffusion)
-    name = "the adapted generator"
+    name, given = "the adapted generator", "photos of the people" if isinstance(before, Rendered) else before.name
     return Subject(
         folder.path.name,
         "run",
@@ -312,7 +312,7 @@ def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -
         hashes={"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]},
         guides=tuple(clip["sha256"] for clip in made["clips"]),
         folder=folder,
-        route=f"{before.name}, inverted to time {route.t0} on {route.invert_steps} points, generated in {route.steps} steps",
+        route=f"{given}, inverted to time {route.t0} on {route.invert_steps} points, generated in {route.steps} steps",
     )
 
 

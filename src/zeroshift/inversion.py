@@ -87,7 +87,8 @@ def made_pictures(model: DiffusionGenerator, seeds: Sequence[int], steps: int, p
     """Pictures BCHW on the CPU that a model makes of seeds, kept by model, seeds and steps."""
     machine = [torch.__version__, torch.get_num_threads(), next(model.parameters()).device.type]
     key = hashlib.sha256(json.dumps([model_key(model), *machine, list(seeds), steps]).encode()).hexdigest()
-    tell = (lambda done, total: progress("making pictures", done, total)) if progress else None
+    count = len(seeds)
+    tell = (lambda done, total: progress("making pictures", done * count // total, count)) if progress else None
     shape = (len(seeds), *model.picture_shape)
     return kept("pictures", key, shape, lambda: model.sample(seeds, steps, progress=tell))
 
