@@ -177,3 +177,11 @@ def test_people_of_the_built_in_world_are_measured_against_their_truth(tmp_path:
     assert subject.people and len(subject.target) == 2
     bare = open_subject(run.source, EvaluateConfig(seeds="7,9", labels=("photo", "cartoon")))
     assert "truth" not in bare.sets and not bare.people
+
+
+def test_the_card_of_a_run_says_nothing_of_styles(runs: list[AdaptRun], tmp_path: Path) -> None:
+    zs.push_to_hub(runs[0].folder.path, "owner/zombie", dry_run=tmp_path / "card")
+    card = (tmp_path / "card" / "README.md").read_text("utf-8")
+    assert "range(16))" in card and "rosinality" not in card and "Truncation" not in card
+    again = zs.load(str(tmp_path / "card" / "generator.safetensors"))
+    assert torch.equal(again.sample([1], 3), runs[0].generator.sample([1], 3))

@@ -367,7 +367,7 @@ def _record(
         "settings": {
             "pictures": len(subject.target),
             "seeds": config.seeds if drawn else "",
-            "truncation": config.truncation if drawn or "source" in subject.hashes else None,
+            "truncation": config.truncation if (drawn or "source" in subject.hashes) and not subject.route else None,
             "noise": "the generators' own maps" if drawn and not subject.route else "",
             "size": subject.target.size,
             "resize": RESIZE,

@@ -16,6 +16,7 @@ from . import __version__
 from .checkpoints import export_pt, load_generator_file, save_generator, with_styles
 from .config import to_dict
 from .errors import InputError
+from .generators import Generator
 from .hub import Reference, endpoint, explained, is_hub_id, is_reference, megabytes, parse_reference, say
 from .record import RunFolder, write_bytes
 from .registry import CLIPS, GENERATORS
@@ -100,12 +101,12 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
         write_bytes(place / PICTURE, (run.path / PICTURE).read_bytes())
         names.append(PICTURE)
     write_bytes(place / CONFIG, (json.dumps({"version": __version__, "config": public_config(run)}, indent=2) + "\n").encode())
-    write_bytes(place / CARD, card(run, repository, generator.image_size, names).encode())
+    write_bytes(place / CARD, card(run, repository, generator.image_size, names, isinstance(generator, Generator)).encode())
     return {name: (place / name).stat().st_size for name in names}
 
 
-def card(run: RunFolder, repository: str, size: int, names: Sequence[str]) -> str:
-    """The model card: README.md of the repository, with its facts for the hub in front."""
+def card(run: RunFolder, repository: str, size: int, names: Sequence[str], styles: bool = True) -> str:
+    """The model card: README.md of the repository, with its facts for the hub in front. `styles`: the generator has some."""
     config, origin = run.config, run.environment["source"]
     return _template().render(
         facts=_facts(run),
@@ -119,6 +120,7 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str]) -> st
         truncation=f"{1.0 if knows_truth(run) else config.run.truncation:g}",
         repository=repository,
         rosinality=OTHER_WEIGHTS in names,
+        styles=styles,
         built_in=origin["name"] in GENERATORS,
         source_name=plain(public_name(origin["name"])),
         origin=_origin(run),
