@@ -428,3 +428,9 @@ def test_old_votes_stay_valid_when_a_comparison_grows(world: Path, copied: Path,
     compared(world, copied, pictures=4, page_only=True)
     assert len(json.loads((copied / "vote-key.json").read_text("utf-8"))["pairs"]) > 6
     assert len(read_votes([path], copied)) == 6
+
+
+def test_a_comparison_needs_no_option_of_adapt_and_has_no_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "--methods", "nada", "nonsense", "--targets", "neon"]
+    assert cli.main(words) == 2 and "nonsense" in capsys.readouterr().err
+    assert cli.main([*words, "--dry-run"]) == 2 and "no --dry-run" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def read_votes(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
         for name, choice in _read(path)["votes"].items():
             if name not in key:
                 raise InputError(f"{path} has votes on other pictures than those of {folder} (pair {name!r}).")
-            if choice not in WORTH:
+            if not isinstance(choice, str) or choice not in WORTH:
                 raise InputError(f"{path} has the vote {choice!r}; votes are {', '.join(WORTH)}.")
             votes.append({**key[name], "worth": WORTH[choice]})
     return votes

@@ -235,17 +235,17 @@ def _start(name: str | None, generator: str | None, compat: str | None, method: 
 def _shared(words: list[str]) -> dict[str, Any]:
     """Options for every run of a comparison, by their full names."""
     given = parse(["adapt", "--target", "unset", *words])
-    assert isinstance(given, Adapt)
-    name, compat = _value_of("--recipe", words), given.compat
-    start = _start(name, given.config.generator, compat)
+    if not isinstance(given, Adapt) or given.dry_run:
+        raise InputError("compare has no --dry-run; --page-only runs nothing and shows what is there.")
+    name, compat, generator = _value_of("--recipe", words), given.compat, given.config.generator
+    start = _start(name, generator, compat)
     object.__setattr__(start, "target", "unset")
-    always = {"recipe": name or "", "compat": compat, "generator": given.config.generator}
-    return always | changes(to_dict(start), to_dict(given.config))
+    return {"recipe": name or "", "compat": compat, "generator": generator} | changes(to_dict(start), to_dict(given.config))
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:
     """The value that follows a flag, before the options are parsed; None where it is absent."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == flag:
             return following
         if word.startswith(flag + "="):

@@ -78,8 +78,9 @@ def compare(
     if not config.page_only:
         check(config, tasks, tell)
     read_votes(config.votes, config.out)
-    todo = [] if config.page_only else [task for task in tasks if not is_done(task, config.evaluation)]
-    tell({"kind": "compare", "runs": len(tasks), "finished": len(tasks) - len(todo), "out": str(config.out)})
+    missing = [task for task in tasks if not is_done(task, config.evaluation)]
+    todo = [] if config.page_only else missing
+    tell({"kind": "compare", "runs": len(tasks), "finished": len(tasks) - len(missing), "out": str(config.out)})
     _made(config.out)
     write_json(config.out / "compare.json", {"schema": SCHEMA, "version": __version__, "asked": _asked(config, common)})
     clock = Clock(tasks, todo, config.jobs, tell)

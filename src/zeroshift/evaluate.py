@@ -303,7 +303,8 @@ def evaluate(
     record = _record(subject, networks, config, numbers, missing)
     for text in record["warnings"]:
         warnings.warn(text, stacklevel=2)
-    if subject.folder is None or not save or config.metrics:
+    # Other labels than the run's would stand in its report as if they were its own.
+    if subject.folder is None or not save or config.metrics or config.labels:
         return Evaluation(record)
     path = subject.folder.path / "evaluation.json"
     write_json(path, record)
