@@ -26,6 +26,7 @@ from zeroshift import latent
 from zeroshift.adapt import Injected
 from zeroshift.clip import ClipModel
 from zeroshift.config import AdaptConfig, configure
+from zeroshift.registry import load_styled
 from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 from zeroshift.text import IMAGENET, BytePairTokenizer
 
@@ -61,7 +62,7 @@ def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipMo
         clips = [zs.load_clip(f"portraits-clip-{letter}") for letter in "ab"]
         for clip in clips:
             clip.templates = IMAGENET
-        return zs.load_generator("portraits")[0], clips
+        return load_styled("portraits", "this benchmark")[0], clips
     import transformers
 
     torch.manual_seed(0)

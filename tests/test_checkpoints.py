@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import goldenlib
+import tiny
 from zeroshift import checkpoints, latent, registry
 from zeroshift.errors import InputError, RunError
 from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
@@ -51,14 +52,15 @@ def assert_equal_states(one: StyleGAN2Generator, other: StyleGAN2Generator) -> N
 
 
 def test_our_file_gives_back_weights_architecture_and_metadata(generator: StyleGAN2Generator, ours: Path) -> None:
-    loaded, metadata = checkpoints.load_generator_file(ours)
+    found, metadata = checkpoints.load_generator_file(ours)
+    loaded = tiny.styled(found)
     assert_equal_states(loaded, generator)
     assert loaded.config == CONFIG
     assert metadata["target"] == "pencil sketch"
 
 
 def test_foreign_layout_gives_back_equal_weights_and_channels(generator: StyleGAN2Generator, foreign: Path) -> None:
-    loaded, _ = checkpoints.load_generator_file(foreign)
+    loaded = tiny.styled(checkpoints.load_generator_file(foreign)[0])
     assert_equal_states(loaded, generator)
     assert [loaded.config.channels(side) for side in (4, 8, 16, 32)] == [CONFIG.channels(side) for side in (4, 8, 16, 32)]
 
@@ -94,20 +96,20 @@ def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, t
 def test_prefixes_of_wrappers_are_dropped(prefix: str, generator: StyleGAN2Generator, foreign: Path) -> None:
     inner = {prefix + key: value for key, value in content(foreign)["g_ema"].items()}
     torch.save({"g_ema": inner, "latent_avg": generator.latent_avg, "args": argparse.Namespace(size=32)}, foreign)
-    assert_equal_states(checkpoints.load_generator_file(foreign)[0], generator)
+    assert_equal_states(tiny.styled(checkpoints.load_generator_file(foreign)[0]), generator)
 
 
 def test_encoder_files_with_one_average_per_layer_are_read(generator: StyleGAN2Generator, foreign: Path) -> None:
     inner = {"decoder." + key: value for key, value in content(foreign)["g_ema"].items()}
     inner["encoder.input_layer.0.weight"] = torch.zeros(2)
     torch.save({"state_dict": inner, "opts": {}, "latent_avg": generator.latent_avg.repeat(8, 1)}, foreign)
-    loaded, _ = checkpoints.load_generator_file(foreign)
+    loaded = tiny.styled(checkpoints.load_generator_file(foreign)[0])
     torch.testing.assert_close(loaded.latent_avg, generator.latent_avg)
 
 
 def test_a_missing_average_style_is_computed_the_same_way_every_time(generator: StyleGAN2Generator, foreign: Path) -> None:
     torch.save(content(foreign)["g_ema"], foreign)
-    first, second = (checkpoints.load_generator_file(foreign)[0].latent_avg for _ in range(2))
+    first, second = (tiny.styled(checkpoints.load_generator_file(foreign)[0]).latent_avg for _ in range(2))
     z = torch.randn(20000, 6, generator=latent.rng("check"))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, generator.map(z).mean(dim=0).detach(), rtol=0, atol=0.05)
@@ -116,7 +118,7 @@ def test_a_missing_average_style_is_computed_the_same_way_every_time(generator: 
 def test_half_precision_weights_become_float32(foreign: Path) -> None:
     inner = {key: value.half() for key, value in content(foreign)["g_ema"].items()}
     torch.save({"g_ema": inner}, foreign)
-    assert checkpoints.load_generator_file(foreign)[0].input.input.dtype == torch.float32
+    assert tiny.styled(checkpoints.load_generator_file(foreign)[0]).input.input.dtype == torch.float32
 
 
 def wrong(kind: str, folder: Path, ours: Path, foreign: Path) -> Path:

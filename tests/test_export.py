@@ -82,7 +82,7 @@ def test_a_mapping_of_another_factor_is_scaled_to_the_usual_one_and_draws_the_sa
     z = torch.randn(3, made.latent_dim, generator=torch.Generator().manual_seed(1))
     for layout in ("rosinality", "nvidia-state"):
         zeroshift.convert(tmp_path / "g", tmp_path / layout, layout)
-        loaded = checkpoints.load_generator_file(tmp_path / layout)[0]
+        loaded = tiny.styled(checkpoints.load_generator_file(tmp_path / layout)[0])
         assert loaded.config.lr_mlp == 0.01
         torch.testing.assert_close(loaded(z), made(z), rtol=0, atol=1e-5)
 
@@ -106,7 +106,7 @@ def test_one_class_is_written_where_a_form_has_none_and_a_bound_goes_along(
     torch.testing.assert_close(torchscript(tmp_path / "net")(z, torch.ones(1)), expected, rtol=0, atol=1e-5)
     with pytest.warns(UserWarning, match=r"bounded at 0.5 \(conv_clamp\)"):
         zeroshift.convert(source, tmp_path / "pt", "rosinality", label=1)
-    loaded = checkpoints.load_generator_file(tmp_path / "pt")[0]
+    loaded = tiny.styled(checkpoints.load_generator_file(tmp_path / "pt")[0])
     torch.testing.assert_close(loaded.map(z), made.map(z, torch.tensor([1, 1])), rtol=0, atol=1e-5)
     zeroshift.convert(source, tmp_path / "synthesis", "torchscript")
     torch.testing.assert_close(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import goldenlib
+import tiny
 from zeroshift import checkpoints, formats, latent, layouts, ops
 from zeroshift.pickles import Content
 from zeroshift.stylegan2 import Modulation, StyleGAN2Generator
@@ -41,7 +42,7 @@ def run(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tenso
     """Description, arrays, NVIDIA's weights, and our generator of them."""
     meta, arrays = goldenlib.load(request.param)
     state = filled(meta)
-    generator = checkpoints.generator_of(Content("torch", state)).eval().requires_grad_(False)
+    generator = tiny.styled(checkpoints.generator_of(Content("torch", state))).eval().requires_grad_(False)
     return meta, {name: torch.from_numpy(array) for name, array in arrays.items()}, state, generator
 
 
@@ -149,10 +150,10 @@ def test_rosinalitys_pictures_come_out_after_the_way_through_nvidias_layout(path
     kernels = {key: ops.fir_kernel(gain=4.0) for key, entry in meta["keys"].items() if "rule" in entry}
     state = goldenlib.fill(meta["keys"], meta["seed"]) | kernels
     average = torch.from_numpy(arrays["truncation_latent"][0])
-    first = checkpoints.generator_of(Content("torch", {"g_ema": state, "latent_avg": average}))
+    first = tiny.styled(checkpoints.generator_of(Content("torch", {"g_ema": state, "latent_avg": average})))
     back = layouts.to_rosinality(first.state())
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
-    second = checkpoints.generator_of(Content("torch", layouts.to_nvidia(first.state()))).requires_grad_(False)
+    second = tiny.styled(checkpoints.generator_of(Content("torch", layouts.to_nvidia(first.state())))).requires_grad_(False)
     w = second.map(torch.from_numpy(arrays["z"]))
     truncated = latent.truncate(w, second.latent_avg, meta["truncation"])
     for name, styles in {"image": w, "image_trunc": truncated, "image_w_plus": torch.from_numpy(arrays["w_plus"])}.items():

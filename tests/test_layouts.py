@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import foreign
+import tiny
 from zeroshift import checkpoints, layouts
 from zeroshift.errors import InputError
 from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
@@ -31,7 +32,7 @@ def assert_equal(one: StyleGAN2Generator, other: StyleGAN2Generator) -> None:
 
 
 def loaded(path: Path) -> StyleGAN2Generator:
-    return checkpoints.load_generator_file(path)[0]
+    return tiny.styled(checkpoints.load_generator_file(path)[0])
 
 
 @pytest.mark.parametrize("config", SHAPES)

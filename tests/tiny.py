@@ -61,6 +61,12 @@ def given_diffusion(**parts: Any) -> Injected:
     return Injected(**({"generator": diffusion(), "clips": clips()} | parts))
 
 
+def styled(loaded: Any) -> StyleGAN2Generator:
+    """What was loaded, which must be a generator with styles."""
+    assert isinstance(loaded, StyleGAN2Generator)
+    return loaded
+
+
 def clip(seed: int = 0, embed_dim: int = 24, text_width: int = 16) -> ClipModel:
     """A frozen CLIP of 16 px with two text layers."""
     tokenizer = WordTokenizer(WORDS)
