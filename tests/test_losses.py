@@ -98,6 +98,31 @@ def test_texture_is_the_mean_square_difference_of_whole_features() -> None:
     assert close(losses.texture(wanted[:1], image), float(sum(alone)) / 4)
 
 
+def test_raster_is_the_mean_square_of_what_repeats_from_block_to_block() -> None:
+    draw = torch.Generator().manual_seed(8)
+    before, after = (torch.rand(2, 3, 8, 12, generator=draw, dtype=torch.float64) for _ in range(2))
+    change, squares = (after - before).tolist(), []
+    # Blocks of 2 x 2 px in windows of 4 x 4 blocks: one row of windows, and columns of 8 and of 4 px.
+    for picture in change:
+        for channel in picture:
+            for left, right in ((0, 8), (8, 12)):
+                means = [
+                    math.fsum(row[x] for row in channel[down::2] for x in range(left + across, right, 2)) / (2 * (right - left))
+                    for down in range(2)
+                    for across in range(2)
+                ]
+                squares += [(mean - sum(means) / 4) ** 2 for mean in means]
+    assert close(losses.raster(before, after, block=2), math.fsum(squares) / len(squares))
+
+
+def test_a_change_that_is_the_same_everywhere_is_no_raster_and_a_chequered_one_is_nothing_else() -> None:
+    before = torch.zeros(1, 3, 16, 16)
+    chequered = torch.tensor([[0.5, -0.5], [-0.5, 0.5]]).repeat(8, 8).expand_as(before)
+    assert float(losses.raster(before, before + 0.7)) == pytest.approx(0, abs=1e-12)
+    assert float(losses.raster(before, chequered)) == pytest.approx(0.25)
+    assert float(losses.raster(before[..., :15, :14], chequered[..., :15, :14])) == pytest.approx(0.25)
+
+
 def test_a_patch_is_cut_around_its_centre() -> None:
     images = torch.arange(2 * 1 * 6 * 7).view(2, 1, 6, 7)
     patches = losses.crop_patches(images, torch.tensor([[2, 3], [5, 2]]), size=4)

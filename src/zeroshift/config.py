@@ -146,6 +146,8 @@ class LossConfig:
     """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower is convolutional."""
     pixel: Annotated[float, Field(ge=0)] = 0.0
     """Mean absolute difference between the adapted picture and its source (DiffusionCLIP's L1)."""
+    raster: Annotated[float, Field(ge=0)] = 0.0
+    """Mean square of the change that repeats from one block of 4 x 4 px to the next: a raster, which CLIPs do not mind."""
     identity: Annotated[float, Field(ge=0)] = 0.0
     """Distance between the faces of the adapted picture and of its source, as a face network sees them."""
     identity_network: str = ""

@@ -146,6 +146,7 @@ class Guide:
             "patch": train.patch,
             "texture": train.texture,
             "pixel": train.pixel,
+            "raster": train.raster,
             "identity": train.identity,
         }
         return torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()

@@ -38,6 +38,7 @@ CURVES = {
     "patch": "Patch loss",
     "log_direction": "Directional loss, logarithm",
     "pixel": "Pixel loss",
+    "raster": "Raster",
     "identity": "Identity loss",
 }
 """Series that are worth a look, by their name in metrics.jsonl."""

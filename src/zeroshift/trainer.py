@@ -265,6 +265,8 @@ class Trainer(ABC):
                 terms["texture"] = self.texture.loss(step, before, after)
         if self.config.losses.pixel:
             terms["pixel"] = losses.pixel(before, after)
+        if self.config.losses.raster:
+            terms["raster"] = losses.raster(before, after)
         if self.identity is not None:
             with torch.no_grad():
                 source_BE = self.identity.embed(before.float())
