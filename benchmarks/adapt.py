@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
-import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 import zeroshift as zs
+from turns import Row, Turn, against, least, require_equal, result, take_turns
 from zeroshift import latent
 from zeroshift.adapt import Injected
 from zeroshift.clip import ClipModel
@@ -45,15 +43,6 @@ ONLY = {"amortised": 2, "reused": 1}
 
 SHOWN, SELECTED = 4, 10
 """Times that stage 1 shows a picture on the side "reused", and steps from one selection to the next on the side "amortised"."""
-
-TOLERANCE = 1e-4
-"""Largest relative difference between the losses of the published procedure and ours, both in float32."""
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipModel]]:
@@ -105,34 +94,21 @@ def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Injected:
     return Injected(stage1_z=torch.stack([first, *again]), stage2_z=stack("2", count, 2), select_z=stack("select", count, 8))
 
 
-def work(pipe: Connection, side: str, world: str, stage: int, steps: int, args: argparse.Namespace) -> None:
-    """A side's process: waits for its turn before every step, then sends loss, seconds and peak bytes."""
-    torch.set_num_threads(args.threads)
-    generator, clips = models(world, args.channel_multiplier)
+def work(turn: Turn, side: str, world: str, stage: int, steps: int, multiplier: int) -> None:
+    """What a side does in its process."""
+    generator, clips = models(world, multiplier)
     given = latents(generator, stage, steps)
-    began = 0.0
-
-    def turn() -> None:
-        nonlocal began
-        pipe.recv()
-        began = time.perf_counter()
-
-    def tell(loss: float, last: bool) -> None:
-        pipe.send((loss, time.perf_counter() - began, peak_bytes()))
-        if not last:
-            turn()
-
     with tempfile.TemporaryDirectory() as folder:
         config = settings(world, stage, steps, side, str(Path(folder) / "run"))
-        turn()
+        turn.wait()
         if side == "literal":
-            run_literal(config, generator, clips, given, stage, tell)
+            run_literal(config, generator, clips, given, stage, turn.tell)
             return
         given.generator, given.clips = generator, clips
 
         def hook(event: dict[str, Any]) -> None:
             if event["stage"] == stage:
-                tell(float(event["losses"]["loss"]), event["step"] == steps)
+                turn.tell(float(event["losses"]["loss"]), event["step"] == steps)
 
         zs.adapt(config, state=given, hook=hook)
 
@@ -159,39 +135,24 @@ def run_literal(config: AdaptConfig, generator: Any, clips: list[ClipModel], giv
 
 def compare(world: str, stage: int, args: argparse.Namespace) -> dict[str, Any]:
     """One line of results: all sides of one stage in one world, taking turns."""
-    steps, start = args.steps, multiprocessing.get_context("spawn")
     sides = [side for side in args.sides if ONLY.get(side, stage) == stage]
-    pipes, seen = {}, {side: [] for side in sides}
+    given = (world, stage, args.steps, args.channel_multiplier)
+    seen = take_turns(f"{world} stage {stage}", sides, args.steps, args.threads, work, *given)
+    found: dict[str, Any] = {"world": world, "stage": stage, "steps": args.steps}
     for side in sides:
-        pipes[side], theirs = start.Pipe()
-        start.Process(target=work, args=(theirs, side, world, stage, steps, args), daemon=True).start()
-    for step in range(1, steps + 1):
-        for side in sides:
-            pipes[side].send("go")
-            seen[side].append(pipes[side].recv())
-            loss, seconds, peak = seen[side][-1]
-            print(f"{world} stage {stage} step {step} {side}: loss {loss:.6f}, {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
-    result: dict[str, Any] = {"world": world, "stage": stage, "steps": steps}
-    for side in sides:
-        result[side] = {"seconds": typical(side, [row[1] for row in seen[side]]), "peak_gb": round(seen[side][-1][2] / 1e9, 3)}
+        found[side] = result(seen[side], typical(side, seen[side]))
         if side == "reused":
-            result[side]["seconds"] = (result["ours"]["seconds"] + (SHOWN - 1) * result[side]["seconds"]) / SHOWN
-        result[side]["deviation"] = max(
-            abs(mine[0] - row[0]) / abs(row[0]) for mine, row in zip(seen[side], seen["literal"], strict=True)
-        )
-        for name, key in (("speedup", "seconds"), ("memory", "peak_gb")):
-            ratio = result["literal"][key] / result[side][key]
-            result[side][name] = round(ratio if name == "speedup" else 1 / ratio, 2)
-    deviation = result["ours"]["deviation"]
-    assert deviation <= TOLERANCE, f"losses differ by {deviation:.1e} of the published ones, {TOLERANCE:.0e} is allowed"
-    return result
+            found[side]["seconds"] = (found["ours"]["seconds"] + (SHOWN - 1) * found[side]["seconds"]) / SHOWN
+        against(found[side], seen[side], found["literal"], seen["literal"])
+    require_equal(found["ours"])
+    return found
 
 
-def typical(side: str, seconds: list[float]) -> float:
+def typical(side: str, rows: list[Row]) -> float:
     """Least after the first step; the mean over steps with and without a selection where it is not made at every step."""
     if side != "amortised":
-        return min(seconds[1:])
-    return ((SELECTED - 1) * min(seconds[1::2]) + min(seconds[2::2])) / SELECTED
+        return least(rows[1:])
+    return ((SELECTED - 1) * least(rows[1::2]) + least(rows[2::2])) / SELECTED
 
 
 def main() -> None:
