@@ -15,7 +15,7 @@ shapes errors devices options config recipes text unpickle pickles clip_resnet c
 losses guidance generators ops stylegan2 trainable latent diffusion layouts unets formats checkpoints hub registry describe
 export record metrics backbones arcface reader networks inversion sample gallery translate report publish look evaluate monitor
 trainer style_trainer diffusion_trainer adapt fewshot augment invert variants tally standings tasks ballots wall compare cluster
-portraits display cli app
+portraits display commands cli app
 """.split()
 
 # The rendered world needs only the first files, so any file below them may draw the truth from it; its trainer needs the models.

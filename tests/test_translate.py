@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import tiny
@@ -137,6 +138,31 @@ def test_the_command_writes_a_picture_for_each_and_a_sheet(
     assert main([*words[:2], str(folder / "me0.png"), "--unseen", "1", "--t0", "200", "--out", str(tmp_path / "other")]) == 0
     assert (tmp_path / "other" / "me0.png").is_file()
     assert main([*words[:2], str(tmp_path / "nothing.png")]) == 2
+
+
+def test_the_command_mixes_runs_by_a_schedule(
+    runs: list[AdaptRun], pictures: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_png(tmp_path / "me.png", pictures[0])
+    first, second = (str(run.folder.path) for run in runs)
+    words = ["translate", first, str(tmp_path / "me.png"), "--out", str(tmp_path / "out")]
+    for schedule, meant in ((["--schedule", "200:1,0", "0:1,3"], {200: [1, 0], 0: [1, 3]}), ([], {0: [0.5, 0.5]})):
+        assert main([*words, "--mix", second, *schedule]) == 0
+        made = read_pictures(tmp_path / "out" / "me.png", 8)[0]
+        torch.testing.assert_close(made, translate_mixed(runs, tmp_path / "me.png", meant), atol=0.51 / 127.5, rtol=0)
+        assert not torch.equal(made, translate(runs[0], tmp_path / "me.png"))
+    assert Image.open(tmp_path / "out" / "me.png").info["target"] == "zombie + sketch"
+    capsys.readouterr()
+    for more, why in (
+        (["--mix", second, "--schedule", "0:1"], "1 ratios for 2 models"),
+        (["--mix", second, "--schedule", "300:1,0"], "from time 0 on"),
+        (["--mix", second, "--schedule", "often:1,0"], "no part of a schedule"),
+        (["--mix", second, "--schedule", "0:1,0", "0:0,1"], "names time 0 twice"),
+        (["--mix", second, "--strength", "0.5"], "strength is of one run"),
+        (["--schedule", "0:1,0"], "give the others with --mix"),
+    ):
+        assert main([*words, *more]) == 2
+        assert why in capsys.readouterr().err
 
 
 def test_what_cannot_be_translated_is_said_in_words(runs: list[AdaptRun], pictures: Tensor, tmp_path: Path) -> None:

@@ -45,16 +45,18 @@ def translate(
 def translate_mixed(
     runs: Sequence[Adapted | str | Path],
     pictures: Pictures,
-    schedule: Mapping[int, Sequence[float]],
+    schedule: Mapping[int, Sequence[float]] | None = None,
     *,
     t0: int | None = None,
     steps: int | None = None,
+    unseen: int = 0,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Pictures with several changes at once: the predictions of several runs of one source, mixed by ratios.
 
-    `schedule` maps times to one ratio per run, {0: [0.5, 0.5]} or {300: [1, 0], 0: [0.2, 0.8]}: from 300 up the first alone.
-    `t0` and `steps` default to those of the first run.
+    `schedule` maps times to one ratio per run, {0: [0.5, 0.5]} or {300: [1, 0], 0: [0.2, 0.8]}: from 300 up the first alone;
+    None is equal parts. `t0` and `steps` default to those of the first run; `unseen` and `seed` as in `translate`.
     """
     if not runs:
         raise InputError("runs is empty; give at least one run of a diffusion model.")
@@ -67,7 +69,23 @@ def translate_mixed(
     first = models[0][0]
     if any(not _equal(first, source) for source, _ in models[1:]):
         raise InputError("the runs began from different source models, so their changes cannot be mixed; give runs of one.")
-    return _made(first, pictures, route, mixture([target for _, target in models], schedule), 0, 0, progress)
+    parts = schedule or {0: [1.0] * len(models)}
+    return _made(first, pictures, route, mixture([target for _, target in models], parts), unseen, seed, progress)
+
+
+def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
+    """The schedule of `translate_mixed` for `count` runs, written TIME:RATIO,RATIO,...; of no texts, equal parts."""
+    schedule: dict[int, list[float]] = {}
+    for text in texts:
+        time, colon, listed = text.partition(":")
+        try:
+            at, ratios = int(time), [float(part) for part in listed.split(",")]
+        except ValueError:
+            raise InputError(f"{text!r} is no part of a schedule; write TIME:RATIO,RATIO,... as in 300:1,0 0:0.2,0.8.") from None
+        if at in schedule:
+            raise InputError(f"the schedule names time {at} twice.")
+        schedule[at] = ratios
+    return schedule or {0: [1.0] * count}
 
 
 def read_pictures(pictures: Pictures, size: int) -> tuple[Tensor, list[str]]:
@@ -85,15 +103,17 @@ def read_pictures(pictures: Pictures, size: int) -> tuple[Tensor, list[str]]:
     return torch.cat([fitted(read_picture(path)[None], size) for path in paths]), unique
 
 
-def save_translated(run: Run, pictures: Pictures, made: Tensor, folder: Path, options: Mapping[str, Any]) -> list[Path]:
+def save_translated(
+    runs: Sequence[Run], pictures: Pictures, made: Tensor, folder: Path, options: Mapping[str, Any]
+) -> list[Path]:
     """Paths of before_after.png and of one PNG per picture, named after it, with the options in their metadata."""
     given, names = read_pictures(pictures, made.shape[-1])
-    config = run.config
-    facts = {"method": config.method, "source": config.source, "target": config.target}
-    facts |= {name: f"{value:g}" for name, value in options.items() if value is not None}
+    config, targets = runs[0].config, " + ".join(run.config.target for run in runs)
+    facts = {"method": config.method, "source": config.source, "target": targets}
+    facts |= {name: value if isinstance(value, str) else f"{value:g}" for name, value in options.items() if value is not None}
     paths = [folder / "before_after.png", *(folder / f"{name}.png" for name in names)]
     try:
-        shown = [("before", given[:8]), (config.target, made[:8])]
+        shown = [("before", given[:8]), (targets, made[:8])]
         for path, picture in zip(paths, [labelled_rows(shown), *made], strict=True):
             write_png(path, picture, facts)
     except OSError as error:
