@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
-from zeroshift import cli
+from zeroshift import cli, commands
 from zeroshift.checkpoints import save_generator
 from zeroshift.clip_files import save_clip
 from zeroshift.display import Display
@@ -264,7 +264,7 @@ def test_an_unknown_verb_is_refused_and_the_known_ones_named(capsys: pytest.Capt
 
 def test_a_recipe_gives_defaults_and_options_override_them() -> None:
     parsed = cli.parse(["adapt", "--recipe", "ipl-paper", "--target", "disney", "--lr", "0.5", "--compat", "official"])
-    assert isinstance(parsed, cli.Adapt)
+    assert isinstance(parsed, commands.Adapt)
     config = parsed.config
     assert (config.train.lr, config.train.batch, config.mapper.steps) == (0.5, 2, 300)
     assert config.clip == ("openai/clip-vit-base-patch32",) and config.run.recipe == "ipl-paper"
@@ -273,8 +273,8 @@ def test_a_recipe_gives_defaults_and_options_override_them() -> None:
 
 def test_the_generator_decides_which_recipe_supplies_the_defaults() -> None:
     built_in, own = (cli.parse(["adapt", "--target", "x", f"--generator={name}"]) for name in ("portraits", "my.pt"))
-    assert isinstance(built_in, cli.Adapt) and built_in.config.run.recipe == "portraits"
-    assert isinstance(own, cli.Adapt) and own.config.run.recipe == "ipl-paper"
+    assert isinstance(built_in, commands.Adapt) and built_in.config.run.recipe == "portraits"
+    assert isinstance(own, commands.Adapt) and own.config.run.recipe == "ipl-paper"
 
 
 def test_a_terminal_gets_live_bars_and_programs_get_lines(world: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import tiny
 import zeroshift as zs
-from zeroshift import cli
+from zeroshift import cli, commands
 from zeroshift.ballots import Pictures, preferences, read_votes
 from zeroshift.checkpoints import save_generator
 from zeroshift.clip_files import save_clip
@@ -338,10 +338,10 @@ def test_the_command_on_the_page_reads_back_as_the_same_comparison(world: Path) 
         "converged",
     ]
     asked = cli.parse(words)
-    assert isinstance(asked, cli.Compare)
+    assert isinstance(asked, commands.Compare)
     assert asked.shared["train.steps"] == 3 and asked.shared["run.device"] == "cpu" and asked.shared["clip"] == ["a", "b"]
     again = cli.parse(shlex.split(command(asked.config, asked.shared))[1:])
-    assert isinstance(again, cli.Compare)
+    assert isinstance(again, commands.Compare)
     assert (again.config, again.shared) == (asked.config, asked.shared)
 
 
