@@ -225,7 +225,7 @@ def test_the_command_prints_a_table_or_one_object_and_writes_the_files(world: An
 
 BAD = {
     "nothing there": ("missing", "no generator"),
-    "an empty folder": ("empty", "holds none of"),
+    "an empty folder": ("empty", "is empty: it has no pictures"),
     "a file that is no picture": ("broken", "cannot be read as a picture"),
     "pictures without a partner": ("alone", "no picture for 1 of 1, first other.png"),
 }

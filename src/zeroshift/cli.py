@@ -218,6 +218,8 @@ def evaluate(command: Evaluate) -> int:
     from .evaluate import evaluate as run_evaluate
     from .record import write_bytes
 
+    if command.csv is not None and not command.csv.parent.is_dir():
+        raise InputError(f"the folder of --csv {command.csv} is not there; make it first, or choose another place.")
     with Meter(sys.stderr if command.json else sys.stdout) as meter:
         done = run_evaluate(command.what, command.config, progress=meter)
     if command.csv is not None:

@@ -295,7 +295,7 @@ def _diffusion(path: Path, kind: str, what: str, load: Callable[[], AnyGenerator
         **({"block_of_pixels": made.patch} if made.patch > 1 else {}),
     }
     parameters = sum(value.numel() for value in made.parameters())
-    use = "Use it with `zeroshift sample` and `zeroshift convert`."
+    use = "Use it with --generator."
     return Description(
         path=str(path), kind=kind, what=what, usable=True, use=use, architecture=architecture, parameters=parameters
     )

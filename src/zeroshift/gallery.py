@@ -159,9 +159,9 @@ class Files:
 
 
 def picture_files(folder: Path) -> tuple[Path, ...]:
-    """Pictures of a folder by name; contact sheets of `zeroshift sample` (grid.png) are passed over."""
+    """Pictures of a folder by name; sheets of `zeroshift sample` and `translate` are passed over."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return tuple(sorted(path for path in found if path.name != "grid.png"))
+    return tuple(sorted(path for path in found if path.name not in ("grid.png", "before_after.png")))
 
 
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
@@ -232,6 +232,8 @@ def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device =
         elif path.is_dir() and (path / "config.json").is_file() and is_run(path):
             generator = None if _is_folder_of_pictures(config.source) else config.source
             subject = _of_run(load(path, generator=generator, device=str(device)), config)
+        elif path.is_dir() and not any(path.iterdir()):
+            raise InputError(f"the folder {path} is empty: it has no pictures, no run and no generator.")
         else:
             subject = _of_file(str(what), config, device)
     elif isinstance(what, Generator | DiffusionGenerator):
@@ -367,7 +369,8 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
     """Adds truth, reference and shots, or the reason why there are none."""
     size, gaps = subject.target.size, subject.gaps
     domain = domain_of(subject.labels[1]) if subject.labels and subject.portraits else None
-    nobody = isinstance(getattr(subject.target, "generator", None), DiffusionGenerator)
+    drawing = (subject.target, subject.sets.get("source"))
+    nobody = any(isinstance(getattr(each, "generator", None), DiffusionGenerator) for each in drawing)
     if not subject.portraits:
         gaps["truth"] = "the truth is known only on the built-in portraits"
     elif config.truncation != 1.0:

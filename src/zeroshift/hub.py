@@ -62,8 +62,8 @@ def is_reference(spec: str | Path) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the plain form owner/name of the hub, and does not end like a file of weights."""
-    return _PLAIN.fullmatch(name) is not None and not name.endswith(WEIGHTS)
+    """Whether a name has the plain form owner/name of the hub, ends in no suffix of weights, and owner is no folder here."""
+    return _PLAIN.fullmatch(name) is not None and not name.endswith(WEIGHTS) and not Path(name).parent.is_dir()
 
 
 def parse_reference(text: str) -> Reference:
