@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift import latent, portraits
-from zeroshift.diffusion import build_unet, linear_betas
+from zeroshift.diffusion import DiffusionGenerator, build_unet, linear_betas
+from zeroshift.directions import normalize
 from zeroshift.portraits import dataset, train_ddpm
+from zeroshift.portraits.pretrain import ASSETS
 from zeroshift.portraits.scene import LATENT_DIM
 
-SMALL = train_ddpm.OPTIONS | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "attention_head_dim": 8}
+SMALL = train_ddpm.OPTIONS | {"block_out_channels": [8] * 5, "norm_num_groups": 4, "attention_head_dim": 8}
 SHORT = train_ddpm.DdpmRecipe(steps=4, batch=3, warmup=2, fall=0.0)
 
 
@@ -53,7 +56,7 @@ def test_the_averaged_weights_are_those_of_the_slow_formula(tmp_path) -> None:
         assert torch.allclose(value, decay * averages[1][name] + (1 - decay) * latest[2][name], atol=1e-7), name
 
 
-def test_the_loss_is_the_error_of_the_clean_picture_under_a_bounded_signal_to_noise_ratio() -> None:
+def test_the_loss_is_the_error_of_the_clean_picture_weighed_by_the_signal_to_noise_ratio_and_one() -> None:
     class Guess(nn.Module):
         config = copy.copy(build_unet(SMALL).config)
 
@@ -68,13 +71,13 @@ def test_the_loss_is_the_error_of_the_clean_picture_under_a_bounded_signal_to_no
     pictures, noise = (torch.randn(3, 3, 64, 64, generator=draw) for _ in range(2))
     times = torch.tensor([20, 300, 900])
     model = train_ddpm.wrap(Guess())
-    found = float(train_ddpm.loss_of(model.unet, model, pictures, times, noise, (0.03, 5.0)))
+    found = float(train_ddpm.loss_of(model.unet, model, pictures, times, noise))
     wanted = 0.0
     for k, t in enumerate(times.tolist()):
         abar = float(torch.cumprod(1 - model.betas.double(), 0)[t])
         x = abar**0.5 * pictures[k] + (1 - abar) ** 0.5 * noise[k]
         clean = abar**0.5 * x - (1 - abar) ** 0.5 * (0.3 * x + 0.1)
-        wanted += min(max(abar / (1 - abar), 0.03), 5.0) * float((clean - pictures[k]).square().mean()) / 3
+        wanted += (abar / (1 - abar) + 1) * float((clean - pictures[k]).square().mean()) / 3
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
@@ -110,3 +113,45 @@ def test_a_preview_shows_the_first_seeds_row_by_row(tmp_path) -> None:
     made = model.generate(model.latents([2]), steps=2)[0].detach().clamp(-1, 1)
     shown = torch.from_numpy(np.array(Image.open(tmp_path / "grid.png")))[64:, :64].permute(2, 0, 1) / 127.5 - 1
     assert float((shown - made).abs().mean()) < 0.02
+
+
+def test_the_card_states_the_promised_quality() -> None:
+    card = json.loads((ASSETS / "ddpm.card.json").read_text())
+    quality = card["quality"]
+    assert quality["frechet"] <= 2 * quality["frechet_generator"]
+    assert max(quality["round_trip_500"], quality["round_trip_400"]) <= 0.03
+    assert (ASSETS / "ddpm.safetensors").stat().st_size < 20e6
+
+
+def test_the_shipped_model_makes_portraits_and_finds_the_way_to_the_noise_and_back() -> None:
+    from zeroshift.registry import load_clip, load_generator
+
+    model, info = load_generator("portraits-ddpm")
+    assert isinstance(model, DiffusionGenerator) and info.is_portraits
+    card = json.loads((ASSETS / "ddpm.card.json").read_text())["quality"]
+    with torch.no_grad():
+        made = model.sample(range(4), 20)
+    judge = load_clip("portraits-judge")
+    photo, *domains = (normalize(judge.encode_text(judge.templates.sentences(d))).mean(0) for d in portraits.DOMAINS)
+    seen = normalize(judge.encode_image(made.clamp(-1, 1)))
+    assert bool(((seen @ photo)[:, None] > seen @ torch.stack(domains).T).all())
+    people = portraits.render(latent.z_from_seeds(range(900, 902), LATENT_DIM))
+    assert train_ddpm.round_trip(model, people, 500, 20) < max(0.03, 2 * card["round_trip_500"])
+
+
+def test_seeds_of_the_diffusion_model_name_nobody_of_the_built_in_world(tmp_path: Path) -> None:
+    from zeroshift.config import EvaluateConfig
+    from zeroshift.gallery import open_subject
+    from zeroshift.sample import write_png
+
+    for seed in (3, 5):
+        write_png(tmp_path / f"seed{seed:05d}.png", torch.zeros(3, 64, 64))
+    options = EvaluateConfig(seeds="3,5", labels=("photo", "photo"))
+    for subject in (
+        open_subject("portraits-ddpm", options),
+        open_subject(tmp_path, dataclasses.replace(options, source="portraits-ddpm")),
+    ):
+        assert not subject.people and "truth" not in subject.sets and "reference" in subject.sets
+        assert subject.gaps["truth"] == "a seed names no person to a diffusion model"
+    people = open_subject(tmp_path, dataclasses.replace(options, source="portraits"))
+    assert people.people and "truth" in people.sets

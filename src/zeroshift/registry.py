@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zeroshift.clip import ClipModel
 
 ASSETS = Path(__file__).parent / "portraits" / "assets"
-GENERATORS = {"portraits": "generator.safetensors"}
+GENERATORS = {"portraits": "generator.safetensors", "portraits-ddpm": "ddpm.safetensors"}
 CLIPS = {f"portraits-{name}": name for name in ("clip-a", "clip-b", "clip-plain", "judge")}
 """Built-in names -> their place in the package's assets. The judge only judges: it never guides."""
 
@@ -107,7 +107,7 @@ def find_generator(spec: str | Path) -> Path:
     if name in GENERATORS:
         return _asset(name, GENERATORS[name])
     if name in CLIPS:
-        raise InputError(f'"{name}" is a CLIP, not a generator. The built-in generator is {", ".join(GENERATORS)}.')
+        raise InputError(f'"{name}" is a CLIP, not a generator. The built-in generators are {", ".join(GENERATORS)}.')
     if path.is_file():
         return path
     if path.is_dir():

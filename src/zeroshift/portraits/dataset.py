@@ -7,6 +7,7 @@ from the seeds that users sample or that quality is measured on.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +29,28 @@ def default_folder() -> Path:
     return Path(os.environ.get("ZEROSHIFT_CACHE", Path.home() / ".cache" / "zeroshift")) / "portraits"
 
 
-def shard_latents(index: int) -> Tensor:
-    """Latents (SHARD, Z) of one shard."""
-    return torch.randn(SHARD, LATENT_DIM, generator=torch.Generator().manual_seed(_STREAM + index))
+def shard_latents(index: int, people: int = SHARD) -> Tensor:
+    """Latents (people, Z) of one shard."""
+    return torch.randn(people, LATENT_DIM, generator=torch.Generator().manual_seed(_STREAM + index))
 
 
 def _bytes(pictures: Tensor) -> np.ndarray:
     return ((pictures + 1) * 127.5).round().clamp(0, 255).byte().numpy()
 
 
-def make_shard(folder: Path, index: int, with_domains: bool) -> None:
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"shard_{index:03d}.npz"
+
+
+def make_shard(folder: Path, index: int, with_domains: bool, people: int | None = None) -> None:
     """Renders one shard unless its file is there; written under a temporary name and then renamed."""
-    path = folder / f"shard_{index:03d}.npz"
+    path = _path(folder, index)
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    z, photos, domains = shard_latents(index), [], []
-    for start in range(0, SHARD, 20):
+    people = people or SHARD
+    z, photos, domains = shard_latents(index, people), [], []
+    for start in range(0, people, 20):
         buffers = cast(sample_scene(z[start : start + 20]), 2 * SIZE)
         photos.append(_bytes(shade(buffers, "photo", SIZE)))
         if with_domains:
@@ -56,6 +62,18 @@ def make_shard(folder: Path, index: int, with_domains: bool) -> None:
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)
     os.replace(temporary, path)
+
+
+def _make_missing(folder: Path, wanted: dict[int, bool]) -> None:
+    """Renders the shards that are not there, of which some carry every domain: one process per core where there are several."""
+    missing = [(folder, index, domains, SHARD) for index, domains in wanted.items() if not _path(folder, index).exists()]
+    cores = min(len(missing), os.cpu_count() or 1)
+    if cores < 2:
+        for each in missing:
+            make_shard(*each)
+        return
+    with multiprocessing.get_context("spawn").Pool(cores, torch.set_num_threads, (1,)) as pool:
+        pool.starmap(make_shard, missing, chunksize=1)
 
 
 @dataclass(frozen=True)
@@ -70,9 +88,9 @@ class People:
 def load(folder: Path, shards: int, domain_shards: int) -> People:
     """Reads, and renders where missing, `shards` shards, of which the leading `domain_shards` carry every domain."""
     z, photo, domains = [], [], []
+    _make_missing(folder, {index: index < domain_shards for index in range(max(shards, domain_shards))})
     for index in range(max(shards, domain_shards)):
-        make_shard(folder, index, index < domain_shards)
-        with np.load(folder / f"shard_{index:03d}.npz") as file:
+        with np.load(_path(folder, index)) as file:
             z.append(torch.from_numpy(file["z"]))
             photo.append(torch.from_numpy(file["photo"]))
             if index < domain_shards:

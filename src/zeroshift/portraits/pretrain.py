@@ -123,12 +123,12 @@ def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
     return card
 
 
-def make_ddpm(data: Path, work: Path, out: Path, shards: int) -> dict:
+def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu") -> dict:
     """Trains, measures and saves the built-in diffusion model; returns its card."""
     recipe = train_ddpm.RECIPE
-    model, seconds = train_ddpm.train(data, work, shards)
+    model, seconds = train_ddpm.train(data, work, shards, device=device)
     place = out / "ddpm.safetensors"
-    save_generator(place, model.half(), {"name": "portraits-ddpm", "world": "portraits"})
+    save_generator(place, model.cpu().half(), {"name": "portraits-ddpm", "world": "portraits"})
     rounded, _ = load_generator_file(place)  # what is measured has the rounded weights of the file
     generator, _ = load_generator_file(out / "generator.safetensors")
     assert isinstance(rounded, DiffusionGenerator) and isinstance(generator, StyleGAN2Generator)
@@ -138,9 +138,10 @@ def make_ddpm(data: Path, work: Path, out: Path, shards: int) -> dict:
         "pictures_seen": recipe.batch * recipe.steps,
         "steps": recipe.steps,
         "minutes": round(seconds / 60, 1),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "seed": recipe.seed,
         "parameters": sum(p.numel() for p in rounded.parameters()),
-        "quality": train_ddpm.measure(rounded.eval(), generator.eval(), load_clip_folder(out / "judge")),
+        "quality": train_ddpm.measure(rounded.eval().to(device), generator.eval(), load_clip_folder(out / "judge")),
     }
     (out / "ddpm.card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -208,12 +209,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder that receives the weights and cards")
     parser.add_argument("--shards", type=int, default=24, help="thousands of people that a generator learns from")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the diffusion model is trained")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.model == "generator":
         card = make_generator(args.data, args.work, args.out, args.shards)
     elif args.model == "ddpm":
-        card = make_ddpm(args.data, args.work, args.out, args.shards)
+        card = make_ddpm(args.data, args.work, args.out, args.shards, args.device)
     elif args.model in ("identity", "reader"):
         card = {"identity": make_identity, "reader": make_reader}[args.model](args.data, args.work, args.out)
     else:
