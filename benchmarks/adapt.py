@@ -108,7 +108,7 @@ def work(turn: Turn, side: str, world: str, stage: int, steps: int, multiplier: 
 
         def hook(event: dict[str, Any]) -> None:
             if event["stage"] == stage:
-                turn.tell(float(event["losses"]["loss"]), event["step"] == steps)
+                turn.tell(float(event["losses"]["loss"]))
 
         zs.adapt(config, state=given, hook=hook)
 
@@ -125,12 +125,12 @@ def run_literal(config: AdaptConfig, generator: Any, clips: list[ClipModel], giv
     loop = Literal(generator, clips, PromptMapper(cast(Any, heads)), config)
     assert given.stage1_z is not None and given.stage2_z is not None and given.select_z is not None
     if stage == 1:
-        for step, z in enumerate(given.stage1_z):
-            tell(loop.stage1(z), step + 1 == len(given.stage1_z))
+        for z in given.stage1_z:
+            tell(loop.stage1(z))
         return
     loop.stage1(given.stage1_z[0])
-    for step, (z, select_z) in enumerate(zip(given.stage2_z, given.select_z, strict=True)):
-        tell(loop.stage2(z, select_z), step + 1 == len(given.stage2_z))
+    for z, select_z in zip(given.stage2_z, given.select_z, strict=True):
+        tell(loop.stage2(z, select_z))
 
 
 def compare(world: str, stage: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -38,24 +38,27 @@ class Turn:
         self.pipe, self.began = pipe, 0.0
 
     def wait(self) -> None:
-        """Waits for the next turn."""
-        self.pipe.recv()
+        """Waits for the next turn; after the last one the side ends here, before it does anything that is not measured."""
+        try:
+            self.pipe.recv()
+        except EOFError:
+            raise SystemExit from None
         self.began = time.perf_counter()
 
-    def tell(self, loss: float, last: bool) -> None:
-        """Ends a step, and waits for the next one if there is one."""
+    def tell(self, loss: float) -> None:
+        """Ends a step, and waits for the next one."""
         self.pipe.send((loss, time.perf_counter() - self.began, peak_bytes()))
-        if not last:
-            self.wait()
+        self.wait()
 
 
 def take_turns(title: str, sides: Sequence[str], steps: int, threads: int, work: Work, *given: Any) -> dict[str, list[Row]]:
     """Rows of every step of every side."""
     start = multiprocessing.get_context("spawn")
-    pipes, seen = {}, {side: list[Row]() for side in sides}
+    pipes, processes, seen = {}, [], {side: list[Row]() for side in sides}
     for side in sides:
         pipes[side], theirs = start.Pipe()
-        start.Process(target=_serve, args=(work, theirs, threads, side, *given), daemon=True).start()
+        processes.append(start.Process(target=_serve, args=(work, theirs, threads, side, *given), daemon=True))
+        processes[-1].start()
         theirs.close()
     for step in range(1, steps + 1):
         for side in sides:
@@ -63,6 +66,9 @@ def take_turns(title: str, sides: Sequence[str], steps: int, threads: int, work:
             seen[side].append(pipes[side].recv())
             loss, seconds, peak = seen[side][-1]
             print(f"{title} step {step} {side}: loss {loss:.6f}, {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.close()
+        process.join()
     return seen
 
 
