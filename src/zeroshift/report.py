@@ -138,14 +138,20 @@ def evaluation_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]
     return rows
 
 
-def evaluation_settings(record: Mapping[str, Any]) -> str:
-    """How the pictures of an evaluation were made, in one line."""
+def settings_text(record: Mapping[str, Any]) -> str:
+    """Which pictures an evaluation looked at, whatever they were compared with."""
     made = record["settings"]
     parts = [f"{made['pictures']} pictures of {made['size']} px"]
     parts += [f"seeds {made['seeds']}"] if made["seeds"] else []
     parts += [f"truncation {made['truncation']:g}"] if made["truncation"] is not None else []
     parts += [f"noise: {made['noise']}"] if made["noise"] else []
     parts += [f"made of {made['route']}"] if made.get("route") else []
+    return "; ".join(parts)
+
+
+def evaluation_settings(record: Mapping[str, Any]) -> str:
+    """How the pictures of an evaluation were made, in one line."""
+    parts = [settings_text(record)]
     parts += [f"compared with {record['reference']}"] if record["reference"] else []
     parts += ["a held-out domain"] if record["held_out"] else []
     return "; ".join(parts)

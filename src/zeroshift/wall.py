@@ -22,7 +22,7 @@ from .gallery import fitted
 from .portraits import LATENT_DIM
 from .record import write_bytes
 from .registry import GENERATORS
-from .report import data_uri, duration, template
+from .report import data_uri, duration, settings_text, template
 from .sample import Run, draw, grid, pair, true_pictures, write_png
 from .standings import GROUPS, Standings
 from .tally import DRAWS, LEVEL, Cell, Duel, Interval, Share
@@ -86,7 +86,9 @@ def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, An
         }
         rows = [(label, path) for label, path in drawn.items() if path is not None]
         seeds = sorted({task.config.run.seed for task in firsts.values()})
-        found.append({"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "truncation": psi})
+        route = isinstance(run.source, DiffusionGenerator)
+        how = ("photos" if people else "pictures of the source") + ", inverted and generated" if route else f"truncation {psi:g}"
+        found.append({"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "how": how})
     return found
 
 
@@ -194,7 +196,7 @@ def _pictures(item: dict[str, Any]) -> dict[str, Any]:
     return {
         "target": item["target"],
         "rows": [{"label": label, "uri": data_uri(path)} for label, path in rows if path is not None],
-        "text": f"{seeds}; truncation {item['truncation']:g}",
+        "text": f"{seeds}; {item['how']}",
     }
 
 
@@ -360,9 +362,7 @@ def _record(standings: Standings) -> list[tuple[str, str]]:
     if not standings.done:
         return rows
     evaluation = standings.done[0]["evaluation"]
-    made = evaluation["settings"]
-    rows.append(("measured on", f"{made['pictures']} pictures of {made['size']} px, seeds {made['seeds']}"))
-    rows[-1] = (rows[-1][0], f"{rows[-1][1]}, truncation {made['truncation']:g}")
+    rows.append(("measured on", settings_text(evaluation)))
     rows += [(role, f"{each['name']} (sha256 {each['sha256'][:12]})") for role, each in evaluation["networks"].items()]
     records = standings.done
     rows += [
