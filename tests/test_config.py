@@ -13,6 +13,7 @@ from zeroshift.config import (
     OFFICIAL_QUIRKS,
     SECTIONS,
     AdaptConfig,
+    FinetuneConfig,
     MapperConfig,
     TrainConfig,
     configure,
@@ -122,6 +123,14 @@ def test_a_section_override_keeps_the_rest_of_the_section() -> None:
     base = configure(target="zombie", train={"steps": 7, "batch": 3})
     assert configure(base, train={"batch": 5}).train == TrainConfig(steps=7, batch=5)
     assert configure(base, train=TrainConfig(steps=9)).train == TrainConfig(steps=9)
+
+
+def test_a_section_within_a_section_keeps_what_is_not_overridden() -> None:
+    base = configure(target="zombie", train={"steps": 7, "diffusion": {"t0": 300, "mode": "per-step"}})
+    tuned = configure(base, train={"diffusion": {"t0": 200}})
+    assert tuned.train == TrainConfig(steps=7, diffusion=FinetuneConfig(t0=200, mode="per-step"))
+    assert configure(base, diffusion={"t0": 200}) == tuned
+    assert configure(base, train={"diffusion": FinetuneConfig(t0=9)}).train.diffusion == FinetuneConfig(t0=9)
 
 
 def test_compat_official_is_only_a_bundle_of_quirks() -> None:

@@ -327,7 +327,7 @@ def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptCo
     """Config with the overrides applied and everything checked at once.
 
     An override names a field (`target`), a field of a section that no other section has (`seed`, `residual`), a section
-    (`train={"steps": 100}`, merged into what is there), or `compat="official"`.
+    (`train={"steps": 100, "diffusion": {"t0": 300}}`, merged into what is there), or `compat="official"`.
     """
     tree: dict[str, Any] = to_dict(config) if config is not None else {}
     compat = overrides.pop("compat", "corrected")
@@ -340,14 +340,24 @@ def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptCo
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             tree[name] = to_dict(value)
         elif section is None and name in SECTIONS and isinstance(value, Mapping):
-            tree[name] = {**tree.get(name, {}), **value}
+            tree[name] = _merged(tree.get(name, {}), value)
         elif section is None:
             tree[name] = value
         else:
-            held = tree.get(section, {})
-            inner = {**held.get(name, {}), **value} if isinstance(value, Mapping) else value
-            tree[section] = {**held, name: inner}
+            tree[section] = _merged(tree.get(section, {}), {name: value})
     return from_dict(tree)
+
+
+def _merged(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with other values; sections within it are merged too, train={"diffusion": {"t0": 300}} keeps its steps."""
+    made = dict(held)
+    for name, value in given.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = to_dict(value)
+        elif isinstance(value, Mapping) and isinstance(held.get(name), Mapping):
+            value = _merged(held[name], value)
+        made[name] = value
+    return made
 
 
 def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
