@@ -11,6 +11,7 @@ and "label" is the fixed direction of DiffusionCLIP, without words. The last lin
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -46,13 +47,13 @@ class OtherCodes(DiffusionTrainer):
 
     def _filled(self, pictures: Tensor) -> Album:
         album = super()._filled(pictures)
-        return Album(album.pictures, album.noisy, [normalize(code) for code in self.code_of(album)])
+        return dataclasses.replace(album, codes=[normalize(code) for code in self.code_of(album)])
 
     @torch.no_grad()
     def code_of(self, album: Album) -> list[Tensor]:
         """Codes BE for every guiding CLIP."""
         if self.kind == "other guide":
-            return album.codes[::-1]
+            return album.features[::-1]
         if self.kind == "noise":
             code = F.adaptive_avg_pool2d(album.noisy, 8).flatten(1)
         elif self.kind == "middle block":
@@ -72,14 +73,6 @@ class OtherCodes(DiffusionTrainer):
         if self.kind == "other guide":
             return super().code_width(next(each for each in self.guides if each is not guide))
         return {"noise": 64 * self.source.channels, "middle block": 192, "random": 64}[self.kind]
-
-    def seen(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The same pictures as ever, their own codes, and what CLIP sees in them."""
-        assert self.album is not None
-        codes = super().seen(step)[0]
-        rows = [int((self.album.codes[0] == code).all(dim=1).nonzero()[0]) for code in codes[0]]
-        pictures = self.album.pictures[rows]
-        return codes, [normalize(guide.see(pictures)) for guide in self.guides]
 
 
 def measured(kind: str, target: str, seed: int, people: str, device: str) -> Json:

@@ -249,11 +249,14 @@ class Trainer(ABC):
 
     # 3. Parts of a step.
 
+    @torch.no_grad()
+    def before(self, guide: Guide, pictures: Tensor, step: int) -> Tensor:
+        """What a CLIP sees in the source's pictures of a step, B,E."""
+        return guide.see(pictures)
+
     def compare(self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int) -> dict[str, Tensor]:
         """Loss terms of one CLIP for pictures of source and target."""
-        with torch.no_grad():
-            source_BE = guide.see(before)
-        terms, image_direction = guide.pair_losses(source_BE, guide.see(after), text_direction)
+        terms, image_direction = guide.pair_losses(self.before(guide, before, step), guide.see(after), text_direction)
         if self.config.losses.patch:
             size, draw = self.source.image_size, rng("patch", self.config.run.seed, step)
             centers = torch.randint(PATCH_PX // 2, size - PATCH_PX // 2, (len(after), 2), generator=draw)
@@ -278,7 +281,8 @@ class Trainer(ABC):
 
     def update(self, step: int, terms: Sequence[dict[str, Tensor]]) -> None:
         """One step of the stage's optimiser on the weighted sum of all CLIPs' terms."""
-        per_clip = [guide.total(each) for guide, each in zip(self.guides, terms, strict=True)]
+        pairs = list(zip(self.guides, terms, strict=True))
+        per_clip = [guide.total(each) for guide, each in pairs]
         loss = torch.stack([guide.weight * each for guide, each in zip(self.guides, per_clip, strict=True)]).sum()
         self._require_finite(loss, step)
         optimiser = self.optimisers[self.stage]
@@ -292,10 +296,7 @@ class Trainer(ABC):
                 each.grad = torch.zeros_like(each) if each.grad is None else each.grad
         optimiser.step()
         names = dict.fromkeys(name for each in terms for name in each)
-        sums = {
-            name: sum(guide.weight * each[name].detach() for guide, each in zip(self.guides, terms, strict=True))
-            for name in names
-        }
+        sums = {name: sum(guide.weight * each[name].detach() for guide, each in pairs) for name in names}
         self.facts |= {"losses": {"loss": loss.detach(), **sums}, "per_clip": [each.detach() for each in per_clip]}
 
     def _require_finite(self, loss: Tensor, step: int) -> None:
