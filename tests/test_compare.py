@@ -307,19 +307,6 @@ def test_the_page_needs_no_other_file_and_shows_every_method_target_and_number(w
     assert f"{float(line['clip_score mean']):.3f}"[:-1] in page
 
 
-def test_runs_of_diffusion_models_are_compared_and_the_page_says_how_their_pictures_were_made(world: Path, tmp_path: Path) -> None:
-    model = tmp_path / "ddpm.safetensors"
-    save_generator(model, tiny.diffusion())
-    tuning = {"t0": 300, "invert_steps": 3, "train_steps": 2, "sample_steps": 3, "num_pictures": 4}
-    shared = {"recipe": "portraits-ddpm", "generator": str(model), "mapper.steps": 2, "mapper.batch": 3, "train.steps": 2}
-    shared |= {f"train.diffusion.{name}": value for name, value in tuning.items()} | {"train.monitor.every": 0}
-    done = compared(world, tmp_path / "out", methods=("diffusionclip", "ipl"), targets=("zombie",), seeds=(0,), shared=shared)
-    assert not done.failed and [record["method"] for record in done.records] == ["diffusionclip", "ipl"]
-    page = (tmp_path / "out" / "compare.html").read_text("utf-8")
-    assert "pictures of the source, inverted and generated" in page and "truncation" not in page
-    assert "inverted to time 300 on 3 points" in page
-
-
 def test_the_strips_hold_the_pictures_that_the_runs_draw(world: Path) -> None:
     run = world / "compare" / "runs" / "few--zombie--seed0"
     pictures = Pictures()
