@@ -145,6 +145,22 @@ def test_a_stopped_run_looks_once_at_every_step(whole: AdaptRun, tmp_path: Path,
     assert same(kept[0], expected[0]) and kept[1]["step"] == expected[1]["step"]
 
 
+def test_time_of_preparing_is_no_part_of_the_rate_and_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("zeroshift.display.time.monotonic", lambda: now[0])
+    display = Display(told)
+    seen: list[tuple[float, dict[str, Any]]] = [(0.0, {"kind": "start", "stage": 2, "step": 0, "steps": 100})]
+    seen += [(float(step), {"kind": "step", "step": step, "steps": 100, "loss": 1.0}) for step in range(1, 6)]
+    seen += [(60.0, {"kind": "prepare", "what": "making pictures", "done": 16, "total": 16})]
+    seen += [(61.0, {"kind": "step", "step": 6, "steps": 100, "loss": 1.0})]
+    for at, event in seen:
+        now[0] = at
+        display(event)
+    lines = told.getvalue().splitlines()
+    assert lines[0].startswith("stage 2") and "step   5/100" in lines[1] and lines[2] == "making pictures: 16"
+    assert lines[3:] == ["  step   6/100  loss 1.0000  1.0 steps/s, 1 min 34 s left"]
+
+
 def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
     options: Look = {
         "method": "nada",

@@ -100,9 +100,9 @@ def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures:
         torch.testing.assert_close(predict(x, 199), slow)
     made = translate_mixed(runs, pictures, {0: [1, 3], 200: [1, 0]})
     torch.testing.assert_close(made, translated(runs[0].source, pictures, Route(300, 4, 6), predict))
-    with pytest.raises(InputError, match="3 ratios for 2 models"):
+    with pytest.raises(InputError, match="do not fit 2 models"):
         mixture([first, second], {0: [1, 2, 3]})
-    with pytest.raises(InputError, match="from time 0 on"):
+    with pytest.raises(InputError, match="0 is one of them"):
         mixture([first, second], {300: [1, 1]})
 
 
@@ -154,8 +154,12 @@ def test_the_command_mixes_runs_by_a_schedule(
     assert Image.open(tmp_path / "out" / "me.png").info["target"] == "zombie + sketch"
     capsys.readouterr()
     for more, why in (
-        (["--mix", second, "--schedule", "0:1"], "1 ratios for 2 models"),
-        (["--mix", second, "--schedule", "300:1,0"], "from time 0 on"),
+        (["--mix", second, "--schedule", "0:1"], "do not fit 2 models"),
+        (["--mix", second, "--schedule", "300:1,0"], "0 is one of them"),
+        (["--mix", second, "--schedule", "2000:1,0", "0:1,1"], "lie between 0 and 999"),
+        (["--mix", second, "--schedule", "0:nan,1"], "ratios must be numbers from 0 up"),
+        (["--mix", second, "--schedule", "0:inf,1"], "ratios must be numbers from 0 up"),
+        (["--mix", second, "--schedule", "0:-1,2"], "ratios must be numbers from 0 up"),
         (["--mix", second, "--schedule", "often:1,0"], "no part of a schedule"),
         (["--mix", second, "--schedule", "0:1,0", "0:0,1"], "names time 0 twice"),
         (["--mix", second, "--strength", "0.5"], "strength is of one run"),
@@ -165,11 +169,38 @@ def test_the_command_mixes_runs_by_a_schedule(
         assert why in capsys.readouterr().err
 
 
+def test_the_report_of_a_run_says_how_to_translate_and_that_of_a_gan_does_not(runs: list[AdaptRun], tmp_path: Path) -> None:
+    folder = runs[0].folder
+    assert folder.diffuses and f"zeroshift translate {folder.path} me.png" in (folder.path / "report.html").read_text("utf-8")
+    gan = tiny.run(tmp_path / "gan", method="nada", train={"steps": 1}, monitor={"every": 0}).folder
+    assert not gan.diffuses and "zeroshift translate" not in (gan.path / "report.html").read_text("utf-8")
+
+
+def test_what_is_transparent_in_a_picture_counts_as_white(tmp_path: Path) -> None:
+    from PIL import Image
+
+    layers = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    layers.putpixel((1, 2), (0, 255, 0, 255))
+    layers.save(tmp_path / "hole.png")
+    seen = read_pictures(tmp_path / "hole.png", 4)[0][0]
+    wanted = torch.ones(3, 4, 4)
+    wanted[:, 2, 1] = torch.tensor([-1.0, 1.0, -1.0])
+    assert torch.equal(seen, wanted)
+
+
 def test_what_cannot_be_translated_is_said_in_words(runs: list[AdaptRun], pictures: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="translate needs a run of a diffusion model"):
+    with pytest.raises(InputError, match="translate needs runs of diffusion models"):
         translate(tiny.run(tmp_path / "gan", method="nada", train={"steps": 1}, monitor={"every": 0}), pictures)
     with pytest.raises(InputError, match="t0 must be a time between 1 and 999"):
         translate(runs[0], pictures, t0=1000)
+    with pytest.raises(InputError, match="steps must be between 2 and the 1000 times"):
+        translate(runs[0], pictures, steps=1001)
+    with pytest.raises(InputError, match="unseen must be 0 or more, got -1"):
+        translate(runs[0], pictures, unseen=-1)
+    with pytest.raises(InputError, match="portraits-ddpm is a model that was not adapted"):
+        translate("portraits-ddpm", pictures)
+    with pytest.raises(InputError, match="there is no picture .*nobody.png"):
+        translate(runs[0], tmp_path / "nobody.png")
     with pytest.raises(InputError, match=r"BCHW in \[-1, 1\]"):
         translate(runs[0], pictures * 100)
     with pytest.raises(InputError, match="no pictures to translate"):

@@ -38,11 +38,12 @@ class Sample:
     truncation: float | None = None
     """1 is the full variety, 0 the average picture; unset: as in the run, 1 for a generator."""
     strength: float = 1.0
-    """0 is the source generator, 1 the adapted one, between them a blend of weights, up to 2 beyond."""
+    """0 is the source generator, 1 the adapted one, between them a blend (of weights, of predictions of diffusion models), up to
+    2 beyond."""
     generator: str | None = None
     """Where the source generator is now, if not where the run found it. Needed only for a strength other than 1."""
     steps: int | None = None
-    """Diffusion models: steps from noise to picture; unset: 50."""
+    """Diffusion models: steps from noise to picture; unset: as in the run, 50 for a generator."""
     eta: float | None = None
     """Diffusion models: fresh noise in every step, 0 none (DDIM, the default) to 1 (as DDPM)."""
     out: Path | None = None
@@ -60,7 +61,7 @@ class Translate:
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Picture files, or folders of them. The middle square is taken."""
+    """Picture files, or folders of them. The middle square is taken; what is transparent is white."""
     strength: Annotated[float, tyro.conf.arg(aliases=("--ratio",))] = 1.0
     """0 is the source model, 1 the adapted one, between them a mixture of their predictions, up to 2 beyond."""
     t0: int | None = None

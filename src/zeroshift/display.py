@@ -52,6 +52,8 @@ class Display:
 
     LINES = 20
     """Plain lines per stage."""
+    SECONDS = 20
+    """A step that ends so long after the last line has one too."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -68,6 +70,7 @@ class Display:
         ]
         self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self.began, self.first = 0.0, 0
+        self.heard = self.told = time.monotonic()
         self.grids: Path | None = None
         self.prepared: dict[str, Any] = {}
 
@@ -81,6 +84,10 @@ class Display:
             self.bars.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if event["kind"] == "prepare":
+            self.began += now - self.heard  # once for the whole stage, so no part of its rate
+        self.heard = now
         if event["kind"] == "start":
             self._start(event)
         elif event["kind"] == "step":
@@ -119,9 +126,10 @@ class Display:
         rate = (step - self.first) / max(1e-9, time.monotonic() - self.began)
         if self.bars is not None:
             self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
-        elif step == steps or step % max(1, steps // self.LINES) == 0:
+        elif step == steps or step % max(1, steps // self.LINES) == 0 or self.heard - self.told > self.SECONDS:
             from .report import duration
 
+            self.told = self.heard
             left = f", {duration((steps - step) / rate)} left" if step < steps else ""
             self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
 

@@ -177,16 +177,28 @@ def read_folder(folder: str | Path, size: int | None = None) -> Files:
     return Files(paths, size, folder.name)
 
 
+def _opaque(picture: Any) -> Any:
+    """A picture of Pillow's in RGB, what is transparent laid on white."""
+    from PIL import Image
+
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
 def read_picture(path: Path) -> Tensor:
-    """Picture CHW in [-1, 1] of a file, turned upright; InputError where it is none."""
+    """Picture CHW in [-1, 1] of a file, turned upright, what is transparent laid on white; InputError where it is none."""
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
-            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+            pixels = np.array(_opaque(ImageOps.exif_transpose(file)))
+    except FileNotFoundError:
+        raise InputError(f"there is no picture {path}.") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); remove it from the folder or replace it.") from error
+        raise InputError(f"{path} cannot be read as a picture ({error}); leave it out or replace it.") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -128,9 +129,13 @@ def mixture(models: Sequence[DiffusionGenerator], schedule: Mapping[int, Sequenc
     ratios are divided by their sum. Raises InputError where a ratio is missing, or no time is 0.
     """
     if wrong := [ratios for ratios in schedule.values() if len(ratios) != len(models)]:
-        raise InputError(f"{list(wrong[0])} are {len(wrong[0])} ratios for {len(models)} models; give one each.")
-    if 0 not in schedule or any(time < 0 or sum(ratios) <= 0 for time, ratios in schedule.items()):
-        raise InputError(f"a schedule needs ratios with a positive sum from time 0 on, got {dict(schedule)}.")
+        raise InputError(f"the ratios {list(wrong[0])} do not fit {len(models)} models; give one for each.")
+    for time, ratios in schedule.items():
+        if not all(math.isfinite(ratio) and ratio >= 0 for ratio in ratios) or sum(ratios) <= 0:
+            raise InputError(f"ratios must be numbers from 0 up, not all 0, got {list(ratios)} for time {time}.")
+    last = models[0].num_steps - 1
+    if 0 not in schedule or not all(0 <= time <= last for time in schedule):
+        raise InputError(f"the times of a schedule lie between 0 and {last}, and 0 is one of them, got {sorted(schedule)}.")
 
     def predict(x: Tensor, t: int) -> Tensor:
         ratios = schedule[max(time for time in schedule if time <= t)]

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from zeroshift import __version__
-from zeroshift.checkpoints import atomic_path
+from zeroshift.checkpoints import DIFFUSION_FORMAT, atomic_path
 from zeroshift.config import AdaptConfig, differences, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
 
@@ -110,6 +110,16 @@ class RunFolder:
     def generator_file(self) -> Path:
         """The adapted generator (EMA weights)."""
         return self.path / "generator.safetensors"
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether the adapted generator is there, and a diffusion model."""
+        from safetensors import safe_open
+
+        if not self.generator_file.is_file():
+            return False
+        with safe_open(self.generator_file, "pt") as file:  # pyright: ignore[reportArgumentType]
+            return (file.metadata() or {}).get("format") == DIFFUSION_FORMAT
 
     @property
     def best_file(self) -> Path:

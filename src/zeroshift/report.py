@@ -99,8 +99,7 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
         "numbers": _numbers(folder, lines),
         "before_after": data_uri(before_after) if before_after.is_file() else "",
-        "before_after_text": f"The same seeds as {config.source}, and as {config.target} by the adapted generator"
-        + ("; the third row is the truth." if knows_truth(folder) else "."),
+        "before_after_text": _shown_text(folder),
         "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
         "watched": _watched(folder.looks()),
         "watched_text": _best(folder),
@@ -274,9 +273,19 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
     )
 
 
+def _shown_text(folder: RunFolder) -> str:
+    """What the rows of before_after.png are. On portraits a diffusion model translates photos of the people of the seeds."""
+    config, known = folder.config, knows_truth(folder)
+    people = known and folder.diffuses
+    first = f"Photos of the people of seeds 0 to {config.run.samples - 1}" if people else f"The same seeds as {config.source}"
+    how = "translated by the adapted model" if people else "by the adapted generator"
+    return f"{first}, and as {config.target} {how}" + ("; the third row is the truth." if known else ".")
+
+
 def _commands(folder: RunFolder) -> str:
     name = f'"{folder.path}"' if " " in str(folder.path) else str(folder.path)
-    return f"zeroshift sample {name} --seeds 0-15\nzeroshift sample {name} --seeds 0-15 --strength 0.5"
+    lines = [f"zeroshift sample {name} --seeds 0-15", f"zeroshift sample {name} --seeds 0-15 --strength 0.5"]
+    return "\n".join([*lines, f"zeroshift translate {name} me.png"] if folder.diffuses else lines)
 
 
 def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:

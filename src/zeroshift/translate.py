@@ -126,14 +126,19 @@ def _models(
 ) -> tuple[tuple[DiffusionGenerator, DiffusionGenerator], Route]:
     """Source and adapted model of a run, and the route of its pictures."""
     opened: Any = load(Path(run)) if isinstance(run, str | Path) else run
+    name = str(run) if isinstance(run, str | Path) else "what was given"
+    if isinstance(opened, DiffusionGenerator):
+        raise InputError(f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run of it.")
     if not isinstance(getattr(opened, "generator", None), DiffusionGenerator):
         raise InputError(
-            "translate needs a run of a diffusion model: there is no way back from a picture to a style here. Adapt one with "
-            "--generator portraits-ddpm."
+            f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is no way back from a "
+            "picture to a style here. Adapt a diffusion model with --generator portraits-ddpm."
         )
     last = opened.generator.num_steps - 1
-    if t0 is not None and not 0 < t0 <= last or steps is not None and steps < 2:
-        raise InputError(f"t0 must be a time between 1 and {last} and steps at least 2, got {t0} and {steps}.")
+    if t0 is not None and not 0 < t0 <= last:
+        raise InputError(f"t0 must be a time between 1 and {last}, got {t0}.")
+    if steps is not None and not 2 <= steps <= last + 1:
+        raise InputError(f"steps must be between 2 and the {last + 1} times of the model, got {steps}.")
     return (opened.source, opened.generator), Route.of(opened.config.train.diffusion, t0, steps)
 
 
@@ -146,6 +151,8 @@ def _made(
     seed: int,
     progress: Progress | None,
 ) -> Tensor:
+    if unseen < 0:
+        raise InputError(f"unseen must be 0 or more, got {unseen}.")
     given = read_pictures(pictures, source.image_size)[0].to(next(source.parameters()))
     if unseen:
         given = drawn_into(source, given, seed, t0=route.t0, repeats=unseen)
