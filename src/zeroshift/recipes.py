@@ -58,7 +58,7 @@ def portraits_ddpm(target: str) -> AdaptConfig:
                 mode="per-step", t0=500, invert_steps=20, train_steps=6, sample_steps=20, num_pictures=24, lr_growth=1.0
             ),
         ),
-        # With the published weight of 1 a zombie keeps the photo's light background, and half of them are not seen as zombies.
+        # With the published weight of 1 zombies kept the photo's light background, and half were not seen as such (docs/log.md).
         losses=LossConfig(direction=3.0, pixel=0.1),
         quirks=QuirkConfig(image_floor=1.0),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
