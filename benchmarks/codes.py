@@ -72,7 +72,8 @@ class OtherCodes(DiffusionTrainer):
         """Width of the code."""
         if self.kind == "other guide":
             return super().code_width(next(each for each in self.guides if each is not guide))
-        return {"noise": 64 * self.source.channels, "middle block": 192, "random": 64}[self.kind]
+        middle = self.source.config.unet["block_out_channels"][-1]
+        return {"noise": 64 * self.source.channels, "middle block": middle, "random": 64}[self.kind]
 
 
 def measured(kind: str, target: str, seed: int, people: str, device: str) -> Json:

@@ -84,10 +84,9 @@ class Display:
             self.bars.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        now = time.monotonic()
+        silent, self.heard = self.heard, time.monotonic()
         if event["kind"] == "prepare":
-            self.began += now - self.heard  # once for the whole stage, so no part of its rate
-        self.heard = now
+            self.began += self.heard - silent  # once for the whole stage, so no part of its rate
         if event["kind"] == "start":
             self._start(event)
         elif event["kind"] == "step":
@@ -112,7 +111,7 @@ class Display:
             self.bars.remove_task(self.prepared.pop(what))
 
     def _start(self, event: Mapping[str, Any]) -> None:
-        self.began, self.first = time.monotonic(), event["step"]
+        self.began, self.first = self.heard, event["step"]
         name = f"stage {event['stage']}: {STAGES[event['stage']]}"
         if self.first:
             self.console.print(f"resuming {name} after step {self.first} of {event['steps']}")
@@ -123,7 +122,7 @@ class Display:
 
     def _step(self, event: Mapping[str, Any]) -> None:
         step, steps = event["step"], event["steps"]
-        rate = (step - self.first) / max(1e-9, time.monotonic() - self.began)
+        rate = (step - self.first) / max(1e-9, self.heard - self.began)
         if self.bars is not None:
             self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
         elif step == steps or step % max(1, steps // self.LINES) == 0 or self.heard - self.told > self.SECONDS:

@@ -53,12 +53,12 @@ def portraits_ddpm(target: str) -> AdaptConfig:
             lr=1.5e-5,
             layers="all",
             ema=0.95,
-            # Six steps of the optimiser in the time of one through all of them, and nearer to the truth (docs/log.md).
+            # Six steps of the optimiser in the time of one through all of them, and as near to the truth (docs/log.md).
             diffusion=FinetuneConfig(
                 mode="per-step", t0=500, invert_steps=20, train_steps=6, sample_steps=20, num_pictures=24, lr_growth=1.0
             ),
         ),
-        # With the published weight of 1 zombies kept the photo's light background, and half were not seen as such (docs/log.md).
+        # Larger weights hold the photo's colours: with 0.3 zombies are further from the truth than with 0.1 (docs/log.md).
         losses=LossConfig(direction=3.0, pixel=0.1),
         quirks=QuirkConfig(image_floor=1.0),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
