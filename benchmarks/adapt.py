@@ -20,13 +20,13 @@ import torch
 
 import zeroshift as zs
 from turns import Row, Turn, against, least, require_equal, result, take_turns
-from zeroshift import latent
-from zeroshift.adapt import Injected
-from zeroshift.clip import ClipModel
-from zeroshift.config import AdaptConfig, configure
-from zeroshift.registry import load_styled
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
-from zeroshift.text import IMAGENET, BytePairTokenizer
+from zeroshift.clip.model import ClipModel
+from zeroshift.clip.text import IMAGENET, BytePairTokenizer
+from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.files.registry import load_styled
+from zeroshift.methods.adapt import Injected
+from zeroshift.models import seeds as latent
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 SIDES: dict[str, dict[str, Any]] = {
     "literal": {},
@@ -116,7 +116,7 @@ def work(turn: Turn, side: str, world: str, stage: int, steps: int, multiplier: 
 def run_literal(config: AdaptConfig, generator: Any, clips: list[ClipModel], given: Injected, stage: int, tell: Any) -> None:
     """The published procedure on the given latents, from the mapper that a run with this config starts from."""
     from literal import Literal
-    from zeroshift.prompts import PromptMapper, prompt_mapper
+    from zeroshift.methods.prompts import PromptMapper, prompt_mapper
 
     heads = [
         prompt_mapper([clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()).heads[0]

@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from zeroshift import latent
-from zeroshift.ops import ModulationPath
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator, resolve_modulation
+from zeroshift.models import seeds as latent
+from zeroshift.models.ops import ModulationPath
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator, resolve_modulation
 
 PATHS: tuple[ModulationPath, ModulationPath] = ("scale", "grouped")
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 import zeroshift as zs
-from zeroshift import latent
-from zeroshift.adapt import AdaptRun
-from zeroshift.look import read_attributes
+from zeroshift.files.registry import load_clip
+from zeroshift.measure.features import read_attributes
+from zeroshift.methods.adapt import AdaptRun
+from zeroshift.models import seeds as latent
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
-from zeroshift.registry import load_clip
 
 PEOPLE, SEEDS = range(2000, 2128), "2000-2127"
 TARGETS = {"style": "watercolor", "identity": "zombie", "in-domain": "person with sunglasses", "far": "pencil sketch"}

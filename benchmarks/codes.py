@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import zeroshift as zs
-from zeroshift.config import configure
-from zeroshift.diffusion_trainer import Album, DiffusionTrainer
-from zeroshift.directions import normalize
-from zeroshift.guidance import Guide
-from zeroshift.latent import rng
-from zeroshift.recipes import recipe
+from zeroshift.config.recipes import recipe
+from zeroshift.config.schema import configure
+from zeroshift.methods.diffusion_backend import Album, DiffusionTrainer
+from zeroshift.methods.directions import normalize
+from zeroshift.methods.guidance import Guide
+from zeroshift.models.seeds import rng
 
 CODES = ("guide", "other guide", "noise", "middle block", "random", "label")
 TIME = 50
@@ -79,7 +79,7 @@ class OtherCodes(DiffusionTrainer):
 def measured(kind: str, target: str, seed: int, people: str, device: str) -> Json:
     """Line of results of a code."""
     if kind not in ("guide", "label"):
-        vars(importlib.import_module("zeroshift.adapt"))["DiffusionTrainer"] = type("Run", (OtherCodes,), {"kind": kind})
+        vars(importlib.import_module("zeroshift.methods.adapt"))["DiffusionTrainer"] = type("Run", (OtherCodes,), {"kind": kind})
     method = "diffusionclip" if kind == "label" else "ipl"
     contrast: list[float] = []
 

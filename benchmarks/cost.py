@@ -2,7 +2,8 @@
 
     python benchmarks/cost.py [--worlds vit portraits] [--repeats 3] [--channel-multiplier 1] [--threads 2]
 
-The parts are those of the two loops in `zeroshift.adapt`, called on its own trainer with the models of `benchmarks/adapt.py`. A
+The parts are those of the two loops in `zeroshift.methods.adapt`, called on its own trainer with the
+models of `benchmarks/adapt.py`. A
 multiplication and an addition count as two; element-wise work counts as none, so the gap is what memory and overhead cost. The
 ceiling is the fastest of a matrix product and four convolutions of StyleGAN2's shapes. Prints tables, then a line of JSON.
 """
@@ -21,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt import latents, models, settings
-from zeroshift.style_trainer import StyleTrainer
+from zeroshift.methods.style_backend import StyleTrainer
 
 SHAPES = ((512, 32), (256, 64), (128, 128), (64, 256))
 """Channels and side of the convolutions that the ceiling is measured with."""

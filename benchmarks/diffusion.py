@@ -26,15 +26,16 @@ from torch.nn import functional as F
 import zeroshift as zs
 from literal_diffusion import LiteralDiffusion
 from turns import Turn, against, least, require_equal, result, take_turns
-from zeroshift.adapt import Injected
-from zeroshift.checkpoints import load_generator_file, save_generator
-from zeroshift.clip import ClipModel
-from zeroshift.config import AdaptConfig, configure
-from zeroshift.diffusion import DiffusionGenerator, build_unet
-from zeroshift.latent import z_from_seeds
-from zeroshift.portraits import render, train_ddpm
+from zeroshift.clip.model import ClipModel
+from zeroshift.clip.text import IMAGENET, BytePairTokenizer
+from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.files.checkpoints import load_generator_file, save_generator
+from zeroshift.methods.adapt import Injected
+from zeroshift.models.diffusion import DiffusionGenerator, build_unet
+from zeroshift.models.seeds import z_from_seeds
+from zeroshift.portraits import render
 from zeroshift.portraits.scene import LATENT_DIM
-from zeroshift.text import IMAGENET, BytePairTokenizer
+from zeroshift.pretrain import ddpm as train_ddpm
 
 PUBLISHED = {
     "in_channels": 3,

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from zeroshift import latent
-from zeroshift.adapt import adapt
-from zeroshift.clip import ClipModel
-from zeroshift.directions import normalize, text_direction
-from zeroshift.guidance import Guide
+from zeroshift.clip.model import ClipModel
+from zeroshift.files.registry import load_clip
+from zeroshift.methods.adapt import adapt
+from zeroshift.methods.directions import normalize, text_direction
+from zeroshift.methods.guidance import Guide
+from zeroshift.models import seeds as latent
 from zeroshift.portraits import captions, render
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
-from zeroshift.registry import load_clip
 
 SEEDS = range(2000, 2128)
 

@@ -23,9 +23,9 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from goldenlib import rule
-from zeroshift import layouts
-from zeroshift.checkpoints import export_pt, save_generator
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
+from zeroshift.files import layouts
+from zeroshift.files.checkpoints import export_pt, save_generator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 SEED = 20
 TOLERANCE = 1e-4
@@ -132,7 +132,7 @@ def _clip_scale(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 RUN = """
 import pathlib, re, sys
-from zeroshift.cli import main
+from zeroshift.app.cli import main
 status = main(sys.argv[2:])
 pathlib.Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 sys.exit(status)

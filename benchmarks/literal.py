@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zeroshift.clip import ClipModel
-from zeroshift.config import AdaptConfig
-from zeroshift.ops import fir_kernel
-from zeroshift.prompts import PromptMapper
-from zeroshift.stylegan2 import StyleGAN2Generator
+from zeroshift.clip.model import ClipModel
+from zeroshift.config.schema import AdaptConfig
+from zeroshift.methods.prompts import PromptMapper
+from zeroshift.models.ops import fir_kernel
+from zeroshift.models.stylegan2 import StyleGAN2Generator
 
 
 def unit(x: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from literal import encode, unit
-from zeroshift.clip import ClipModel
-from zeroshift.config import AdaptConfig
+from zeroshift.clip.model import ClipModel
+from zeroshift.config.schema import AdaptConfig
 
 
 def grid(t0: int, count: int) -> list[int]:

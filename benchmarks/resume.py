@@ -26,7 +26,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from zeroshift.record import RunFolder, fingerprint
+from zeroshift.training.run_folder import RunFolder, fingerprint
 
 STEPS = {1: 12, 2: 16}
 OPTIONS = {

@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from zeroshift.clip import ClipModel, build_dual_encoder
-from zeroshift.text import WordTokenizer
+from zeroshift.clip.model import ClipModel, build_dual_encoder
+from zeroshift.clip.text import WordTokenizer
 
 WORDS = WordTokenizer(["a photo of a face", "pencil sketch , ."])
 TEXTS = ["a photo of a face", "sketch", "a pencil sketch of a photo of a face , a face ."]

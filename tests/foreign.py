@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroshift import layouts
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.files import layouts
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
 
 CONFIG = StyleGAN2Config(size=16, latent_dim=6, style_dim=8, mapping_depth=2, channel_base=64, channel_max=8)
 
@@ -181,7 +181,7 @@ def rosinality_file(path: Path, made: StyleGAN2Generator, *, legacy: bool = Fals
 
 def every_layout(folder: Path, made: StyleGAN2Generator) -> dict[str, Path]:
     """The same generator in every layout that is read, by name."""
-    from zeroshift.checkpoints import save_generator
+    from zeroshift.files.checkpoints import save_generator
 
     folder.mkdir(exist_ok=True)
     files = {

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 import goldenlib
-from zeroshift import trainable
-from zeroshift.adapt import Injected, adapt
-from zeroshift.clip import ClipModel
-from zeroshift.clip_openai import from_openai_state
-from zeroshift.config import AdaptConfig, configure
-from zeroshift.style_trainer import LEGACY
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
-from zeroshift.text import BytePairTokenizer, TemplateBank
+from zeroshift.clip.model import ClipModel
+from zeroshift.clip.text import BytePairTokenizer, TemplateBank
+from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.files.clip_layouts import from_openai_state
+from zeroshift.methods.adapt import Injected, adapt
+from zeroshift.methods.style_backend import LEGACY
+from zeroshift.models import layers as trainable
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 Json = dict[str, Any]
 

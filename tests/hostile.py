@@ -294,9 +294,9 @@ def opened(path: Path) -> dict[str, Any]:
     """What came of loading and of inspecting a file, and the processor's time for both."""
     import time
 
-    from zeroshift.checkpoints import load_generator_file
-    from zeroshift.describe import inspect
     from zeroshift.errors import InputError
+    from zeroshift.files.checkpoints import load_generator_file
+    from zeroshift.files.describe import inspect
 
     began, found = time.process_time(), {}
     for verb in (load_generator_file, inspect):
@@ -313,7 +313,7 @@ def opened(path: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     import resource
 
-    import zeroshift.describe  # noqa: F401  # the memory of the libraries is not the file's
+    import zeroshift.files.describe  # noqa: F401  # the memory of the libraries is not the file's
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY

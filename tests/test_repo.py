@@ -11,11 +11,10 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
-
-from test_layers import ORDER
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "zeroshift"
@@ -38,22 +37,37 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def tree_entries() -> list[str]:
-    """Names in the README's annotated tree of the package, top to bottom."""
-    block = re.search(r"```\nsrc/zeroshift/\n(.*?)\n\S", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert block, "README.md has no tree that starts with src/zeroshift/"
-    return [line.split()[0] for line in block[1].splitlines() if re.match(r"  \S", line)]
+def listed(page: str) -> str:
+    """The list of the package's rooms or files in a page."""
+    block = re.search(r"```\nsrc/zeroshift/\n(.*?)\n(?:\S|```)", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert block, f"{page} has no list that starts with src/zeroshift/"
+    return block[1]
 
 
-def test_the_tree_in_the_readme_equals_the_folder() -> None:
-    skipped = {"__pycache__", "__main__.py", "py.typed", "assets"}
-    folder = {path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.name not in skipped}
-    assert set(tree_entries()) == folder
+def rooms() -> list[str]:
+    return [line.split("/")[0].strip() for line in listed("README.md").splitlines()]
 
 
-def test_the_tree_in_the_readme_is_in_reading_order() -> None:
-    modules = [entry.removesuffix(".py").removesuffix("/") for entry in tree_entries() if entry != "__init__.py"]
-    assert modules == [name for name in ORDER if name in modules]
+def files_in_order() -> list[str]:
+    """Files that CONTRIBUTING.md lists, each with its room, top to bottom."""
+    found, room = [], ""
+    for line in listed("CONTRIBUTING.md").splitlines():
+        name = line.split()[0]
+        room = name if name.endswith("/") else room if line.startswith("    ") else ""
+        found += [] if name.endswith("/") else [room + name]
+    return found
+
+
+def test_the_readme_shows_the_rooms_that_there_are() -> None:
+    assert set(rooms()) == {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+
+
+def test_contributing_lists_every_file_room_by_room() -> None:
+    skipped = {"__main__.py", *(f"{room}/__init__.py" for room in rooms())}
+    files = {path.relative_to(PACKAGE).as_posix() for path in SOURCES} - skipped
+    assert set(files_in_order()) == files
+    listed_rooms = [name.split("/")[0] for name in files_in_order() if "/" in name]
+    assert list(dict.fromkeys(listed_rooms)) == rooms()
 
 
 def commands(of: str) -> list[list[str]]:
@@ -64,7 +78,7 @@ def commands(of: str) -> list[list[str]]:
 
 
 def test_every_command_in_the_readme_can_be_read() -> None:
-    from zeroshift.cli import parse
+    from zeroshift.app.cli import parse
 
     assert len(commands("zeroshift")) >= 6
     assert all(parse(words) is not None for words in commands("zeroshift"))
@@ -105,7 +119,7 @@ def test_files_and_functions_keep_their_budget(path: Path) -> None:
 
 
 def test_configs_keep_their_budget() -> None:
-    classes = [node for node in parsed(PACKAGE / "config.py").body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in parsed(PACKAGE / "config" / "schema.py").body if isinstance(node, ast.ClassDef)]
     fields = {node.name: sum(isinstance(item, ast.AnnAssign) for item in node.body) for node in classes}
     assert fields and max(fields.values()) <= MAX_CONFIG_FIELDS, fields
 
@@ -141,18 +155,20 @@ def named_functions() -> set[tuple[str, str]]:
     return {pair for row in rows for pair in re.findall(r"`(\w+)\.(\w+)`", row)}
 
 
+def module_called(name: str) -> ModuleType:
+    """The module of the package whose file has this name."""
+    (path,) = (path for path in SOURCES if path.stem == name and path.parent.name not in ("pretrain", "comparison"))
+    return importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+
+
 def test_every_function_of_the_method_map_exists() -> None:
-    missing = [
-        f"{module}.{name}"
-        for module, name in sorted(named_functions())
-        if not hasattr(importlib.import_module(f"zeroshift.{module}"), name)
-    ]
+    missing = [f"{module}.{name}" for module, name in sorted(named_functions()) if not hasattr(module_called(module), name)]
     assert named_functions() and missing == []
 
 
 @pytest.mark.parametrize("module", ["losses", "directions", "prompts"])
 def test_every_public_function_of_the_method_is_on_the_map(module: str) -> None:
-    tops = parsed(PACKAGE / f"{module}.py").body
+    tops = parsed(PACKAGE / "methods" / f"{module}.py").body
     public = {node.name for node in tops if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_")}
     assert public - {name for where, name in named_functions() if where == module} == set()
 
@@ -169,11 +185,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_building_the_command_line_loads_no_torch() -> None:
-    assert loaded_by("import zeroshift.cli", ("torch", "transformers", "PIL", "tensorboard")) == set()
+    assert loaded_by("import zeroshift.app.cli", ("torch", "transformers", "PIL", "tensorboard")) == set()
 
 
 def test_working_with_a_gan_loads_no_library_of_diffusion_models() -> None:
-    statement = "import zeroshift as zs, zeroshift.adapt, zeroshift.evaluate; zs.sample('portraits', [0])"
+    statement = "import zeroshift as zs, zeroshift.methods.adapt, zeroshift.measure.evaluate; zs.sample('portraits', [0])"
     assert loaded_by(statement, ("diffusers", "torch")) == {"torch"}
 
 
@@ -183,7 +199,7 @@ def test_a_heavy_import_is_noticed() -> None:
 
 def test_every_public_name_can_be_fetched_and_verbs_win_over_modules() -> None:
     code = (
-        "import zeroshift.adapt, zeroshift.sample, zeroshift as zs\n"
+        "import zeroshift.methods.adapt, zeroshift.pictures.sample, zeroshift as zs\n"
         "assert callable(zs.adapt) and callable(zs.sample), (zs.adapt, zs.sample)\n"
         "print(*(name for name in zs.__all__ if getattr(zs, name) is not None))"
     )
@@ -211,7 +227,7 @@ def test_nothing_unfinished_and_no_path_of_one_computer() -> None:
 
 
 def test_only_commands_print() -> None:
-    allowed = {"cli.py", "pretrain.py", "training.py"}
+    allowed = {"cli.py", "__main__.py", "resumable.py"}
     prints = {
         label(path)
         for path in SOURCES

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from zeroshift.adapt import AdaptRun, Injected, adapt
-from zeroshift.clip import ClipModel, build_dual_encoder
-from zeroshift.config import AdaptConfig, configure
-from zeroshift.diffusion import DiffusionGenerator, build_unet
-from zeroshift.stylegan2 import StyleGAN2Config, StyleGAN2Generator
-from zeroshift.text import TemplateBank, WordTokenizer
+from zeroshift.clip.model import ClipModel, build_dual_encoder
+from zeroshift.clip.text import TemplateBank, WordTokenizer
+from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.methods.adapt import AdaptRun, Injected, adapt
+from zeroshift.models.diffusion import DiffusionGenerator, build_unet
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 WORDS = ("a photo of the sketch zombie statue cartoon person face in style . ,",)
 TEMPLATES = TemplateBank("tiny", ("{}", "a {}", "a photo of a {}.", "the {} of a face"))

@@ -6,50 +6,48 @@ Importing the package loads nothing heavy: every public name below is fetched fr
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import portraits as portraits
-    from .adapt import adapt as adapt
-    from .adapt import plan as plan
-    from .compare import compare as compare
-    from .config import AdaptConfig as AdaptConfig
-    from .describe import inspect as inspect
-    from .errors import InputError as InputError
-    from .errors import RunError as RunError
-    from .errors import ZeroshiftError as ZeroshiftError
-    from .evaluate import evaluate as evaluate
-    from .export import convert as convert
-    from .publish import push_to_hub as push_to_hub
-    from .recipes import recipe as recipe
-    from .registry import load_clip as load_clip
-    from .registry import load_generator as load_generator
-    from .sample import load as load
-    from .sample import sample as sample
-    from .translate import translate as translate
+    from zeroshift import portraits as portraits
+    from zeroshift.app.publish import push_to_hub as push_to_hub
+    from zeroshift.comparison.compare import compare as compare
+    from zeroshift.config.recipes import recipe as recipe
+    from zeroshift.config.schema import AdaptConfig as AdaptConfig
+    from zeroshift.errors import InputError as InputError
+    from zeroshift.errors import RunError as RunError
+    from zeroshift.errors import ZeroshiftError as ZeroshiftError
+    from zeroshift.files.describe import inspect as inspect
+    from zeroshift.files.export import convert as convert
+    from zeroshift.files.registry import load_clip as load_clip
+    from zeroshift.files.registry import load_generator as load_generator
+    from zeroshift.measure.evaluate import evaluate as evaluate
+    from zeroshift.methods.adapt import adapt as adapt
+    from zeroshift.methods.adapt import plan as plan
+    from zeroshift.pictures.sample import load as load
+    from zeroshift.pictures.sample import sample as sample
+    from zeroshift.pictures.translate import translate as translate
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AdaptConfig": "config",
+    "AdaptConfig": "config.schema",
     "InputError": "errors",
     "RunError": "errors",
     "ZeroshiftError": "errors",
-    "adapt": "adapt",
-    "compare": "compare",
-    "convert": "export",
-    "evaluate": "evaluate",
-    "inspect": "describe",
-    "load": "sample",
-    "load_clip": "registry",
-    "load_generator": "registry",
-    "plan": "adapt",
-    "push_to_hub": "publish",
-    "recipe": "recipes",
-    "sample": "sample",
-    "translate": "translate",
+    "adapt": "methods.adapt",
+    "compare": "comparison.compare",
+    "convert": "files.export",
+    "evaluate": "measure.evaluate",
+    "inspect": "files.describe",
+    "load": "pictures.sample",
+    "load_clip": "files.registry",
+    "load_generator": "files.registry",
+    "plan": "methods.adapt",
+    "push_to_hub": "app.publish",
+    "recipe": "config.recipes",
+    "sample": "pictures.sample",
+    "translate": "pictures.translate",
 }
 
 __all__ = [
@@ -84,18 +82,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
-
-
-class _Package(ModuleType):
-    """The package module, in which a verb wins over the submodule of the same name.
-
-    Importing `zeroshift.adapt` would bind the module to `zeroshift.adapt` and hide the function; this binds the function.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """The exit code of the command line, given to the shell."""
     try:
-        from .cli import main as run
+        from zeroshift.app.cli import main as run
 
         sys.exit(run(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from zeroshift.clip.text import PORTRAITS
 from zeroshift.portraits.scene import CHOICES, Scene
 from zeroshift.portraits.shading import DOMAINS, HELD_OUT
-from zeroshift.text import PORTRAITS
 
 TEMPLATES = PORTRAITS.templates
 CONTEXT = "a picture of a"

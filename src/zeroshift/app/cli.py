@@ -1,0 +1,306 @@
+"""The command line: one thin function per verb, options read off the configs. Heavy libraries load when the verb runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from zeroshift import __version__
+from zeroshift.app.commands import Adapt, Compare, Convert, Doctor, Evaluate, Inspect, Push, Sample, Translate
+from zeroshift.app.display import Display, Meter, Tour, plan_text, plan_tree
+from zeroshift.comparison.variants import changes
+from zeroshift.config.recipes import recipe, recipe_for
+from zeroshift.config.schema import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
+from zeroshift.errors import InputError, RunError
+from zeroshift.files.hub import megabytes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of a command line: 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        print(f"zeroshift {__version__}")
+        return 0
+    try:
+        with plain_warnings():
+            command = parse(words)
+            return VERBS[type(command)](command)
+    except SystemExit as stop:
+        if stop.code and "--json" in words:
+            print(json.dumps({"error": "the options could not be read; standard error says why", "exit_code": 2}))
+        return 2 if stop.code else 0
+    except InputError as error:
+        return _fail(error, 2, "--json" in words)
+    except RunError as error:
+        return _fail(error, 1, "--json" in words)
+    except KeyboardInterrupt as stop:
+        return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
+
+
+def parse(words: list[str]) -> Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor:
+    """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
+    verbs = {made.__name__.lower(): made for made in VERBS}
+    if not words or words[0] not in verbs:
+        listed = [Annotated[made, tyro.conf.subcommand(name)] for name, made in verbs.items()]
+        every: Any = Union[tuple(listed)]  # noqa: UP007  # built from a list
+        summary = "Move a pretrained image generator into a domain that exists only as words."
+        return tyro.cli(every, args=words or ["--help"], prog="zeroshift", description=summary)
+    options: dict[str, Any] = {}
+    if words[0] == "compare":
+        config, rest = tyro.cli(Compare, args=words[1:], prog="zeroshift compare", return_unknown_args=True)
+        return replace(config, shared=_shared(rest))
+    if words[0] == "adapt":
+        compat = _value_of("--compat", words)
+        start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat, _value_of("--method", words))
+        options["default"] = Adapt(config=start, compat="official" if compat == "official" else "corrected")
+    command: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"zeroshift {words[0]}", **options)
+    return command
+
+
+def _start(name: str | None, generator: str | None, compat: str | None, method: str | None = None) -> AdaptConfig:
+    """Config of the chosen recipe, with the target still to be given."""
+    generator = generator or "portraits"
+    config = recipe(name or recipe_for(generator, method or ""), target="unset", generator=generator)
+    if compat == "official":
+        config = configure(config, quirks=OFFICIAL_QUIRKS)
+    object.__setattr__(config, "target", tyro.MISSING)
+    return config
+
+
+def _shared(words: list[str]) -> dict[str, Any]:
+    """Options for every run of a comparison, by their full names."""
+    given = parse(["adapt", "--target", "unset", *words])
+    if not isinstance(given, Adapt) or given.dry_run:
+        raise InputError("compare has no --dry-run; --page-only runs nothing and shows what is there.")
+    name, compat, generator = _value_of("--recipe", words), given.compat, given.config.generator
+    start = _start(name, generator, compat)
+    object.__setattr__(start, "target", "unset")
+    return {"recipe": name or "", "compat": compat, "generator": generator} | changes(to_dict(start), to_dict(given.config))
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The value that follows a flag, before the options are parsed; None where it is absent."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def adapt(command: Adapt) -> int:
+    """Adapts, or says what it would do."""
+    from zeroshift.measure.report import duration
+    from zeroshift.methods.adapt import adapt as run_adapt
+    from zeroshift.methods.adapt import plan
+
+    if command.dry_run:
+        planned = plan(command.config)
+        print(json.dumps(plan_tree(planned)) if command.json else plan_text(planned))
+        return 0
+    began = time.monotonic()
+    with Display(sys.stderr if command.json else sys.stdout) as display:
+        run = run_adapt(command.config, progress=display)
+    names = {"picture": "before_after.png", "weights": run.folder.generator_file.name, "report": "report.html"}
+    files = {what: str(run.folder.path / name) for what, name in names.items()}
+    if command.json:
+        print(json.dumps({"run": str(run.folder.path), "finished": run.finished, "steps_done": run.steps_done, **files}))
+        return 0
+    took = f"Done in {duration(time.monotonic() - began)}."
+    print(took if run.steps_done else f"The run in {run.folder.path} is finished; there was nothing to do.")
+    print("\n".join(f"  {name:8} {path}" for name, path in files.items()))
+    return 0
+
+
+def sample(command: Sample) -> int:
+    """Draws pictures and writes them."""
+    from zeroshift.pictures.sample import denoising_of, facts_of, is_run, load, parse_seeds, save_pictures
+    from zeroshift.pictures.sample import sample as draw
+
+    seeds, how = parse_seeds(command.seeds), denoising_of(command.steps, command.eta)
+    run = load(command.run, generator=command.generator, device=command.device)
+    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+        pictures = draw(run, seeds, command.truncation, command.strength, how, meter)
+    folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
+    try:
+        paths = save_pictures(pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength, how))
+    except OSError as error:
+        raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
+    if command.json:
+        print(json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]], "seeds": seeds}))
+    else:
+        print(f"{len(seeds)} pictures in {folder}\n  grid     {paths[0]}")
+    return 0
+
+
+def translate(command: Translate) -> int:
+    """Changes pictures and writes them."""
+    from zeroshift.pictures.sample import load
+    from zeroshift.pictures.translate import parse_schedule, save_translated, translate_mixed
+    from zeroshift.pictures.translate import translate as run_translate
+
+    if command.mix and command.strength != 1:
+        raise InputError("strength is of one run; with --mix the ratios of --schedule say how much of each run is taken.")
+    if command.schedule and not command.mix:
+        raise InputError("--schedule mixes several runs; give the others with --mix.")
+    schedule = parse_schedule(command.schedule, 1 + len(command.mix)) if command.mix else None
+    runs = [load(Path(folder), device=command.device) for folder in (command.run, *command.mix)]
+    options = {"t0": command.t0, "steps": command.steps, "unseen": command.unseen, "seed": command.seed}
+    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+        if schedule:
+            made = translate_mixed(runs, command.pictures, schedule, progress=meter, **options)
+        else:
+            made = run_translate(runs[0], command.pictures, strength=command.strength, progress=meter, **options)
+    facts = {**options, "schedule": " ".join(command.schedule) or None, "strength": command.strength}
+    paths = save_translated(runs, command.pictures, made, command.out or Path(command.run) / "translated", facts)
+    if command.json:
+        print(json.dumps({"sheet": str(paths[0]), "pictures": [str(path) for path in paths[1:]]}))
+    else:
+        print(f"{len(paths) - 1} pictures in {paths[0].parent}\n  before and after  {paths[0]}")
+    return 0
+
+
+def convert(command: Convert) -> int:
+    """Writes a generator in another form and says what was written."""
+    from zeroshift.files.export import NetworkOptions
+    from zeroshift.files.export import convert as run_convert
+
+    options = NetworkOptions(part=command.part, batch=command.batch, noise=command.noise, modulation=command.modulation)
+    done = run_convert(
+        command.generator,
+        command.out,
+        command.to,
+        options=None if options == NetworkOptions() else options,
+        label=command.label,
+        check=command.check,
+        overwrite=command.overwrite,
+    )
+    if command.json:
+        print(json.dumps({"path": str(done.path), "to": done.to, "bytes": done.size, "difference": done.difference}))
+        return 0
+    print(f"{done.path}  {done.to}, {megabytes(done.size)}")
+    if done.difference is not None:
+        print(f"  compared with ours: the largest difference of two pixels is {done.difference:.1e}")
+    elif command.to == "onnx" and command.check:
+        print("  not compared with ours: that needs onnxruntime (pip install 'zeroshift[onnx]')")
+    return 0
+
+
+def push(command: Push) -> int:
+    """Uploads the generator of a run and says where it is."""
+    from zeroshift.app.publish import CARD, push_to_hub
+
+    chosen = {"private": command.private, "rosinality": command.rosinality, "overwrite": command.overwrite}
+    done = push_to_hub(command.run, command.repository, dry_run=command.dry_run, **chosen)
+    if command.json:
+        place = None if done.folder is None else str(done.folder)
+        print(json.dumps({"repository": done.repository, "url": done.url, "folder": place, "files": done.files}))
+        return 0
+    print(done.url or f"Would upload to {done.repository}. Nothing was uploaded; the files are in {done.folder}")
+    print("\n".join(f"  {name:22} {megabytes(size):>9}" for name, size in done.files.items()))
+    if done.licence_open:
+        print(f"Fill in the licence of the source weights in {CARD} before others use them.")
+    return 0
+
+
+def evaluate(command: Evaluate) -> int:
+    """Measures and prints the table."""
+    from zeroshift.measure.evaluate import evaluate as run_evaluate
+    from zeroshift.training.run_folder import write_bytes
+
+    if command.csv is not None and not command.csv.parent.is_dir():
+        raise InputError(f"the folder of --csv {command.csv} is not there; make it first, or choose another place.")
+    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+        done = run_evaluate(command.what, command.config, progress=meter)
+    if command.csv is not None:
+        write_bytes(command.csv, done.csv().encode())
+    print(json.dumps(done.record) if command.json else done.text())
+    if done.path is not None and not command.json:
+        print(f"\n  record   {done.path}")
+    return 0
+
+
+def compare(command: Compare) -> int:
+    """Compares, and says what there is to look at; exit code 1 where a run failed."""
+    from zeroshift.comparison.compare import compare as run_compare
+
+    with Tour(sys.stderr if command.json else sys.stdout) as tour:
+        done = run_compare(command.config, shared=command.shared, progress=tour)
+    files = {what: str(path) for what, path in done.files.items()}
+    if command.json:
+        print(json.dumps({"done": len(done.standings.done), "failed": done.failed, "missing": done.missing, **files}))
+    else:
+        print("\n".join([*(f"failed: {name}: {why}" for name, why in done.failed.items())]), end="\n" if done.failed else "")
+        print("\n".join(f"  {what:8} {path}" for what, path in files.items()))
+    return 1 if done.failed else 0
+
+
+def inspect(command: Inspect) -> int:
+    """Prints what a file is."""
+    from zeroshift.files.describe import inspect as describe
+
+    found = describe(command.file)
+    print(json.dumps(found.tree()) if command.json else found.text())
+    return 0
+
+
+def doctor(command: Doctor) -> int:
+    """Prints what this installation has; exit code 1 where a built-in model is missing."""
+    from zeroshift.files.describe import examine
+
+    found = examine()
+    if command.json:
+        print(json.dumps(found))
+    else:
+        for heading, rows in found.items():
+            print(heading)
+            print("\n".join(f"  {name:22} {value}" for name, value in rows.items()))
+    return 1 if "missing" in found["built-in models"].values() else 0
+
+
+VERBS: dict[type, Callable[[Any], int]] = {
+    Adapt: adapt,
+    Sample: sample,
+    Translate: translate,
+    Convert: convert,
+    Push: push,
+    Evaluate: evaluate,
+    Compare: compare,
+    Inspect: inspect,
+    Doctor: doctor,
+}
+"""Options of a verb -> what carries it out; the verb is the class's name in small letters."""
+
+
+def _fail(message: object, code: int, as_json: bool) -> int:
+    """The exit code, after the message went to standard error and, for programs, to standard output too."""
+    print(message if code == 130 else f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": str(message), "exit_code": code}))
+    return code
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows warnings of this package as one line, without file and line number."""
+    with warnings.catch_warnings():
+        shown: Callable[..., None] = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+            if "zeroshift" in filename or category is UserWarning:
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, filename, lineno, *rest)
+
+        warnings.showwarning = show
+        yield

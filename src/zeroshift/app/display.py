@@ -1,0 +1,210 @@
+"""Progress of a run, as a person at a terminal or a log file sees it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from zeroshift.config.schema import to_dict
+
+if TYPE_CHECKING:
+    from zeroshift.methods.adapt import Plan
+
+STAGES = {1: "learning words", 2: "moving the generator"}
+
+
+class Meter:
+    """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with task, done and total."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+        self.bars = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console, transient=True)
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.console.is_terminal:
+            if what not in self.tasks:
+                self.tasks[what] = self.bars.add_task(what, total=total)
+            self.bars.update(self.tasks[what], completed=done)
+        elif done == total:
+            self.console.print(f"  {what}: {total}")
+
+
+class Display:
+    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the trainer's events."""
+
+    LINES = 20
+    """Plain lines per stage."""
+    SECONDS = 20
+    """A step that ends so long after the last line has one too."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        texts = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            *texts,
+            TimeRemainingColumn(compact=True),
+        ]
+        self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self.began, self.first = 0.0, 0
+        self.heard = self.told = time.monotonic()
+        self.grids: Path | None = None
+        self.prepared: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        silent, self.heard = self.heard, time.monotonic()
+        if event["kind"] == "prepare":
+            self.began += self.heard - silent  # once for the whole stage, so no part of its rate
+        if event["kind"] == "start":
+            self._start(event)
+        elif event["kind"] == "step":
+            self._step(event)
+        elif event["kind"] == "prepare":
+            self._prepare(event["what"], event["done"], event["total"])
+        elif event["kind"] == "grid" and not self.grids:
+            self.grids = Path(event["path"]).parent
+            self.console.print(f"sample grids appear in {self.grids}")
+        elif event["kind"] == "finish" and event.get("message"):
+            self.console.print(event["message"])
+
+    def _prepare(self, what: str, done: int, total: int) -> None:
+        if self.bars is None:
+            if done == total:
+                self.console.print(f"{what}: {total}")
+            return
+        if what not in self.prepared:
+            self.prepared[what] = self.bars.add_task(what, total=total, loss="", rate="")
+        self.bars.update(self.prepared[what], completed=done)
+        if done == total:
+            self.bars.remove_task(self.prepared.pop(what))
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        self.began, self.first = self.heard, event["step"]
+        name = f"stage {event['stage']}: {STAGES[event['stage']]}"
+        if self.first:
+            self.console.print(f"resuming {name} after step {self.first} of {event['steps']}")
+        if self.bars is not None:
+            self.task = self.bars.add_task(name, total=event["steps"], completed=self.first, loss="", rate="")
+        elif not self.first:
+            self.console.print(name)
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        step, steps = event["step"], event["steps"]
+        rate = (step - self.first) / max(1e-9, self.heard - self.began)
+        if self.bars is not None:
+            self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
+        elif step == steps or step % max(1, steps // self.LINES) == 0 or self.heard - self.told > self.SECONDS:
+            from zeroshift.measure.report import duration
+
+            self.told = self.heard
+            left = f", {duration((steps - step) / rate)} left" if step < steps else ""
+            self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
+
+
+def plan_tree(planned: Plan) -> dict[str, Any]:
+    """A plan as plain JSON values."""
+    config = to_dict(planned.config)
+    return {
+        "config": config,
+        "parameters": planned.parameters,
+        "layers": planned.layers,
+        "layers_at_a_time": planned.select,
+        "memory_bytes": planned.memory_bytes,
+        "resumes_at": planned.resumes_at,
+    }
+
+
+def plan_text(planned: Plan) -> str:
+    """A plan in words."""
+    tree, config = to_dict(planned.config), planned.config
+    lines = [
+        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. Nothing was written."
+    ]
+    lines += ["", "config"]
+    for name, value in tree.items():
+        pairs = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        lines += [f"  {key:24} {json.dumps(item)}" for key, item in pairs.items()]
+    lines += ["", "parameters", *(f"  {name:24} {count:>12,}" for name, count in planned.parameters.items())]
+    chosen = "all of them at every step" if planned.select is None else f"those of the {planned.select} best latents at a time"
+    lines += [
+        "",
+        f"layers that may move ({chosen})",
+        *textwrap.wrap(", ".join(planned.layers), 100, initial_indent="  ", subsequent_indent="  "),
+    ]
+    lines += [
+        "",
+        f"memory, estimated         {planned.memory_bytes / 2**20:,.0f} MiB, beside that of Python and PyTorch themselves",
+    ]
+    if planned.resumes_at:
+        lines.append(f"resumes                   stage {planned.resumes_at[0]} after step {planned.resumes_at[1]}")
+    return "\n".join(lines)
+
+
+class Tour:
+    """Progress of many runs: a line when one begins and ends, and in a terminal a bar for its steps. Called with events."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.meter = Meter(stream)
+        self.console = self.meter.console
+        self.name = ""
+
+    def __enter__(self) -> Self:
+        self.meter.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.meter.__exit__()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        from zeroshift.measure.report import duration
+
+        kind = event["kind"]
+        left = f", about {duration(event['left'])} left" if event.get("left") else ""
+        name = ", ".join(str(event[part]) for part in ("label", "target") if part in event) + f", seed {event.get('seed')}"
+        if kind == "compare":
+            self.console.print(f"{event['runs']} runs, {event['finished']} of them finished; everything is in {event['out']}")
+        elif kind == "run":
+            self.console.print(f"run {event['number']} of {event['runs']}: {name}{left}")
+        elif kind == "done":
+            self.console.print(f"  {name}: done in {duration(event['seconds'])}{left}")
+        elif kind == "failed":
+            self.console.print(f"  {name}: failed. {event['error']}")
+        elif kind == "step" and self.console.is_terminal:
+            self._step(f"stage {event['stage']}: {STAGES[event['stage']]}", event["step"], event["steps"])
+
+    def _step(self, what: str, step: int, steps: int) -> None:
+        self.meter(what, step, steps)
+        if step == steps:
+            self.meter.bars.remove_task(self.meter.tasks.pop(what))

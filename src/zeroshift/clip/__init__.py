@@ -1,0 +1,1 @@
+"""Sentences, tokenizers and CLIP: features of pictures, texts and learned words."""

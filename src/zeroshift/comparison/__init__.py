@@ -1,0 +1,1 @@
+"""Many runs side by side: variants, jobs, statistics, tables, the page, blind votes."""

@@ -1,0 +1,430 @@
+"""Every knob of a run as frozen, keyword-only dataclasses; the docstring under a field is its help text everywhere."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import tyro
+from pydantic import Field
+
+from zeroshift.config.options import config_class as _config
+from zeroshift.config.options import differences as differences
+from zeroshift.config.options import to_dict as to_dict
+from zeroshift.errors import InputError
+
+Method = Literal["ipl", "coop", "nada", "diffusionclip"]
+
+
+@_config(section="mapper")
+class MapperConfig:
+    """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the same for all."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Steps of stage 1."""
+    batch: Annotated[int, Field(ge=2)] = 32
+    """Pictures per step of stage 1. The contrastive loss tells the pictures of one batch apart, so at least 2."""
+    pictures: Annotated[int, Field(ge=0)] = 0
+    """How many different pictures stage 1 sees, in whole batches: drawn once, then shown again in new orders, which saves
+    their cost. 0: new ones at every step, as published."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate of the mapper (Adam, betas 0.9 and 0.999)."""
+    context: str = ""
+    """Words that the learned ones replace, and the text of the residual feature. Empty: the context that each CLIP brings."""
+    words: Annotated[int, Field(ge=0)] = 0
+    """How many words are learned; 0: as many as the context has tokens."""
+    lambda_domain: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the domain regularisation. Small keeps more of the source, large approaches NADA's one direction."""
+    lambda_source: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the source label's part of the domain regularisation."""
+    prompt_init: Literal["random", "tokens"] = "random"
+    """Where the words start: the mapper's random output (as published) or the context's own token vectors plus a small change."""
+    mean: Literal["words", "label"] = "words"
+    """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the labels, about which
+    the words then only tell the pictures apart. Words drift in ways that have nothing to do with the target."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the mapper's hidden layers; 0 takes the style width."""
+    depth: Annotated[int, Field(ge=1)] = 4
+    """Layers of the mapper."""
+
+
+@_config(section="train.monitor")
+class MonitorConfig:
+    """Watching for collapse during stage 2, on the same few pictures all along. It never changes what is trained."""
+
+    every: Annotated[int, Field(ge=0)] = 25
+    """Steps between looks, the last step being one too; 0 never looks."""
+    count: Annotated[int, Field(ge=2)] = 16
+    """Pictures that are watched. Their latents belong to the seed of the run."""
+    least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Share of the source's diversity below which a warning is given and a look cannot be the best. In the built-in world
+    the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
+    patience: Annotated[int, Field(ge=1)] = 4
+    """Looks in a row, none the best so far, after which the score has stopped rising."""
+    least_gain: Annotated[float, Field(ge=0)] = 0.01
+    """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0 and 1."""
+
+
+@_config(section="train.diffusion")
+class FinetuneConfig:
+    """Stage 2 of a diffusion model: how pictures go to noise and back (DiffusionCLIP). Not used by generators with styles."""
+
+    t0: Annotated[int, Field(ge=1)] = 500
+    """Time, 1 to 999, to which pictures are made noisy. Larger allows larger changes of shape and keeps less of the picture."""
+    invert_steps: Annotated[int, Field(ge=2)] = 40
+    """Points of the time grid from a picture to its noise."""
+    train_steps: Annotated[int, Field(ge=2)] = 6
+    """Steps from noise to picture in training."""
+    sample_steps: Annotated[int, Field(ge=2)] = 40
+    """Steps from noise to picture wherever pictures are shown or measured."""
+    num_pictures: Annotated[int, Field(ge=1)] = 50
+    """Pictures to learn from, gone through again and again in the same order."""
+    picture_folder: Path | None = None
+    """Folder of pictures to learn from, the first by name; unset: pictures made by the source, from seeds of the run's own."""
+    mode: Literal["through", "per-step"] = "through"
+    """through: back-propagation through all steps of a picture, then one step of the optimiser. per-step: a step of the optimiser
+    at every step of a picture, on the clean picture predicted there; it needs much less memory."""
+    lr_growth: Annotated[float, Field(gt=0)] = 1.3
+    """Factor on the learning rate after each round through the pictures."""
+    checkpointing: bool = False
+    """Mode through: keeps one picture per step and computes the rest again on the way back. Less memory, the same numbers."""
+    backprop_steps: Annotated[int, Field(ge=0)] = 0
+    """Mode through: how many of the last steps the gradient goes back through; 0: all, as published."""
+
+
+@_config(section="train")
+class TrainConfig:
+    """Stage 2: move the generator along the directions of the words."""
+
+    steps: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=("--steps",))] = 300
+    """Steps of stage 2."""
+    batch: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=("--batch",))] = 2
+    """Pictures per step of stage 2."""
+    lr: Annotated[float, Field(gt=0), tyro.conf.arg(aliases=("--lr",))] = 0.002
+    """Learning rate before the published factor 4/5 (Adam, betas 0 and 0.99 ** 0.8)."""
+    layers: Annotated[str, tyro.conf.arg(aliases=("--layers",))] = "adaptive"
+    """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`, `texture`, ...), or
+    layer names separated by commas. `--dry-run` lists the names."""
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """Layers that adaptive selection frees; unset: two thirds of them."""
+    select_every: Annotated[int, Field(ge=1)] = 1
+    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
+    select_batch: Annotated[int, Field(ge=1)] = 8
+    """Pictures per adaptive selection."""
+    free_rgb: bool = False
+    """Frees the to-RGB layers too, whatever was selected: needed where the target has other colours."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay per step of the averaged weights, which are the result of the run."""
+    until: Annotated[Literal["steps", "converged"], tyro.conf.arg(aliases=("--until",))] = "steps"
+    """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising. The result is then
+    the generator of the best look."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Watching for collapse."""
+    diffusion: FinetuneConfig = FinetuneConfig()
+    """What diffusion models need beside; `lr` is then the rate itself (Adam, betas 0.9 and 0.999)."""
+
+
+@_config(section="losses")
+class LossConfig:
+    """Weights of the losses of stage 2, within each CLIP."""
+
+    direction: Annotated[float, Field(ge=0)] = 1.0
+    """Angle between the picture's direction and the text's direction."""
+    global_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Distance of the adapted picture to the target label (the global loss)."""
+    manifold: Annotated[float, Field(ge=0)] = 0.0
+    """Difference between the picture pair's similarity and the label pair's."""
+    patch: Annotated[float, Field(ge=0)] = 0.0
+    """Directions of the parts of one 510 px patch; needs pictures larger than 510 px."""
+    texture: Annotated[float, Field(ge=0)] = 0.0
+    """Distance, in the un-normalised features of `texture_clip`, of the adapted picture to `texture_image`."""
+    texture_image: Path | None = None
+    """Picture file whose texture is wanted; unset: every picture's own source, so that more of it stays."""
+    texture_clip: str = ""
+    """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower is convolutional."""
+    pixel: Annotated[float, Field(ge=0)] = 0.0
+    """Mean absolute difference between the adapted picture and its source (DiffusionCLIP's L1)."""
+    raster: Annotated[float, Field(ge=0)] = 0.0
+    """Mean square of the change that repeats from one block of 4 x 4 px to the next: a raster, which CLIPs do not mind."""
+    identity: Annotated[float, Field(ge=0)] = 0.0
+    """Distance between the faces of the adapted picture and of its source, as a face network sees them."""
+    identity_network: str = ""
+    """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
+
+
+@_config(section="quirks")
+class QuirkConfig:
+    """Choices in which the authors' code differs from what is correct; the defaults are correct."""
+
+    residual: Literal["corrected", "published", "none"] = "corrected"
+    """Residual text of stage 2: context and label, or the bare context of the published code. `none`: no residual in either
+    stage."""
+    layer_map: Literal["exact", "published"] = "exact"
+    """Layers that a latent stands for in adaptive selection: those it drives, or the published list, which is off by one."""
+    noise: Literal["live", "independent", "buffers", "off"] = "live"
+    """Noise in the pictures of training: fresh and shared by source and target, fresh for each (as published), the
+    generator's registered maps, or none."""
+    frozen_adam: Literal["skip", "decay"] = "skip"
+    """Adam's treatment of tensors that are frozen in a step: skipped, or fed zero gradients as with PyTorch before 2.0."""
+    resize: Literal["antialias", "noantialias"] = "antialias"
+    """Filter that brings pictures to CLIP's size."""
+    image_floor: Annotated[float, Field(ge=0)] = 0.05
+    """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor would poison Adam's
+    second moment for a thousand steps. 0 is as published. Above the length of usual directions (about 1) the loss asks for the
+    whole way, not for the angle alone."""
+    logit_scale_over_100: bool = False
+    """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine itself."""
+    identity: Literal["predicted", "detached"] = "predicted"
+    """Picture whose face the identity loss sees in mode per-step: the predicted clean one, or, as published, the noisy one of
+    the next step without gradient, by which nothing is learned."""
+
+
+@_config(section="run")
+class RunConfig:
+    """How the run is carried out and recorded."""
+
+    recipe: str = ""
+    """Name of the recipe that the values came from."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every draw: the same seed, options and thread count give the same weights, bit for bit on a CPU."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the heavy parts; bf16 is for GPUs that have it."""
+    log_every: Annotated[int, Field(ge=1)] = 1
+    """Steps between lines of metrics.jsonl."""
+    grid_every: Annotated[int, Field(ge=0)] = 50
+    """Steps of stage 2 between sample grids; 0 draws none."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between checkpoints."""
+    samples: Annotated[int, Field(ge=1)] = 8
+    """Pictures in a sample grid, of the seeds 0, 1, 2, ..."""
+    truncation: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Truncation of the sample grids: 1 is the full variety, 0 the average picture."""
+    tensorboard: bool = False
+    """Writes TensorBoard scalars into the run folder too."""
+
+
+@_config
+class AdaptConfig:
+    """One adaptation: a source generator, two labels, a method, and how to run it."""
+
+    target: str
+    """Label of the domain to move to, such as "pencil sketch"."""
+    source: str = "photo"
+    """Label of what the source generator makes: "photo" for changes of style, "human" for changes of identity."""
+    method: Method = "ipl"
+    """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all, from words that
+    are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: that, for diffusion models."""
+    generator: str = "portraits"
+    """Source generator: a built-in name, a file, or a hub id."""
+    clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
+    """CLIPs that guide: built-in names, folders, files, or hub ids. FILE:gelu or FILE:quick_gelu says a file's activation."""
+    clip_weights: tuple[float, ...] = ()
+    """One weight per CLIP; empty: 1 each."""
+    out: Path | None = None
+    """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
+    mapper: MapperConfig = MapperConfig()
+    """Stage 1 (ipl and coop)."""
+    train: TrainConfig = TrainConfig()
+    """Stage 2."""
+    losses: LossConfig = LossConfig()
+    """Weights of the losses of stage 2."""
+    quirks: QuirkConfig = QuirkConfig()
+    """Correct or as published, one by one."""
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
+    """How the run is carried out."""
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> "AdaptConfig":
+        if problems := list(_conflicts(self)):
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Run folder: `out`, or a name made of method, target and seed."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
+        return self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether the method has a stage 1."""
+        return self.method in ("ipl", "coop")
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One weight per CLIP."""
+        return self.clip_weights or (1.0,) * len(self.clip)
+
+
+@_config(section="networks")
+class NetworksConfig:
+    """What metrics look through. The built-in world brings its own; elsewhere a metric without its network is left out."""
+
+    judge: str = ""
+    """CLIP that judges, one that did not guide: a built-in name, a folder, a file or a hub id."""
+    inception: str = ""
+    """Published Inception, of IS, FID, KID, SIFID, precision and recall: a file, or `fidelity` for the extra's download."""
+    lpips: str = ""
+    """VGG16 or AlexNet of LPIPS: a file of torchvision, or `vgg` or `alex` for the extra's download."""
+    identity: str = ""
+    """Face network: model_ir_se50.pth."""
+    edges: str = ""
+    """Edge network HED, of structural consistency: network-bsds500.pytorch."""
+
+
+@_config
+class EvaluateConfig:
+    """What is measured, on which pictures, against what."""
+
+    metrics: tuple[str, ...] = ()
+    """Metrics to compute, such as fid kid truth.distance; empty: all for which there is what they need."""
+    seeds: str = "2000-2255"
+    """Seeds of the pictures of a run or generator: numbers and ranges. The same for source, target and truth."""
+    truncation: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1 is the full variety, 0 the average picture. The truth of the built-in world belongs to 1."""
+    source: str | None = None
+    """Pictures before the change: a generator, or a folder with the same file names; unset: the source of the run."""
+    reference: Path | None = None
+    """Folder of real pictures of the target domain; unset: the rendered truth, where it is known."""
+    shots: Path | None = None
+    """Folder of the few pictures that few-shot Intra-LPIPS assigns to; unset: without it."""
+    labels: tuple[str, ...] = ()
+    """Source and target label, two texts; empty: those of the run."""
+    size: Annotated[int | None, Field(ge=8)] = None
+    """Side in pixels at which all pictures are compared; unset: that of the evaluated pictures."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Pictures seen at a time."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
+    networks: Annotated[NetworksConfig, tyro.conf.OmitArgPrefixes] = NetworksConfig()
+    """What the metrics look through."""
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> "EvaluateConfig":
+        if len(self.labels) not in (0, 2) or any(not label.strip() for label in self.labels):
+            raise ValueError(f"labels must be two texts, source and target, got {list(self.labels)}.")
+        return self
+
+
+OFFICIAL_QUIRKS = QuirkConfig(
+    residual="published",
+    layer_map="published",
+    noise="independent",
+    frozen_adam="decay",
+    resize="noantialias",
+    image_floor=0.0,
+    logit_scale_over_100=True,
+    identity="detached",
+)
+"""The bundle behind `compat="official"`."""
+
+
+def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptConfig:
+    """Config with the overrides applied and everything checked at once.
+
+    An override names a field (`target`), a field of a section that no other section has (`seed`, `residual`), a section
+    (`train={"steps": 100, "diffusion": {"t0": 300}}`, merged into what is there), or `compat="official"`.
+    """
+    tree: dict[str, Any] = to_dict(config) if config is not None else {}
+    compat = overrides.pop("compat", "corrected")
+    if compat not in ("corrected", "official"):
+        raise InputError(f"compat must be 'corrected' or 'official', got {compat!r}.")
+    if compat == "official":
+        tree["quirks"] = to_dict(OFFICIAL_QUIRKS)
+    for name, value in overrides.items():
+        section = _section_of(name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            tree[name] = to_dict(value)
+        elif section is None and name in SECTIONS and isinstance(value, Mapping):
+            tree[name] = _merged(tree.get(name, {}), value)
+        elif section is None:
+            tree[name] = value
+        else:
+            tree[section] = _merged(tree.get(section, {}), {name: value})
+    return from_dict(tree)
+
+
+def _merged(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with other values; sections within it are merged too, train={"diffusion": {"t0": 300}} keeps its steps."""
+    made = dict(held)
+    for name, value in given.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = to_dict(value)
+        elif isinstance(value, Mapping) and isinstance(held.get(name), Mapping):
+            value = _merged(held[name], value)
+        made[name] = value
+    return made
+
+
+def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
+    """Config from plain values; every problem of every section in one InputError."""
+    return AdaptConfig(**tree)
+
+
+SECTIONS: dict[str, type] = {
+    "mapper": MapperConfig,
+    "train": TrainConfig,
+    "losses": LossConfig,
+    "quirks": QuirkConfig,
+    "run": RunConfig,
+}
+"""The sections of AdaptConfig."""
+
+
+def _section_of(name: str) -> str | None:
+    """Section that an override belongs to; None for a field of AdaptConfig itself."""
+    own = [field.name for field in dataclasses.fields(AdaptConfig)]
+    if name in own:
+        return None
+    homes = [section for section, made in SECTIONS.items() if name in {field.name for field in dataclasses.fields(made)}]
+    if len(homes) == 1:
+        return homes[0]
+    if homes:
+        choices = " or ".join(f"{home}={{{name!r}: ...}}" for home in homes)
+        raise InputError(f"{name!r} is an option of several sections; write {choices}.")
+    raise InputError(
+        f"unknown option {name!r}; there are {', '.join(own)} and the options of the sections {', '.join(SECTIONS)}."
+    )
+
+
+def _conflicts(config: AdaptConfig) -> list[str]:
+    """What is wrong with the values taken together, one sentence each."""
+    problems: list[str] = []
+    for name in ("source", "target"):
+        if not getattr(config, name).strip():
+            problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
+    if config.source.strip() and config.source.strip().lower() == config.target.strip().lower():
+        problems.append(f"source and target are both {config.target!r}, so there is no direction; change one of them.")
+    if not config.generator.strip():
+        problems.append("generator is empty; give a built-in name such as 'portraits', a file, or a hub id.")
+    if not config.clip or any(not name.strip() for name in config.clip):
+        problems.append(f"clip must name at least one CLIP and no empty name, got {list(config.clip)}.")
+    if config.clip_weights and len(config.clip_weights) != len(config.clip):
+        problems.append(f"clip_weights has {len(config.clip_weights)} for {len(config.clip)} CLIPs; give each one, or none.")
+    if config.clip_weights and (min(config.clip_weights) < 0 or max(config.clip_weights) == 0):
+        problems.append(f"clip_weights must not be negative and not all 0, got {list(config.clip_weights)}.")
+    if config.train.diffusion.backprop_steps and config.train.diffusion.mode != "through":
+        problems.append("train.diffusion.backprop_steps is for train.diffusion.mode 'through'; leave it 0.")
+    if config.losses.identity_network and not config.losses.identity:
+        problems.append("losses.identity_network needs the weight losses.identity above 0.")
+    if not any(value for value in to_dict(config.losses).values() if isinstance(value, float)):
+        problems.append("all weights of losses are 0, so nothing would be learned; set losses.direction to 1.")
+    if not config.losses.texture and (config.losses.texture_clip or config.losses.texture_image):
+        problems.append("losses.texture_clip and texture_image need the weight losses.texture above 0.")
+    if 0 < config.mapper.pictures < config.mapper.batch:
+        problems.append(
+            f"mapper.pictures is {config.mapper.pictures}, less than one batch of {config.mapper.batch}; use 0 or more."
+        )
+    if config.train.layers != "adaptive" and config.train.top_k is not None:
+        problems.append(f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs 'adaptive'.")
+    if not config.train.layers.strip():
+        problems.append("train.layers is empty; use 'adaptive', a phase, or layer names separated by commas.")
+    if config.train.until == "converged" and not config.train.monitor.every:
+        problems.append("train.until is 'converged' but train.monitor.every is 0, so nothing is watched; set it to 25.")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.run.device):
+        problems.append(f"device must be auto, cpu, mps, cuda or cuda:N, got {config.run.device!r}.")
+    return problems

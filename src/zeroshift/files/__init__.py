@@ -1,0 +1,1 @@
+"""Weights in and out, safely: every layout, the hub, models by name."""

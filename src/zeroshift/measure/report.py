@@ -1,0 +1,305 @@
+"""report.html of a run: one self-contained file with pictures, curves, numbers, chosen layers and the whole record."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zeroshift import __version__
+from zeroshift.config.schema import SECTIONS, to_dict
+from zeroshift.files.registry import GENERATORS
+from zeroshift.pictures.sample import before_after, true_pictures, write_png
+from zeroshift.portraits import LATENT_DIM
+from zeroshift.training.run_folder import RunFolder, write_bytes
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from markupsafe import Markup
+
+WIDTH, HEIGHT = 420, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+MAX_POINTS = 400
+"""Points of a drawn curve; longer series are thinned, because a screen shows no more."""
+
+CURVES = {
+    "loss": "Loss",
+    "contrastive": "Contrastive loss",
+    "domain": "Domain regularisation",
+    "domain_source": "Domain regularisation, source",
+    "direction": "Directional loss",
+    "global_clip": "Global loss",
+    "manifold": "Manifold loss",
+    "patch": "Patch loss",
+    "log_direction": "Directional loss, logarithm",
+    "pixel": "Pixel loss",
+    "raster": "Raster",
+    "identity": "Identity loss",
+}
+"""Series that are worth a look, by their name in metrics.jsonl."""
+
+WATCHED = {
+    "agreement": "Agreement with the direction of the words",
+    "alike": "How alike the changes of different pictures are",
+    "diversity": "Diversity, as a share of the source's",
+    "judge": "Probability that the judge gives the target",
+}
+"""Series of monitor.jsonl, by their name there."""
+
+
+def conclude(folder: RunFolder, source: Any, target: Any) -> tuple[Path, Path]:
+    """Paths of before_after.png and report.html of a finished run; what is there already is kept."""
+    config, picture = folder.config, folder.path / "before_after.png"
+    if not picture.is_file():
+        seeds = range(config.run.samples)
+        known = knows_truth(folder)
+        truth = true_pictures(seeds, LATENT_DIM, config.target, source.image_size) if known else None
+        labels, psi = (config.source, config.target), config.run.truncation
+        rows = before_after(source, target, labels, seeds, psi, truth, config.train.diffusion)
+        write_png(picture, rows, {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target})
+    report = folder.path / "report.html"
+    return picture, report if report.is_file() else write_report(folder)
+
+
+def knows_truth(folder: RunFolder) -> bool:
+    """Whether the true pictures of the target domain are known: those of the built-in world in its own domains."""
+    from zeroshift.portraits import domain_of
+
+    return folder.environment["source"]["name"] in GENERATORS and domain_of(folder.config.target) is not None
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Path of the report, written from what the run folder holds."""
+    path = folder.path / "report.html"
+    write_bytes(path, template("report.html.j2").render(**_contents(folder)).encode())
+    return path
+
+
+@cache
+def template(name: str) -> Template:
+    """A page among the files of the package; page.css is the style that pages share."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    loader = FunctionLoader(lambda name: files("zeroshift").joinpath("app", "assets", name).read_text("utf-8"))
+    return Environment(autoescape=True, undefined=StrictUndefined, loader=loader).get_template(name)
+
+
+def _contents(folder: RunFolder) -> dict[str, Any]:
+    """Everything that the template shows, by its names there."""
+    config, lines = folder.config, folder.metrics()
+    before_after = folder.path / "before_after.png"
+    layers = layer_shares(lines)
+    return {
+        "title": f"{config.source} to {config.target}",
+        "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
+        "numbers": _numbers(folder, lines),
+        "before_after": data_uri(before_after) if before_after.is_file() else "",
+        "before_after_text": _shown_text(folder),
+        "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
+        "watched": _watched(folder.looks()),
+        "watched_text": _best(folder),
+        "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
+        "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
+        "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
+        "layers": layers,
+        "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was free to move in.",
+        "commands": _commands(folder),
+        "tables": _tables(folder),
+        "version": __version__,
+    }
+
+
+def _numbers(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    status, config = folder.status, folder.config
+    last = [line for line in lines if line["stage"] == 2][-1:]
+    rows = [("state", status.state), ("seed", str(config.run.seed)), ("steps", f"{status.step} of {config.train.steps}")]
+    if last and isinstance(last[0].get("loss"), float):
+        rows.append(("last loss", f"{last[0]['loss']:.4f}"))
+    if seconds := sum(float(line.get("seconds", 0.0)) for line in lines):
+        rows.append(("training time", duration(seconds)))
+    return rows
+
+
+def evaluation_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Metric, value with its spread, which way is better, and network with the note, of the record of an evaluation."""
+    rows = []
+    for row in record["metrics"].values():
+        value = "undefined" if row["value"] is None else f"{row['value']:.4f}"
+        spread = "" if row["spread"] is None else f" \u00b1 {row['spread']:.4f}"
+        network = record["networks"].get(row["role"], {}).get("name", "")
+        better = row["better"] if row["better"].startswith("near") else f"{row['better']} is better"
+        rows.append((row["title"], value + spread, better, "; ".join(filter(None, (network, row["note"])))))
+    return rows
+
+
+def settings_text(record: Mapping[str, Any]) -> str:
+    """Which pictures an evaluation looked at, whatever they were compared with."""
+    made = record["settings"]
+    parts = [f"{made['pictures']} pictures of {made['size']} px"]
+    parts += [f"seeds {made['seeds']}"] if made["seeds"] else []
+    parts += [f"truncation {made['truncation']:g}"] if made["truncation"] is not None else []
+    parts += [f"noise: {made['noise']}"] if made["noise"] else []
+    parts += [f"made of {made['route']}"] if made.get("route") else []
+    return "; ".join(parts)
+
+
+def evaluation_settings(record: Mapping[str, Any]) -> str:
+    """How the pictures of an evaluation were made, in one line."""
+    parts = [settings_text(record)]
+    parts += [f"compared with {record['reference']}"] if record["reference"] else []
+    parts += ["a held-out domain"] if record["held_out"] else []
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words a person reads at a glance: 8 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def data_uri(path: Path) -> str:
+    """A PNG file as an address that holds the file itself."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _grids(folder: RunFolder, most: int = 4) -> list[Path]:
+    """Sample grids of the run, evenly chosen, the last one among them."""
+    paths = sorted((folder.path / "samples").glob("step_*.png"))
+    if len(paths) <= most:
+        return paths
+    return [paths[round(index * (len(paths) - 1) / (most - 1))] for index in range(most)]
+
+
+def _step_of(path: Path) -> str:
+    return f"after {int(path.stem.removeprefix('step_'))} steps"
+
+
+def layer_shares(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per layer, how many logged steps of stage 2 it could move in, in the order in which layers first appear."""
+    chosen = [line["layers"] for line in lines if line["stage"] == 2 and line.get("layers")]
+    counts = Counter(name for names in chosen for name in names)
+    return [
+        {"name": name, "count": count, "of": len(chosen), "percent": round(100 * count / len(chosen))}
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+
+
+def _curves(lines: Sequence[Mapping[str, Any]], hidden: set[str]) -> list[dict[str, Any]]:
+    """One curve per stage and series; terms that are hidden, or are the whole loss, are left out."""
+    curves: list[dict[str, Any]] = []
+    for stage, what in ((1, "Stage 1, the words"), (2, "Stage 2, the generator")):
+        total: list[tuple[int, float]] = []
+        for name, title in CURVES.items():
+            if name in hidden:
+                continue
+            points = [
+                (int(line["step"]), float(line[name]))
+                for line in lines
+                if line["stage"] == stage and isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
+            ]
+            total = total or points
+            if len(points) > 1 and (name == "loss" or points != total):
+                curves.append({"svg": curve(points, f"{what}: {title}"), "text": f"{what}: {title.lower()} by step"})
+    return curves
+
+
+def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One curve per number of the collapse monitor."""
+    curves: list[dict[str, Any]] = []
+    for name, title in WATCHED.items():
+        points = [(int(look["step"]), float(look[name])) for look in looks if look.get(name) is not None]
+        if len(points) > 1:
+            curves.append({"svg": curve(points, title), "text": f"{title}, by step"})
+    return curves
+
+
+def _best(folder: RunFolder) -> str:
+    """Which look of the monitor was best, by which rule, and what became of it."""
+    looks, watch = folder.looks(), folder.config.train.monitor
+    if not looks:
+        return ""
+    score = "probability that the judge gives the target" if "judge" in looks[-1] else "agreement of directions"
+    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
+    rule += f"{watch.least_gain:g} not counted"
+    found = [look for look in looks if look["step"] == looks[-1]["best"]]
+    best = f"Best at step {found[0]['step']} with {found[0]['score']:.4f} ({rule}); kept as best.safetensors." if found else ""
+    ended = f" The run {folder.status.message}." if folder.finished and folder.status.message else ""
+    return (
+        f"{watch.count} pictures, looked at every {watch.every} steps. "
+        + (best or f"No look was diverse enough ({rule}).")
+        + ended
+    )
+
+
+def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
+    """SVG of a series of (step, value): the values faint, their running mean strong, with its own colours by style sheet."""
+    from markupsafe import Markup, escape
+
+    thin = points[:: max(1, len(points) // MAX_POINTS)]
+    first, last = thin[0][0], thin[-1][0]
+    low, high = min(value for _, value in thin), max(value for _, value in thin)
+    low, high = (low, high) if high - low > 1e-9 * max(1.0, abs(high)) else (low - 0.5, high + 0.5)
+
+    def place(step: float, value: float) -> str:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / max(1, last - first)
+        y = TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+        return f"{x:.1f},{y:.1f}"
+
+    mean, smooth, weight = thin[0][1], [], 1 - 1 / max(2.0, len(thin) / 12)
+    for step, value in thin:
+        mean = weight * mean + (1 - weight) * value
+        smooth.append(place(step, mean))
+    raw = " ".join(place(step, value) for step, value in thin)
+    ticks = [low, (low + high) / 2, high]
+    lines = "".join(
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/><text x="{LEFT - 6}" y="{float(y) + 4:.1f}" '
+        f'text-anchor="end">{tick:{".3g" if abs(tick) >= 0.01 or not tick else ".0e"}}</text>'
+        for tick, y in ((tick, place(first, tick).split(",")[1]) for tick in ticks)
+    )
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{lines}'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first}</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{last}</text>'
+        f'<polyline class="raw" points="{raw}"/><polyline class="smooth" points="{" ".join(smooth)}"/></svg>'
+    )
+
+
+def _shown_text(folder: RunFolder) -> str:
+    """What the rows of before_after.png are. On portraits a diffusion model translates photos of the people of the seeds."""
+    config, known = folder.config, knows_truth(folder)
+    people = known and folder.diffuses
+    first = f"Photos of the people of seeds 0 to {config.run.samples - 1}" if people else f"The same seeds as {config.source}"
+    how = "translated by the adapted model" if people else "by the adapted generator"
+    return f"{first}, and as {config.target} {how}" + ("; the third row is the truth." if known else ".")
+
+
+def _commands(folder: RunFolder) -> str:
+    name = f'"{folder.path}"' if " " in str(folder.path) else str(folder.path)
+    lines = [f"zeroshift sample {name} --seeds 0-15", f"zeroshift sample {name} --seeds 0-15 --strength 0.5"]
+    return "\n".join([*lines, f"zeroshift translate {name} me.png"] if folder.diffuses else lines)
+
+
+def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Config by section, then the environment."""
+    tree = to_dict(folder.config)
+    plain = {name: value for name, value in tree.items() if name not in SECTIONS}
+    tables = [("What was asked", plain), *((f"Section {name}", tree[name]) for name in SECTIONS)]
+    tables.append(("Where it ran", folder.environment))
+    return [(heading, [(name, _text(value)) for name, value in values.items()]) for heading, values in tables]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_text, value)) or "none"
+    return "none" if value in (None, "") else str(value)

@@ -1,0 +1,1 @@
+"""Generators and discriminators, what may move in them, and the seeds of every draw."""

@@ -1,0 +1,1 @@
+"""Pictures by seed and pictures of one's own, of a run or a generator."""

@@ -1,0 +1,164 @@
+"""Pictures of one's own in the target domain: into noise with the source model of a run, back with the adapted one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from zeroshift.errors import InputError
+from zeroshift.measure.picture_sets import fitted, picture_files, read_picture
+from zeroshift.models.diffusion import DiffusionGenerator, Predictor
+from zeroshift.pictures.inversion import Progress, Route, between, drawn_into, mixture, translated
+from zeroshift.pictures.sample import STRENGTHS, Adapted, Run, labelled_rows, load, write_png
+
+Pictures = Tensor | str | Path | Sequence[str | Path]
+"""Pictures BCHW in [-1, 1], or files and folders of them."""
+
+
+def translate(
+    run: Adapted | str | Path,
+    pictures: Pictures,
+    *,
+    strength: float = 1.0,
+    t0: int | None = None,
+    steps: int | None = None,
+    unseen: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Pictures BCHW in [-1, 1] on the CPU in the target domain of a run of a diffusion model (or its folder).
+
+    `strength` mixes the predictions of source (0) and adapted model (1), or goes beyond it (up to 2). `t0` and `steps` default to
+    the run's. `unseen` pictures are first drawn into the source's domain that many times, with the noise of `seed`.
+    InputError where the run is of another kind of generator, or a picture cannot be read.
+    """
+    if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
+        raise InputError(f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}.")
+    (source, target), route = _models(run, t0, steps)
+    return _made(source, pictures, route, between(source, target, strength), unseen, seed, progress)
+
+
+def translate_mixed(
+    runs: Sequence[Adapted | str | Path],
+    pictures: Pictures,
+    schedule: Mapping[int, Sequence[float]] | None = None,
+    *,
+    t0: int | None = None,
+    steps: int | None = None,
+    unseen: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Pictures with several changes at once: the predictions of several runs of one source, mixed by ratios.
+
+    `schedule` maps times to one ratio per run, {0: [0.5, 0.5]} or {300: [1, 0], 0: [0.2, 0.8]}: from 300 up the first alone;
+    None is equal parts. `t0` and `steps` default to those of the first run; `unseen` and `seed` as in `translate`.
+    """
+    if not runs:
+        raise InputError("runs is empty; give at least one run of a diffusion model.")
+    models, route = [], None
+    for run in runs:
+        (source, target), own = _models(run, t0, steps)
+        models.append((source, target))
+        route = route or own
+    assert route is not None
+    first = models[0][0]
+    if any(not _equal(first, source) for source, _ in models[1:]):
+        raise InputError("the runs began from different source models, so their changes cannot be mixed; give runs of one.")
+    parts = schedule or {0: [1.0] * len(models)}
+    return _made(first, pictures, route, mixture([target for _, target in models], parts), unseen, seed, progress)
+
+
+def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
+    """The schedule of `translate_mixed` for `count` runs, written TIME:RATIO,RATIO,...; of no texts, equal parts."""
+    schedule: dict[int, list[float]] = {}
+    for text in texts:
+        time, colon, listed = text.partition(":")
+        try:
+            at, ratios = int(time), [float(part) for part in listed.split(",")]
+        except ValueError:
+            raise InputError(f"{text!r} is no part of a schedule; write TIME:RATIO,RATIO,... as in 300:1,0 0:0.2,0.8.") from None
+        if at in schedule:
+            raise InputError(f"the schedule names time {at} twice.")
+        schedule[at] = ratios
+    return schedule or {0: [1.0] * count}
+
+
+def read_pictures(pictures: Pictures, size: int) -> tuple[Tensor, list[str]]:
+    """Pictures BCHW of a size, and their names. InputError where there are none or one cannot be read."""
+    if isinstance(pictures, Tensor):
+        if pictures.dim() != 4 or not len(pictures) or float(pictures.abs().max()) > 1.01:
+            raise InputError(f"pictures must be BCHW in [-1, 1], got the shape {tuple(pictures.shape)}.")
+        return fitted(pictures.float(), size), [f"picture{number:05d}" for number in range(len(pictures))]
+    given = [pictures] if isinstance(pictures, str | Path) else pictures
+    paths = [path for each in map(Path, given) for path in (picture_files(each) if each.is_dir() else [each])]
+    if not paths:
+        raise InputError("there are no pictures to translate; give PNG or JPEG files, or folders with some.")
+    names = [path.stem for path in paths]
+    unique = [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names)]
+    return torch.cat([fitted(read_picture(path)[None], size) for path in paths]), unique
+
+
+def save_translated(
+    runs: Sequence[Run], pictures: Pictures, made: Tensor, folder: Path, options: Mapping[str, Any]
+) -> list[Path]:
+    """Paths of before_after.png and of one PNG per picture, named after it, with the options in their metadata."""
+    given, names = read_pictures(pictures, made.shape[-1])
+    config, targets = runs[0].config, " + ".join(run.config.target for run in runs)
+    facts = {"method": config.method, "source": config.source, "target": targets}
+    facts |= {name: value if isinstance(value, str) else f"{value:g}" for name, value in options.items() if value is not None}
+    paths = [folder / "before_after.png", *(folder / f"{name}.png" for name in names)]
+    try:
+        shown = [("before", given[:8]), (targets, made[:8])]
+        for path, picture in zip(paths, [labelled_rows(shown), *made], strict=True):
+            write_png(path, picture, facts)
+    except OSError as error:
+        raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
+    return paths
+
+
+def _models(
+    run: Adapted | str | Path, t0: int | None, steps: int | None
+) -> tuple[tuple[DiffusionGenerator, DiffusionGenerator], Route]:
+    """Source and adapted model of a run, and the route of its pictures."""
+    opened: Any = load(Path(run)) if isinstance(run, str | Path) else run
+    name = str(run) if isinstance(run, str | Path) else "what was given"
+    if isinstance(opened, DiffusionGenerator):
+        raise InputError(f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run of it.")
+    if not isinstance(getattr(opened, "generator", None), DiffusionGenerator):
+        raise InputError(
+            f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is no way back from a "
+            "picture to a style here. Adapt a diffusion model with --generator portraits-ddpm."
+        )
+    last = opened.generator.num_steps - 1
+    if t0 is not None and not 0 < t0 <= last:
+        raise InputError(f"t0 must be a time between 1 and {last}, got {t0}.")
+    if steps is not None and not 2 <= steps <= last + 1:
+        raise InputError(f"steps must be between 2 and the {last + 1} times of the model, got {steps}.")
+    return (opened.source, opened.generator), Route.of(opened.config.train.diffusion, t0, steps)
+
+
+def _made(
+    source: DiffusionGenerator,
+    pictures: Pictures,
+    route: Route,
+    predict: Predictor,
+    unseen: int,
+    seed: int,
+    progress: Progress | None,
+) -> Tensor:
+    if unseen < 0:
+        raise InputError(f"unseen must be 0 or more, got {unseen}.")
+    given = read_pictures(pictures, source.image_size)[0].to(next(source.parameters()))
+    if unseen:
+        given = drawn_into(source, given, seed, t0=route.t0, repeats=unseen)
+    return translated(source, given, route, predict, progress).float().cpu()
+
+
+def _equal(first: DiffusionGenerator, second: DiffusionGenerator) -> bool:
+    ours, theirs = first.state(), second.state()
+    return first.config == second.config and all(torch.equal(ours[name], cast(Tensor, theirs[name])) for name in ours)

@@ -1,0 +1,1 @@
+"""How the models of the built-in world are made."""

@@ -1,0 +1,232 @@
+"""Trains a built-in model: `python -m zeroshift.pretrain MODEL`.
+
+The same command again continues a killed training. Each model is written with a card: data, steps, time and quality measured
+on people that no training saw. The generators' cards need the judge, the identity encoder's needs the generator, and the reader
+needs judge and encoder: train those first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zeroshift.clip.model import ClipModel
+from zeroshift.files.checkpoints import file_sha256, load_generator_file, save_discriminator, save_generator, with_styles
+from zeroshift.files.clips import load_clip_folder, save_clip
+from zeroshift.files.faces import load_ir_se, save_ir_se
+from zeroshift.measure.features import read_attributes
+from zeroshift.models import seeds as latent
+from zeroshift.models.diffusion import DiffusionGenerator
+from zeroshift.models.stylegan2 import StyleGAN2Generator
+from zeroshift.portraits.reader import load_reader, save_reader
+from zeroshift.portraits.scene import LATENT_DIM, sample_scene
+from zeroshift.portraits.shading import DOMAINS, render
+from zeroshift.pretrain import clips as train_clip
+from zeroshift.pretrain import dataset
+from zeroshift.pretrain import ddpm as train_ddpm
+from zeroshift.pretrain import generator as train_generator
+from zeroshift.pretrain import identity as train_identity
+from zeroshift.pretrain import reader as train_reader
+
+ASSETS = Path(__file__).parents[1] / "portraits" / "assets"
+TEST_SEEDS = range(512)  # training people come from another random stream, see dataset.shard_latents
+
+
+def _eight_bit(pictures: Tensor) -> Tensor:
+    return ((pictures + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def _test_people() -> tuple[Tensor, Tensor, Tensor]:
+    z = latent.z_from_seeds(TEST_SEEDS, LATENT_DIM)
+    eight_bit = [_eight_bit(render(z, d)) for d in DOMAINS]
+    return z, eight_bit[0], torch.stack(eight_bit[1:], 1)
+
+
+def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
+    """Trains, measures and saves one built-in CLIP; returns its card."""
+    clip, seconds = train_clip.train(name, data, work)
+    clip.name = f"portraits-{name}"
+    z, photos, domains = _test_people()
+    recipe = train_clip.RECIPES[name]
+    card = {
+        "model": clip.name,
+        "data": "renders of 8000 people in 14 domains",
+        "pictures_seen": 2 * recipe.people * recipe.steps,
+        "steps": recipe.steps,
+        "minutes": round(seconds / 60, 1),
+        "attack_radius": recipe.attack,
+        "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in clip.parameters()),
+        "quality": train_clip.measure(clip, photos, domains, z),
+    }
+    save_clip(clip, out / name)
+    (out / name / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+@torch.no_grad()
+def _accuracies(judge: ClipModel, pictures: Tensor, z: Tensor) -> dict[str, float]:
+    """How often the judge, trained on renders only, reads each attribute right."""
+    return read_attributes(judge, torch.cat([judge.encode_image(part) for part in pictures.split(64)]), sample_scene(z))
+
+
+@torch.no_grad()
+def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: range = TEST_SEEDS) -> dict:
+    """Distance to the render of the same seed, sharpness, and attributes read by the judge, on test seeds."""
+    z = latent.z_from_seeds(seeds, LATENT_DIM)
+    truth = render(z)
+    made = torch.cat([generator.synthesize(generator.map(part)) for part in z.split(32)])
+    on_truth, on_made = _accuracies(judge, truth, z), _accuracies(judge, made.clamp(-1, 1), z)
+    shares = {name: on_made[name] / on_truth[name] for name in on_truth}
+
+    def edges(pictures: Tensor) -> float:
+        return float(pictures.diff(dim=3).abs().mean() + pictures.diff(dim=2).abs().mean())
+
+    return {
+        "mean_absolute_error": float((made - truth).abs().mean()),
+        "edge_strength_over_render": edges(made) / edges(truth),
+        "attribute_share_mean": sum(shares.values()) / len(shares),
+        "attribute_share_min": min(shares.values()),
+        "attributes_on_renders": on_truth,
+        "attributes_on_pictures": on_made,
+        "people": len(z),
+    }
+
+
+def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
+    """Trains, measures and saves the built-in generator and its discriminator; returns the card."""
+    recipe = train_generator.RECIPE
+    model, first = train_generator.regress(data, work, shards)
+    generator, second = train_generator.distil(model, work)
+    generator, critic, third = train_generator.finish(generator, data, work, shards)
+    generator, fourth = train_generator.polish(model, generator, data, work, shards)
+    with torch.no_grad():
+        generator.latent_avg.copy_(latent.average_style(generator))
+    card = {
+        "model": "portraits",
+        "data": f"renders of {shards * dataset.SHARD} people, photo only",
+        "regression_pictures": recipe.steps * recipe.batch,
+        "finish_steps": recipe.finish_steps,
+        "polish_steps": recipe.polish_steps,
+        "minutes": dict(
+            zip(
+                ("regression", "mapping", "finish", "polish"),
+                (round(t / 60, 1) for t in (first, second, third, fourth)),
+                strict=True,
+            )
+        ),
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "quality": measure_generator(generator, load_clip_folder(out / "judge")),
+    }
+    save_generator(out / "generator.safetensors", generator, {"name": "portraits", "world": "portraits"})
+    save_discriminator(out / "discriminator.safetensors", critic, {"name": "portraits", "world": "portraits"})
+    (out / "generator.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu") -> dict:
+    """Trains, measures and saves the built-in diffusion model; returns its card."""
+    recipe = train_ddpm.RECIPE
+    model, seconds = train_ddpm.train(data, work, shards, device=device)
+    place = out / "ddpm.safetensors"
+    save_generator(place, model.cpu().half(), {"name": "portraits-ddpm", "world": "portraits"})
+    rounded, _ = load_generator_file(place)  # what is measured has the rounded weights of the file
+    generator, _ = load_generator_file(out / "generator.safetensors")
+    assert isinstance(rounded, DiffusionGenerator) and isinstance(generator, StyleGAN2Generator)
+    card = {
+        "model": "portraits-ddpm",
+        "data": f"renders of {shards * dataset.SHARD} people, photo only",
+        "pictures_seen": recipe.batch * recipe.steps,
+        "steps": recipe.steps,
+        "minutes": round(seconds / 60, 1),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in rounded.parameters()),
+        "quality": train_ddpm.measure(rounded.eval().to(device), generator.eval(), load_clip_folder(out / "judge")),
+    }
+    (out / "ddpm.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def make_identity(data: Path, work: Path, out: Path) -> dict:
+    """Trains, measures and saves the identity encoder; returns its card."""
+    network, seconds = train_identity.train(data, work)
+    place, recipe = out / "identity.safetensors", train_identity.RECIPE
+    save_ir_se(place, network, {"name": "portraits-identity", "world": "portraits"}, half=True)
+    network, sha256 = load_ir_se(place)
+    z, photos, domains = _test_people()
+    generator = with_styles(load_generator_file(out / "generator.safetensors")[0], "the built-in generator", "the card")
+    with torch.no_grad():
+        made = torch.cat([generator.eval().synthesize(generator.map(part)) for part in z.split(32)])
+    card = {
+        "model": "portraits-identity",
+        "sha256": sha256,
+        "data": "renders of 8000 people in 14 domains, worn as generators wear pictures",
+        "domains_seen": list(DOMAINS),
+        "pictures_seen": 2 * recipe.people * recipe.steps,
+        "steps": recipe.steps,
+        "minutes": round(seconds / 60, 1),
+        "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "quality": {
+            "people": len(z),
+            "renders": train_identity.measure(network, photos, dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))),
+            "built_in_generator": train_identity.measure(network, photos, {"photo": _eight_bit(made)})["photo"],
+            "cosine_after_one_change": train_identity.measure_changes(network, z[:64]),
+        },
+    }
+    (out / "identity.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def make_reader(data: Path, work: Path, out: Path) -> dict:
+    """Fits, measures and saves the attribute reader; returns its card."""
+    network, encoder = load_ir_se(out / "identity.safetensors")
+    heads, seconds = train_reader.train(network, data, work)
+    save_reader(out / "reader.safetensors", heads, encoder)
+    reader = load_reader(out / "reader.safetensors", out / "identity.safetensors")
+    z, photos, domains = _test_people()
+    pictures = {"photo": photos} | dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))
+    card = {
+        "model": "portraits-reader",
+        "sha256": file_sha256(out / "reader.safetensors"),
+        "encoder_sha256": encoder,
+        "data": "renders of 8000 people in 14 domains, half of them worn as generators wear pictures",
+        "minutes": round(seconds / 60, 1),
+        "seed": train_reader.RECIPE.seed,
+        "quality": train_reader.measure(reader, load_clip_folder(out / "judge"), pictures, z),
+    }
+    (out / "reader.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def main() -> None:
+    """Parses the command line and trains one model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *train_clip.RECIPES))
+    parser.add_argument(
+        "--data", type=Path, default=dataset.default_folder(), help="folder of the rendered shards; made when missing"
+    )
+    parser.add_argument("--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder that receives the weights and cards")
+    parser.add_argument("--shards", type=int, default=24, help="thousands of people that a generator learns from")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the diffusion model is trained")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.model == "generator":
+        card = make_generator(args.data, args.work, args.out, args.shards)
+    elif args.model == "ddpm":
+        card = make_ddpm(args.data, args.work, args.out, args.shards, args.device)
+    elif args.model in ("identity", "reader"):
+        card = {"identity": make_identity, "reader": make_reader}[args.model](args.data, args.work, args.out)
+    else:
+        card = make_clip(args.model, args.data, args.work, args.out)
+    print(json.dumps(card, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The loop that knows no method, and the folder of a run."""

@@ -1,0 +1,445 @@
+"""The folder of a run: what was asked, where it ran, how it went, and the weights, safe against a kill at any moment.
+
+    config.json               resolved config and schema version, written first
+    environment.json          versions, platform, threads, hashes of the source generator and the CLIPs
+    status.json               running | stopped | failed | finished, stage and step
+    metrics.jsonl             one line per logged step
+    monitor.jsonl             one line per look of the collapse monitor
+    checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
+    mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
+    best.safetensors          the generator (EMA) of the monitor's best look so far
+    generator.safetensors     the adapted generator (EMA), written last
+    evaluation.json           what `zeroshift evaluate` measured
+    tensorboard/              scalars, where asked for
+    lock                      held by the process at work; the system releases it when that process ends
+
+Every file but the appended metrics is written beside its place and moved there, so a reader sees the old or the new one.
+The pictures (`samples/`, `before_after.png`) and `report.html` are written by those who draw them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from zeroshift import __version__
+from zeroshift.config.schema import AdaptConfig, differences, from_dict, to_dict
+from zeroshift.errors import InputError, RunError
+from zeroshift.files.checkpoints import DIFFUSION_FORMAT, atomic_path
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from zeroshift.files.checkpoints import AnyGenerator
+    from zeroshift.files.registry import SourceInfo
+    from zeroshift.methods.prompts import PromptMapper
+
+SCHEMA = 1
+"""Version of the folder's layout; a folder of another version is refused."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands: `state` is running, stopped, failed or finished; `step` counts finished steps of `stage`."""
+
+    state: str
+    stage: int
+    step: int
+    message: str = ""
+
+
+@dataclass
+class RunFolder:
+    """One run folder, for reading; between `begin` and `close` also for writing, by one process alone."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+    _metrics: IO[str] | None = field(default=None, repr=False)
+    _scalars: Any = field(default=None, repr=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The run at `path`, for reading."""
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise InputError(f"{path} is not a run folder: it has no config.json. `zeroshift adapt --out {path}` makes one.")
+        _ = folder.config
+        return folder
+
+    @classmethod
+    def check(cls, config: AdaptConfig) -> Self:
+        """The folder that a config asks for, not yet touched; InputError where the run could not begin or resume there."""
+        folder = cls(config.folder)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise InputError(f"the run folder {folder.path} is a file; choose another --out.")
+        parent = next(each for each in (folder.path, *folder.path.absolute().parents) if each.exists())
+        if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+            raise InputError(f"cannot write to the run folder {folder.path}: no permission in {parent}; choose another --out.")
+        if not folder.config_file.is_file():
+            # A kill before config.json was in place leaves these.
+            begun = {"lock", "environment.json", *(each.name for each in folder.path.glob(".*.part"))}
+            if foreign := sorted(each.name for each in folder.path.glob("*") if each.name not in begun):
+                raise InputError(f"{folder.path} holds other files ({foreign[0]}, ...) and no run; choose an empty --out.")
+            return folder
+        if changed := _changed(folder.read_json("config.json")["config"], config):
+            raise InputError(
+                f"{folder.path} holds a run with other options:\n"
+                + "\n".join(f"- {line}" for line in changed)
+                + "\nRepeat its own options to resume it, or choose another --out."
+            )
+        return folder
+
+    # Reading.
+
+    @property
+    def config_file(self) -> Path:
+        """config.json; a folder with it is a run."""
+        return self.path / "config.json"
+
+    @property
+    def generator_file(self) -> Path:
+        """The adapted generator (EMA weights)."""
+        return self.path / "generator.safetensors"
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether the adapted generator is there, and a diffusion model."""
+        from safetensors import safe_open
+
+        if not self.generator_file.is_file():
+            return False
+        with safe_open(self.generator_file, "pt") as file:  # pyright: ignore[reportArgumentType]
+            return (file.metadata() or {}).get("format") == DIFFUSION_FORMAT
+
+    @property
+    def best_file(self) -> Path:
+        """The generator (EMA weights) of the monitor's best look."""
+        return self.path / "best.safetensors"
+
+    @property
+    def mapper_file(self) -> Path:
+        """The learned mapper of an ipl run."""
+        return self.path / "mapper.safetensors"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """State from which the run resumes."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def config(self) -> AdaptConfig:
+        """The resolved config; InputError where the folder is of another schema."""
+        return from_dict({**self.read_json("config.json")["config"], "out": str(self.path)})
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, platform, threads and hashes."""
+        return self.read_json("environment.json")
+
+    @property
+    def status(self) -> Status:
+        """Where the run stands; a run that was killed still says "running"."""
+        return Status(**self.read_json("status.json")) if (self.path / "status.json").is_file() else Status("running", 0, 0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end and its generator is there."""
+        return self.config_file.is_file() and self.status.state == "finished" and self.generator_file.is_file()
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The record of `zeroshift evaluate`; None before the first."""
+        return self.read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""
+        return self._lines("metrics.jsonl")
+
+    def looks(self) -> list[dict[str, Any]]:
+        """What the collapse monitor saw, oldest first; empty where it was off."""
+        return self._lines("monitor.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        return [line for line in map(_parse, path.read_text("utf-8").splitlines()) if line] if path.is_file() else []
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A json file of the folder; InputError where it is damaged or of another schema."""
+        try:
+            tree = json.loads((self.path / name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.path / name}: {error}. Move the folder away and run again.") from error
+        if name == "config.json" and tree.get("schema") != SCHEMA:
+            raise InputError(
+                f"{self.path} was written with schema {tree.get('schema')}, this version ({__version__}) reads {SCHEMA}; "
+                "use the version of the package named in its environment.json, or another --out."
+            )
+        return tree
+
+    def find_source(self, generator: str | None = None, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
+        """The source generator of the run, found by its recorded name or by `generator` and verified by its recorded hash."""
+        from zeroshift.files.registry import load_generator
+
+        spec, expected = generator or self.config.generator, self.environment["source"]["sha256"]
+        try:
+            source, info = load_generator(spec, device)
+        except InputError as error:
+            raise InputError(
+                f"the source generator of {self.path} was not found: {error} Give it with --generator PATH."
+            ) from error
+        if info.sha256 != expected:
+            raise InputError(
+                f"{spec} is not the source generator of {self.path}: its sha256 is {info.sha256[:12]}..., the run began from "
+                f"{expected[:12]}...; give the right file with --generator PATH."
+            )
+        return source, info
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the last complete checkpoint; None before the first."""
+        if not self.checkpoint_file.is_file():
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.checkpoint_file, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["facts"])
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise InputError(f"{self.checkpoint_file} is damaged ({error}); delete it to begin the run anew.") from error
+
+    # Writing.
+
+    def begin(self, config: AdaptConfig, environment: Mapping[str, Any]) -> None:
+        """Makes the folder, or goes on with it, and holds it against other processes until `close`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path / "lock")
+            type(self).check(config)
+            for part in self.path.glob(".*.part"):
+                part.unlink()
+            if self.config_file.is_file():
+                self._compare(environment)
+            else:
+                write_json(self.path / "environment.json", environment)
+                resolved = to_dict(config) | {"out": None, "clip_weights": list(config.weights)}
+                write_json(self.config_file, {"schema": SCHEMA, "version": __version__, "config": resolved})
+        except OSError as error:
+            self.close()
+            raise InputError(f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def open_metrics(self, stage: int, step: int, tensorboard: bool) -> None:
+        """Opens the logs behind the lines of `step` of `stage`; lines of later steps, which will be done again, are dropped."""
+        for name in ("metrics.jsonl", "monitor.jsonl"):
+            kept = [line for line in self._lines(name) if (line["stage"], line["step"]) <= (stage, step)]
+            if name == "metrics.jsonl" or (self.path / name).is_file():
+                write_bytes(self.path / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._scalars = SummaryWriter(str(self.path / "tensorboard"))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Appends one step to metrics.jsonl and, where asked for, its numbers to TensorBoard."""
+        assert self._metrics is not None
+        with self._told("metrics.jsonl"):
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+        self._show(f"stage{line['stage']}", line)
+
+    def log_look(self, line: Mapping[str, Any]) -> None:
+        """Appends one look of the monitor to monitor.jsonl and, where asked for, its numbers to TensorBoard."""
+        with self._told("monitor.jsonl"), open(self.path / "monitor.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._show("monitor", line)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}/{name}: {error.strerror}. What was saved before is intact.") from error
+
+    def _show(self, group: str, line: Mapping[str, Any]) -> None:
+        if self._scalars is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._scalars.add_scalar(f"{group}/{name}", value, line["step"])
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint as a whole. RunError, and the old one stays, where the disk is full or a weight not finite."""
+        bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if bad:
+            raise RunError(
+                f"{bad[0]} is no longer finite at step {facts['step']}; the last good checkpoint is kept. Lower the rate."
+            )
+        write_tensors(self.checkpoint_file, tensors, {"facts": json.dumps(facts), "version": __version__})
+
+    def set_status(self, state: str, stage: int, step: int, message: str = "") -> None:
+        """Records where the run stands."""
+        write_json(self.path / "status.json", {"state": state, "stage": stage, "step": step, "message": message})
+
+    def close(self) -> None:
+        """Closes the logs and gives the folder free."""
+        for each in (self._metrics, self._scalars, self._lock):
+            if each is not None:
+                each.close()
+        self._metrics = self._scalars = self._lock = None
+
+    def _compare(self, environment: Mapping[str, Any]) -> None:
+        """Refuses other weights than the run began with; warns where only the last digits may differ."""
+        before = self.environment
+        for kind, items in (("source generator", "source"), ("CLIP", "clips")):
+            old, new = (tree[items] if isinstance(tree[items], list) else [tree[items]] for tree in (before, environment))
+            if changed := [b["name"] for a, b in zip(old, new, strict=True) if a["sha256"] != b["sha256"]]:
+                raise InputError(
+                    f"the {kind} {changed[0]} is not the one that {self.path} began with (other hash); choose another --out."
+                )
+        if before.get("pictures") != environment.get("pictures"):
+            raise InputError(
+                f"the pictures to learn from are not those that {self.path} began with; put them back, or choose another --out."
+            )
+        names = [name for name in ("torch", "device", "threads") if before.get(name) != environment.get(name)]
+        if names:
+            what = ", ".join(f"{name} {before.get(name)} -> {environment.get(name)}" for name in names)
+            warnings.warn(
+                f"resuming with {what}: the result may differ from an uninterrupted run in the last digits", stacklevel=2
+            )
+
+
+def environment(device: str, source: Mapping[str, str], clips: list[dict[str, str]]) -> dict[str, Any]:
+    """What a run depends on besides its config. `source` and each of `clips` have `name` and `sha256`."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+    return {
+        "zeroshift": __version__,
+        "python": platform.python_version(),
+        **packages,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "source": dict(source),
+        "clips": clips,
+    }
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights: of their names, types, shapes and bytes, in the order of their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole, or not at all. RunError where the disk is full."""
+    with atomic_path(path) as part:
+        part.write_bytes(content)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes a json file whole, or not at all."""
+    write_bytes(path, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file whole, or not at all."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as part:
+        try:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
+        except SafetensorError as error:
+            # It names the system's error number in its text only.
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]), str(error)) if number else error from error
+
+
+def save_mapper(path: Path, mapper: PromptMapper) -> None:
+    """Writes a mapper with the shape of each of its heads."""
+    from zeroshift.methods.prompts import SharedWords
+
+    heads: list[Any] = list(mapper.heads)
+    shapes = [
+        {"num_words": head.num_words, "text_width": head.text_width}
+        if isinstance(head, SharedWords)
+        else {
+            "style_dim": head.layers[0].weight.shape[1],
+            "num_words": head.num_words,
+            "text_width": head.text_width,
+            "hidden": head.layers[0].weight.shape[0],
+            "depth": len(head.layers),
+            "tokens": head.context is not None,
+        }
+        for head in heads
+    ]
+    write_tensors(path, mapper.state_dict(), {"heads": json.dumps(shapes), "version": __version__})
+
+
+def load_mapper(path: Path) -> PromptMapper:
+    """The mapper that `save_mapper` wrote."""
+    import torch
+    from safetensors import safe_open
+
+    from zeroshift.methods.prompts import LatentMapper, PromptMapper, SharedWords
+
+    with safe_open(path, "pt") as file:
+        shapes, state = json.loads(file.metadata()["heads"]), {key: file.get_tensor(key) for key in file.keys()}
+    heads = []
+    for shape in shapes:
+        if "style_dim" not in shape:
+            heads.append(SharedWords(**shape))
+            continue
+        words = torch.zeros(shape["num_words"], shape["text_width"]) if shape.pop("tokens") else None
+        heads.append(LatentMapper(**shape, context=words))
+    mapper = PromptMapper(heads).to(next(iter(state.values())).dtype)
+    mapper.load_state_dict(state)
+    return mapper
+
+
+def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
+    """Options in which a config differs from the recorded one, wherever the folder now lies."""
+    new = to_dict(config) | {"clip_weights": list(config.weights)}
+    return differences({**old, "out": None}, {**new, "out": None})
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _locked(path: Path) -> IO[str]:
+    """The open lock file, held by this process alone. The system frees it when the process ends, however it ends."""
+    file = open(path, "a", encoding="utf-8")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; a run there is not held.
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"another process is working in {path.parent}; wait for it, or choose another --out.") from None
+    return file
