@@ -1,11 +1,13 @@
-"""Time and memory of a step of `zs.adapt` against the published procedure written out literally (`benchmarks/literal.py`).
+"""Time and memory of a step of `zs.adapt` against the published procedure written out literally
+(`benchmarks/literal.py`).
 
-    python benchmarks/adapt.py [--worlds vit portraits] [--stages 1 2] [--steps 4] [--channel-multiplier 1] [--threads 2]
+    python benchmarks/adapt.py [--worlds vit portraits] [--stages 1 2] [--steps 4] [--channel-multiplier 1]
+      [--threads 2]
 
-Every side lives in a process of its own, which says its own peak memory; the sides take turns, step by step, on the same models
-and the same injected latents, and their losses must be equal. "vit" is a ViT-B/32-shaped CLIP with a 256 px StyleGAN2 of random
-weights; "portraits" the built-in models. Seconds are the least over the steps after the first, which warms up: other work on the
-machine only adds. The last line is JSON.
+Every side lives in a process of its own, which says its own peak memory; the sides take turns, step by step,
+on the same models and the same injected latents, and their losses must be equal. "vit" is a ViT-B/32-shaped
+CLIP with a 256 px StyleGAN2 of random weights; "portraits" the built-in models. Seconds are the least over
+the steps after the first, which warms up: other work on the machine only adds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,14 +37,15 @@ SIDES: dict[str, dict[str, Any]] = {
     "reused": {"mapper": {"pictures": 32}},
     "bf16": {"run": {"precision": "bf16"}},
 }
-"""The published procedure, and ours: the same work; with steps that select layers and steps that do not; with pictures of stage 1
-that are shown again; in bfloat16."""
+"""The published procedure, and ours: the same work; with steps that select layers and steps that do not; with
+pictures of stage 1 that are shown again; in bfloat16."""
 
 ONLY = {"amortised": 2, "reused": 1}
 """Sides that differ in one stage alone."""
 
 SHOWN, SELECTED = 4, 10
-"""Times that stage 1 shows a picture on the side "reused", and steps from one selection to the next on the side "amortised"."""
+"""Times that stage 1 shows a picture on the side "reused", and steps from one selection to the next on the
+side "amortised"."""
 
 
 def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipModel]]:
@@ -56,12 +59,15 @@ def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipMo
 
     torch.manual_seed(0)
     shape = transformers.CLIPConfig(text_config={"eos_token_id": 49407, "bos_token_id": 49406})
-    clip = ClipModel(transformers.CLIPModel(shape), BytePairTokenizer(), resolution=224, name="ViT-B/32 shape")
+    clip = ClipModel(
+        transformers.CLIPModel(shape), BytePairTokenizer(), resolution=224, name="ViT-B/32 shape"
+    )
     return StyleGAN2Generator(StyleGAN2Config(size=256, channel_multiplier=multiplier)).eval(), [clip]
 
 
 def settings(world: str, stage: int, steps: int, side: str, out: str) -> AdaptConfig:
-    """Published sizes, layers chosen adaptively in both worlds; low rates, so that roundings do not grow from step to step."""
+    """Published sizes, layers chosen adaptively in both worlds; low rates, so that roundings do not grow from
+    step to step."""
     stage2 = {"steps": steps if stage == 2 else 1, "batch": 2, "lr": 1e-4}
     changes: dict[str, Any] = {
         "source": "photo",
@@ -80,18 +86,24 @@ def settings(world: str, stage: int, steps: int, side: str, out: str) -> AdaptCo
 def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Injected:
     """The same latents for all sides; a small step of stage 1 comes before stage 2.
 
-    Later steps of stage 1 show the latents of the first one again, in the orders that `mapper.pictures` takes, so that all sides
-    must have the same losses.
+    Later steps of stage 1 show the latents of the first one again, in the orders that `mapper.pictures`
+    takes, so that all sides must have the same losses.
     """
 
     def stack(label: str, count: int, batch: int) -> torch.Tensor:
-        return torch.stack([latent.draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)])
+        return torch.stack(
+            [latent.draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)]
+        )
 
     (first,) = stack("1", 1, 32 if stage == 1 else 2)
     orders = [torch.randperm(32, generator=latent.rng("stage1 order", 0, step)) for step in range(1, steps)]
     again = [first[order] for order in orders] if stage == 1 else []
     count = steps if stage == 2 else 1
-    return Injected(stage1_z=torch.stack([first, *again]), stage2_z=stack("2", count, 2), select_z=stack("select", count, 8))
+    return Injected(
+        stage1_z=torch.stack([first, *again]),
+        stage2_z=stack("2", count, 2),
+        select_z=stack("select", count, 8),
+    )
 
 
 def work(turn: Turn, side: str, world: str, stage: int, steps: int, multiplier: int) -> None:
@@ -113,13 +125,18 @@ def work(turn: Turn, side: str, world: str, stage: int, steps: int, multiplier: 
         zs.adapt(config, state=given, hook=hook)
 
 
-def run_literal(config: AdaptConfig, generator: Any, clips: list[ClipModel], given: Injected, stage: int, tell: Any) -> None:
-    """The published procedure on the given latents, from the mapper that a run with this config starts from."""
+def run_literal(
+    config: AdaptConfig, generator: Any, clips: list[ClipModel], given: Injected, stage: int, tell: Any
+) -> None:
+    """The published procedure on the given latents, from the mapper that a run with this config starts
+    from."""
     from literal import Literal
     from zeroshift.methods.prompts import PromptMapper, prompt_mapper
 
     heads = [
-        prompt_mapper([clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()).heads[0]
+        prompt_mapper(
+            [clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()
+        ).heads[0]
         for index, clip in enumerate(clips)
     ]
     loop = Literal(generator, clips, PromptMapper(cast(Any, heads)), config)
@@ -149,19 +166,27 @@ def compare(world: str, stage: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def typical(side: str, rows: list[Row]) -> float:
-    """Least after the first step; the mean over steps with and without a selection where it is not made at every step."""
+    """Least after the first step; the mean over steps with and without a selection where it is not made at
+    every step."""
     if side != "amortised":
         return least(rows[1:])
     return ((SELECTED - 1) * least(rows[1::2]) + least(rows[2::2])) / SELECTED
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worlds", nargs="+", default=["vit", "portraits"], choices=["vit", "portraits"])
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2], choices=[1, 2])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--channel-multiplier", type=int, default=1, help="1: NVIDIA's paper256, 2: config-f, twice the channels")
+    parser.add_argument(
+        "--channel-multiplier",
+        type=int,
+        default=1,
+        help="1: NVIDIA's paper256, 2: config-f, twice the channels",
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     rows = [compare(world, stage, args) for world in args.worlds for stage in args.stages]

@@ -2,7 +2,8 @@
 
     python benchmarks/bench_modulation.py [--device cuda] [--size 64] [--batch 8] [--published]
 
-The last line is JSON: milliseconds per step of each path, and `ratio`, grouped over scale. Above 1, scaling is the faster one.
+The last line is JSON: milliseconds per step of each path, and `ratio`, grouped over scale. Above 1, scaling
+is the faster one.
 """
 
 from __future__ import annotations
@@ -36,21 +37,31 @@ def step_sec(generator: StyleGAN2Generator, w: torch.Tensor, path: ModulationPat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--published", action="store_true", help="published widths instead of those of the built-in generator")
+    parser.add_argument(
+        "--published", action="store_true", help="published widths instead of those of the built-in generator"
+    )
     args = parser.parse_args()
 
-    small = {} if args.published else {"latent_dim": 64, "style_dim": 128, "channel_base": 2048, "channel_max": 192}
+    small = (
+        {}
+        if args.published
+        else {"latent_dim": 64, "style_dim": 128, "channel_base": 2048, "channel_max": 192}
+    )
     generator = StyleGAN2Generator(StyleGAN2Config(size=args.size, **small)).to(args.device)
     w = generator.map(latent.z_from_seeds(range(args.batch), generator.latent_dim).to(args.device)).detach()
     result: dict[str, object] = {"device": args.device, "size": args.size, "batch": args.batch}
     for kind, backward in (("inference", False), ("training", True)):
         # Interleaved, and the best of each: other work on the machine then disturbs both alike.
-        times = [{path: step_sec(generator, w, path, backward) for path in PATHS} for _ in range(args.repeats + 1)][1:]
+        times = [
+            {path: step_sec(generator, w, path, backward) for path in PATHS} for _ in range(args.repeats + 1)
+        ][1:]
         best = {path: min(each[path] for each in times) for path in PATHS}
         result |= {f"{kind}_{path}_ms": round(1000 * best[path], 2) for path in PATHS}
         result[f"{kind}_ratio"] = round(best["grouped"] / best["scale"], 3)

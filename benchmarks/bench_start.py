@@ -34,7 +34,16 @@ def main() -> int:
     measured = {name: round(seconds(words), 3) for name, words in COMMANDS.items()}
     for name, value in measured.items():
         print(f"{name:24} {value:.2f} s (limit {LIMITS[name]:.1f} s)")
-    print(json.dumps({"benchmark": "start", "python": platform.python_version(), "machine": platform.machine(), **measured}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "start",
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                **measured,
+            }
+        )
+    )
     return int(any(value > LIMITS[name] for name, value in measured.items()))
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/codes.py --targets zombie "pencil sketch" --jobs 2
 
-Every code takes the same run of `zeroshift adapt --generator portraits-ddpm --method ipl`, with words that really learn
-(`mapper.lr` 0.3 about the label, ADR 0017), and is measured against the truth of people whom no training saw. "guide" is the
-product's own code. Codes are functions of the picture x_0, its noise x_t0, or the network; "random" tells nothing of the picture,
-and "label" is the fixed direction of DiffusionCLIP, without words. The last line is JSON.
+Every code takes the same run of `zeroshift adapt --generator portraits-ddpm --method ipl`, with words that
+really learn (`mapper.lr` 0.3 about the label, ADR 0017), and is measured against the truth of people whom no
+training saw. "guide" is the product's own code. Codes are functions of the picture x_0, its noise x_t0, or
+the network; "random" tells nothing of the picture, and "label" is the fixed direction of DiffusionCLIP,
+without words. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class OtherCodes(DiffusionTrainer):
             code = kept[0]
         else:
             keys = [hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest() for row in album.pictures]
-            code = torch.stack([torch.randn(64, generator=rng("code", key)) for key in keys]).to(album.pictures)
+            code = torch.stack([torch.randn(64, generator=rng("code", key)) for key in keys]).to(
+                album.pictures
+            )
         return [code] * len(self.guides)
 
     def code_width(self, guide: Guide) -> int:
@@ -79,7 +82,9 @@ class OtherCodes(DiffusionTrainer):
 def measured(kind: str, target: str, seed: int, people: str, device: str) -> Json:
     """Line of results of a code."""
     if kind not in ("guide", "label"):
-        vars(importlib.import_module("zeroshift.methods.adapt"))["DiffusionTrainer"] = type("Run", (OtherCodes,), {"kind": kind})
+        vars(importlib.import_module("zeroshift.methods.adapt"))["DiffusionTrainer"] = type(
+            "Run", (OtherCodes,), {"kind": kind}
+        )
     method = "diffusionclip" if kind == "label" else "ipl"
     contrast: list[float] = []
 
@@ -101,7 +106,9 @@ def measured(kind: str, target: str, seed: int, people: str, device: str) -> Jso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--codes", nargs="+", default=list(CODES), choices=CODES)
     parser.add_argument("--targets", nargs="+", default=["zombie"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -111,7 +118,10 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
     asked = [
-        (code, target, seed, args.people, args.device) for seed in args.seeds for target in args.targets for code in args.codes
+        (code, target, seed, args.people, args.device)
+        for seed in args.seeds
+        for target in args.targets
+        for code in args.codes
     ]
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
         rows = pool.starmap(measured, asked, chunksize=1)

@@ -1,11 +1,13 @@
-"""Where the time of a training step goes: counted FLOPs of every part, the machine's measured ceiling, and the gap between them.
+"""Where the time of a training step goes: counted FLOPs of every part, the machine's measured ceiling, and
+the gap between them.
 
     python benchmarks/cost.py [--worlds vit portraits] [--repeats 3] [--channel-multiplier 1] [--threads 2]
 
 The parts are those of the two loops in `zeroshift.methods.adapt`, called on its own trainer with the
 models of `benchmarks/adapt.py`. A
-multiplication and an addition count as two; element-wise work counts as none, so the gap is what memory and overhead cost. The
-ceiling is the fastest of a matrix product and four convolutions of StyleGAN2's shapes. Prints tables, then a line of JSON.
+multiplication and an addition count as two; element-wise work counts as none, so the gap is what memory and
+overhead cost. The ceiling is the fastest of a matrix product and four convolutions of StyleGAN2's shapes.
+Prints tables, then a line of JSON.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def stage1(run: StyleTrainer, parts: Parts) -> None:
     _, images = run.seen(1)
 
     def losses() -> list[dict[str, torch.Tensor]]:
-        return [guide.word_losses(*each) for guide, *each in zip(run.guides, run.mapper(w), images, strict=True)]
+        return [
+            guide.word_losses(*each) for guide, *each in zip(run.guides, run.mapper(w), images, strict=True)
+        ]
 
     parts.measure("prompts and losses", losses)
     parts.measure("backward and Adam", lambda: run.update(1, losses()), less=parts.last())
@@ -94,13 +98,16 @@ def stage2(run: StyleTrainer, parts: Parts) -> None:
         before = parts.measure("source pictures", lambda: run.pictures(run.source, w, 1))
         words = run.mapper(w)
         texts = parts.measure(
-            "prompts", lambda: [guide.direction_of(each) for guide, each in zip(run.guides, words, strict=True)]
+            "prompts",
+            lambda: [guide.direction_of(each) for guide, each in zip(run.guides, words, strict=True)],
         )
     parts.measure("target pictures", lambda: run.pictures(run.target, w, 1))
 
     def losses() -> list[dict[str, torch.Tensor]]:
         after = run.pictures(run.target, w, 1)
-        return [run.compare(guide, before, after, text, 1) for guide, text in zip(run.guides, texts, strict=True)]
+        return [
+            run.compare(guide, before, after, text, 1) for guide, text in zip(run.guides, texts, strict=True)
+        ]
 
     parts.measure("CLIP on pictures", losses, less=parts.last())
     parts.measure("backward and Adam", lambda: run.update(1, losses()), less=parts.last(2))
@@ -109,17 +116,25 @@ def stage2(run: StyleTrainer, parts: Parts) -> None:
 
 def table(rows: list[tuple[str, float, float]], top: float) -> str:
     """Markdown: one line per part."""
-    lines = ["| part | GFLOP | ms | share | GFLOP/s | of the ceiling | ms at the ceiling |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| part | GFLOP | ms | share | GFLOP/s | of the ceiling | ms at the ceiling |",
+        "|---|---|---|---|---|---|---|",
+    ]
     total = sum(row[2] for row in rows)
     for name, work, seconds in [*rows, ("together", sum(row[1] for row in rows), total)]:
         rate = work / seconds if seconds else 0.0
-        cells = f"{1000 * seconds:.1f} | {seconds / total:.0%} | {rate:.0f} | {rate / top:.0%} | {1000 * work / top:.1f}"
+        cells = (
+            f"{1000 * seconds:.1f} | {seconds / total:.0%} | {rate:.0f} | {rate / top:.0%} | "
+            f"{1000 * work / top:.1f}"
+        )
         lines.append(f"| {name} | {work:.2f} | {cells} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worlds", nargs="+", default=["vit", "portraits"], choices=["vit", "portraits"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--channel-multiplier", type=int, default=1)
@@ -140,7 +155,15 @@ def main() -> None:
                 measure(run, parts)
             print(f"\n{world}, stage {stage}\n\n{table(parts.rows, top)}", flush=True)
             work, seconds = parts.last(len(parts.rows))
-            result.append({"world": world, "stage": stage, "gflop": work, "seconds": seconds, "of_ceiling": work / seconds / top})
+            result.append(
+                {
+                    "world": world,
+                    "stage": stage,
+                    "gflop": work,
+                    "seconds": seconds,
+                    "of_ceiling": work / seconds / top,
+                }
+            )
     print(json.dumps({"ceiling_gflops": round(top, 1), "threads": args.threads, "rows": result}))
 
 

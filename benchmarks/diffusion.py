@@ -1,13 +1,16 @@
-"""Time and memory of fine-tuning a diffusion model with `zs.adapt` against DiffusionCLIP's published procedure.
+"""Time and memory of fine-tuning a diffusion model with `zs.adapt` against DiffusionCLIP's published
+procedure.
 
-    python benchmarks/diffusion.py [--worlds portraits ddpm] [--modes through per-step] [--steps 3] [--at-once 3] [--threads 2]
+    python benchmarks/diffusion.py [--worlds portraits ddpm] [--modes through per-step] [--steps 3] [--at-once
+      3] [--threads 2]
 
-The published procedure is written out literally in `benchmarks/literal_diffusion.py`. A step is one visit to a picture: six of
-denoising, and in mode per-step as many of the optimiser. Sides take turns, step by step, on the same model and picture, and
-in float32 their losses must be equal. Sides under OPTIONS do other work, and say so. "portraits" is the built-in diffusion model
-with its two guiding CLIPs; "ddpm" the published architecture of 256 px models with a ViT-B/16-shaped CLIP, random weights, at
-128 px, because the published procedure fills 24 GB at 256 px. No more than `--at-once` sides are held in memory together, the
-published one always among them. The last line is JSON.
+The published procedure is written out literally in `benchmarks/literal_diffusion.py`. A step is one visit to
+a picture: six of denoising, and in mode per-step as many of the optimiser. Sides take turns, step by step, on
+the same model and picture, and in float32 their losses must be equal. Sides under OPTIONS do other work, and
+say so. "portraits" is the built-in diffusion model with its two guiding CLIPs; "ddpm" the published
+architecture of 256 px models with a ViT-B/16-shaped CLIP, random weights, at 128 px, because the published
+procedure fills 24 GB at 256 px. No more than `--at-once` sides are held in memory together, the published one
+always among them. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ Json = dict[str, Any]
 def generator_of(world: str) -> DiffusionGenerator:
     """The diffusion model of a world: in "portraits" the built-in one, where it is there."""
     if world == "ddpm":
-        return DiffusionGenerator(build_unet(PUBLISHED | {"sample_size": SIZES[world]}), image_size=SIZES[world])
+        return DiffusionGenerator(
+            build_unet(PUBLISHED | {"sample_size": SIZES[world]}), image_size=SIZES[world]
+        )
     try:
         found: Any = zs.load_generator("portraits-ddpm")[0]
         return found
@@ -100,7 +105,9 @@ def clips_of(world: str) -> list[ClipModel]:
     torch.manual_seed(0)
     tokens = {"eos_token_id": 49407, "bos_token_id": 49406}
     shape = transformers.CLIPConfig(text_config=tokens, vision_config={"patch_size": 16})
-    return [ClipModel(transformers.CLIPModel(shape), BytePairTokenizer(), resolution=224, name="ViT-B/16 shape")]
+    return [
+        ClipModel(transformers.CLIPModel(shape), BytePairTokenizer(), resolution=224, name="ViT-B/16 shape")
+    ]
 
 
 def picture_of(world: str) -> torch.Tensor:
@@ -110,7 +117,8 @@ def picture_of(world: str) -> torch.Tensor:
 
 
 def settings(world: str, mode: str, steps: int, side: str, model: str, out: str) -> AdaptConfig:
-    """Published sizes, but a short way to the noise; a low rate, so that roundings do not grow from step to step."""
+    """Published sizes, but a short way to the noise; a low rate, so that roundings do not grow from step to
+    step."""
     tuning = {"mode": mode, "invert_steps": 6, "lr_growth": 1.0} | SIDES[side].get("diffusion", {})
     visits = steps * tuning.get("train_steps", 6) if mode == "per-step" else steps
     changes: Json = {
@@ -121,7 +129,13 @@ def settings(world: str, mode: str, steps: int, side: str, model: str, out: str)
         "train": {"steps": visits, "batch": 1, "lr": 1e-6, "layers": "all", "ema": 0.0, "diffusion": tuning},
         "losses": {"direction": 3.0, "pixel": 1.0},
         "monitor": {"every": 0},
-        "run": {"device": "cpu", "checkpoint_every": 10**6, "grid_every": 0, "samples": 1, **SIDES[side].get("run", {})},
+        "run": {
+            "device": "cpu",
+            "checkpoint_every": 10**6,
+            "grid_every": 0,
+            "samples": 1,
+            **SIDES[side].get("run", {}),
+        },
         "clip": ("a", "b") if world == "portraits" else ("a",),
         "out": out,
     }
@@ -130,7 +144,9 @@ def settings(world: str, mode: str, steps: int, side: str, model: str, out: str)
 
 def literal_of(model: DiffusionGenerator, clips: list[ClipModel], config: AdaptConfig) -> LiteralDiffusion:
     """The published procedure on a network."""
-    return LiteralDiffusion(model.unet, clips, config, patch=model.patch, velocity=model.prediction == "v_prediction")
+    return LiteralDiffusion(
+        model.unet, clips, config, patch=model.patch, velocity=model.prediction == "v_prediction"
+    )
 
 
 def work(turn: Turn, side: str, world: str, mode: str, steps: int, model: str) -> None:
@@ -165,12 +181,15 @@ def opened(path: str) -> DiffusionGenerator:
 
 
 def compare(world: str, mode: str, model: str, args: argparse.Namespace) -> list[Json]:
-    """Lines of results: the sides of one mode in one world, some at a time, every time beside the published procedure."""
+    """Lines of results: the sides of one mode in one world, some at a time, every time beside the published
+    procedure."""
     sides = [side for side in args.sides if side != "literal" and (mode == "through" or side not in THROUGH)]
     rows = []
     for start in range(0, len(sides), args.at_once - 1):
         some = ["literal", *sides[start : start + args.at_once - 1]]
-        seen = take_turns(f"{world} {mode}", some, args.steps, args.threads, work, world, mode, args.steps, model)
+        seen = take_turns(
+            f"{world} {mode}", some, args.steps, args.threads, work, world, mode, args.steps, model
+        )
         found: Json = {"world": world, "mode": mode, "steps": args.steps}
         for side in some:
             found[side] = result(seen[side], least(seen[side][1:]))
@@ -185,7 +204,8 @@ def compare(world: str, mode: str, model: str, args: argparse.Namespace) -> list
 
 @torch.no_grad()
 def inversion(world: str, model: str, repeats: int) -> Json:
-    """Seconds in which a picture is made noisy in 40 published steps, in turns, and how far both results are from each other."""
+    """Seconds in which a picture is made noisy in 40 published steps, in turns, and how far both results are
+    from each other."""
     picture, mine = picture_of(world), opened(model)
     config = settings(world, "through", 1, "ours", model, "unused")
     config = configure(config, train={"diffusion": {"invert_steps": 40}})
@@ -193,23 +213,36 @@ def inversion(world: str, model: str, repeats: int) -> Json:
     seconds: dict[str, list[float]] = {"literal": [], "ours": []}
     made: dict[str, torch.Tensor] = {}
     for _ in range(repeats):
-        ways = {"literal": lambda: theirs.noisy(picture), "ours": lambda: mine.invert(picture, config.train.diffusion.t0, 40)}
+        ways = {
+            "literal": lambda: theirs.noisy(picture),
+            "ours": lambda: mine.invert(picture, config.train.diffusion.t0, 40),
+        }
         for side, way in ways.items():
             began = time.perf_counter()
             made[side] = way()
             seconds[side].append(time.perf_counter() - began)
     gap = float((made["ours"] - made["literal"]).abs().max())
-    return {"world": world, "inversion": {side: min(each) for side, each in seconds.items()}, "largest difference": gap}
+    return {
+        "world": world,
+        "inversion": {side: min(each) for side, each in seconds.items()},
+        "largest difference": gap,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worlds", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--modes", nargs="+", default=["through", "per-step"], choices=["through", "per-step"])
+    parser.add_argument(
+        "--modes", nargs="+", default=["through", "per-step"], choices=["through", "per-step"]
+    )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=3, help="sides held in memory together, 2 or more")
-    parser.add_argument("--inversions", type=int, default=0, help="times that a picture is inverted by each side")
+    parser.add_argument(
+        "--inversions", type=int, default=0, help="times that a picture is inverted by each side"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

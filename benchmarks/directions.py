@@ -1,14 +1,19 @@
-"""How well text directions agree with the true picture directions of the built-in world: `python benchmarks/directions.py`.
+"""How well text directions agree with the true picture directions of the built-in world: `python
+benchmarks/directions.py`.
 
-The true direction of a person is that from the feature of the photo to the feature of the true picture of the same person, as
-the guiding CLIP sees them. For every CLIP and target, over 128 people of unseen seeds, the mean cosine with it of
+The true direction of a person is that from the feature of the photo to the feature of the true picture of the
+same person, as the guiding CLIP sees them. For every CLIP and target, over 128 people of unseen seeds, the
+mean cosine with it of
 
 - label: the direction of the two labels, which is NADA's;
 - best: the mean of the true directions, the best that one direction for all could be;
-- captions: each person's own direction between captions that name every attribute of theirs, what perfect words would give;
-- words: IPL's learned words after stage 1 (`--words` with the overrides of a run, such as '{"mapper": {"lr": 0.3}}').
+- captions: each person's own direction between captions that name every attribute of theirs, what perfect
+  words would give;
+- words: IPL's learned words after stage 1 (`--words` with the overrides of a run, such as '{"mapper": {"lr":
+  0.3}}').
 
-Agreement in what is individual: the cosine of captions (or words) and truth after the mean over people is taken off each.
+Agreement in what is individual: the cosine of captions (or words) and truth after the mean over people is
+taken off each.
 """
 
 from __future__ import annotations
@@ -46,7 +51,8 @@ def caption_directions(clip: ClipModel, z: Tensor, target: str) -> Tensor:
     """Each person's direction from the caption of the photo to the same caption of the target."""
     scene = sample_scene(z)
     texts = [
-        [captions.full_caption(scene, row, domain, random.Random(row)) for row in range(len(z))] for domain in ("photo", target)
+        [captions.full_caption(scene, row, domain, random.Random(row)) for row in range(len(z))]
+        for domain in ("photo", target)
     ]
     before, after = (normalize(clip.encode_text(each)) for each in texts)
     return normalize(after - before)
@@ -72,13 +78,24 @@ def row(truth: Tensor, found: Tensor) -> tuple[float, float]:
 
 def main() -> None:
     """Prints a table in Markdown and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", nargs="+", default=["portraits-clip-a", "portraits-clip-b", "portraits-clip-plain"])
-    parser.add_argument("--targets", nargs="+", default=["pencil sketch", "cartoon", "marble statue", "zombie", "watercolor"])
-    parser.add_argument("--words", type=json.loads, metavar="JSON", help="also train the words, with these overrides")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--clips", nargs="+", default=["portraits-clip-a", "portraits-clip-b", "portraits-clip-plain"]
+    )
+    parser.add_argument(
+        "--targets", nargs="+", default=["pencil sketch", "cartoon", "marble statue", "zombie", "watercolor"]
+    )
+    parser.add_argument(
+        "--words", type=json.loads, metavar="JSON", help="also train the words, with these overrides"
+    )
     args = parser.parse_args()
     z, rows = latent.z_from_seeds(SEEDS, LATENT_DIM), []
-    print("| CLIP | target | label | best | captions | individual part of captions | words | individual part of words |")
+    print(
+        "| CLIP | target | label | best | captions | individual part of captions | words | individual part "
+        "of words |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name in args.clips:
         clip = load_clip(name)

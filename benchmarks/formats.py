@@ -1,9 +1,11 @@
-"""The main job on generators and CLIPs in the layouts that users hold: `python benchmarks/formats.py [--size 256] [--steps 3]`.
+"""The main job on generators and CLIPs in the layouts that users hold: `python benchmarks/formats.py [--size
+256] [--steps 3]`.
 
-Files are built from the fill rule of the golden numbers (tests/goldenlib.py): a config-f StyleGAN2 as rosinality's `.pt`,
-NVIDIA's `.pkl` and our safetensors, the same weights in each, and a ViT-B/32-shaped CLIP under OpenAI's names. For every layout
-the command line adapts a few steps of either stage in a process of its own; the losses of all layouts must agree. Then a 1024 px
-generator is loaded and sampled. Prints a table of time and peak memory; the last line is JSON.
+Files are built from the fill rule of the golden numbers (tests/goldenlib.py): a config-f StyleGAN2 as
+rosinality's `.pt`, NVIDIA's `.pkl` and our safetensors, the same weights in each, and a ViT-B/32-shaped CLIP
+under OpenAI's names. For every layout the command line adapts a few steps of either stage in a process of its
+own; the losses of all layouts must agree. Then a 1024 px generator is loaded and sampled. Prints a table of
+time and peak memory; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def generator(size: int) -> StyleGAN2Generator:
 
 
 def write_nvidia(path: Path, made: StyleGAN2Generator) -> None:
-    """NVIDIA's pickle: modules as persistent objects whose source text would be executed by the official reader."""
+    """NVIDIA's pickle: modules as persistent objects whose source text would be executed by the official
+    reader."""
     package, module = types.ModuleType("torch_utils"), types.ModuleType("torch_utils.persistence")
 
     def _reconstruct_persistent_obj(meta: Any) -> Any:
@@ -75,15 +78,29 @@ def write_nvidia(path: Path, made: StyleGAN2Generator) -> None:
                     inner.setdefault(head, {})[rest] = value
             modules = {head: Module(head, each) for head, each in inner.items()}
             state = {"_parameters": {}, "_buffers": tensors, "_modules": modules, "training": False}
-            self.meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": name, "state": state}
+            self.meta = {
+                "type": "class",
+                "version": 6,
+                "module_src": "raise SystemExit",
+                "class_name": name,
+                "state": state,
+            }
 
         def __reduce__(self) -> Any:
             return _reconstruct_persistent_obj, (self.meta,)
 
     network = Module("Generator", dict(layouts.to_nvidia(made.state())))
-    network.meta["state"] |= {"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": made.image_size, "img_channels": 3}
+    network.meta["state"] |= {
+        "z_dim": 512,
+        "c_dim": 0,
+        "w_dim": 512,
+        "img_resolution": made.image_size,
+        "img_channels": 3,
+    }
     network.meta["state"] |= {"_init_args": (), "_init_kwargs": {"synthesis_kwargs": {"conv_clamp": None}}}
-    path.write_bytes(pickle.dumps({"G": None, "D": None, "G_ema": network, "training_set_kwargs": None}, protocol=4))
+    path.write_bytes(
+        pickle.dumps({"G": None, "D": None, "G_ema": network, "training_set_kwargs": None}, protocol=4)
+    )
 
 
 def write_clip(path: Path) -> None:
@@ -102,14 +119,19 @@ def write_clip(path: Path) -> None:
     for prefix, width in (("visual.transformer", 768), ("transformer", 512)):
         for block in range(12):
             name = f"{prefix}.resblocks.{block}."
-            shapes |= {f"{name}{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+            shapes |= {
+                f"{name}{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")
+            }
             for part, rows, columns in (
                 ("attn.in_proj_", 3, 1),
                 ("attn.out_proj.", 1, 1),
                 ("mlp.c_fc.", 4, 1),
                 ("mlp.c_proj.", 1, 4),
             ):
-                shapes |= {f"{name}{part}weight": (rows * width, columns * width), f"{name}{part}bias": (rows * width,)}
+                shapes |= {
+                    f"{name}{part}weight": (rows * width, columns * width),
+                    f"{name}{part}bias": (rows * width,),
+                }
     state = {key: rule(key, shape, SEED, *_clip_scale(key, shape)).half() for key, shape in shapes.items()}
     torch.save(state | {"logit_scale": torch.tensor(4.6052)}, path)
 
@@ -134,27 +156,35 @@ RUN = """
 import pathlib, re, sys
 from zeroshift.app.cli import main
 status = main(sys.argv[2:])
-pathlib.Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+peak = re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())
+pathlib.Path(sys.argv[1]).write_text(peak[1])
 sys.exit(status)
 """
 
 
 def call(note: Path, *arguments: str) -> tuple[float, float]:
-    """Seconds and peak GB of one command, which must succeed. The command's own peak: getrusage would count its parent's, too."""
+    """Seconds and peak GB of one command, which must succeed. The command's own peak: getrusage would count
+    its parent's, too."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", RUN, str(note), *arguments], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began, int(note.read_text()) * 1024 / 1e9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4, help="pictures per step of stage 1")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place, made = Path(folder), generator(args.size)
-        files = {"rosinality .pt": place / "a.bin", "NVIDIA .pkl": place / "b.bin", "safetensors": place / "c.bin"}
+        files = {
+            "rosinality .pt": place / "a.bin",
+            "NVIDIA .pkl": place / "b.bin",
+            "safetensors": place / "c.bin",
+        }
         export_pt(files["rosinality .pt"], made)
         write_nvidia(files["NVIDIA .pkl"], made)
         save_generator(files["safetensors"], made)
@@ -163,11 +193,28 @@ def main() -> None:
         rows, losses = [], {}
         for name, path in files.items():
             out = place / path.stem
-            options = ["--mapper.steps", args.steps, "--mapper.batch", args.batch, "--steps", args.steps, "--out", out]
+            options = [
+                "--mapper.steps",
+                args.steps,
+                "--mapper.batch",
+                args.batch,
+                "--steps",
+                args.steps,
+                "--out",
+                out,
+            ]
             options += ["--grid-every", 0, "--samples", 2]
             seconds, peak = call(
                 place / "peak",
-                *("adapt", "--generator", str(path), "--clip", f"{place / 'clip.bin'}:quick_gelu", "--target", "pencil sketch"),
+                *(
+                    "adapt",
+                    "--generator",
+                    str(path),
+                    "--clip",
+                    f"{place / 'clip.bin'}:quick_gelu",
+                    "--target",
+                    "pencil sketch",
+                ),
                 *(str(option) for option in options),
             )
             lines = (out / "metrics.jsonl").read_text().splitlines()
@@ -181,9 +228,16 @@ def main() -> None:
         assert apart <= TOLERANCE, f"the losses of two layouts differ by {apart:.1e}"
         large = place / "large.bin"
         export_pt(large, generator(1024))
-        seconds, peak = call(place / "peak", "sample", str(large), "--seeds", "0-1", "--out", str(place / "pictures"))
+        seconds, peak = call(
+            place / "peak", "sample", str(large), "--seeds", "0-1", "--out", str(place / "pictures")
+        )
         rows.append(
-            {"file": "rosinality .pt", "job": "2 pictures at 1024 px", "seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
+            {
+                "file": "rosinality .pt",
+                "job": "2 pictures at 1024 px",
+                "seconds": round(seconds, 1),
+                "peak_gb": round(peak, 2),
+            }
         )
         print(f"| {' | '.join(str(value) for value in rows[-1].values())} |")
     print(json.dumps({"rows": rows, "losses_apart": apart}))

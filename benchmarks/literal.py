@@ -1,10 +1,12 @@
-"""The published IPL procedure, written out literally from its formulas: the yardstick of `benchmarks/adapt.py`.
+"""The published IPL procedure, written out literally from its formulas: the yardstick of
+`benchmarks/adapt.py`.
 
-What costs its authors time is kept: the template sentences of both labels encoded at every step of stage 1, prompts encoded one
-by one at full length, gradients of every CLIP and generator weight, layers selected with a batch of their own at every step,
-convolutions with one group per sample, the average taken over the whole state. Where the published program is unclear the cheaper
-reading is taken: constants are encoded without gradient, and so are the prompts of stage 2. What is computed follows our own
-defaults (residual, layer map, bounded image direction), so that the losses must equal those of the product.
+What costs its authors time is kept: the template sentences of both labels encoded at every step of stage 1,
+prompts encoded one by one at full length, gradients of every CLIP and generator weight, layers selected with
+a batch of their own at every step, convolutions with one group per sample, the average taken over the whole
+state. Where the published program is unclear the cheaper reading is taken: constants are encoded without
+gradient, and so are the prompts of stage 2. What is computed follows our own defaults (residual, layer map,
+bounded image direction), so that the losses must equal those of the product.
 """
 
 from __future__ import annotations
@@ -40,9 +42,13 @@ def modulated(conv: Any, x: Tensor, w: Tensor, up: bool = False, demodulate: boo
         weight = weight * torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
     x = x.reshape(1, batch * channels, height, width)
     if not up:
-        return F.conv2d(x, weight.view(-1, channels, side, side), padding=side // 2, groups=batch).view(batch, out, height, width)
+        return F.conv2d(x, weight.view(-1, channels, side, side), padding=side // 2, groups=batch).view(
+            batch, out, height, width
+        )
     weight = weight.transpose(1, 2).reshape(batch * channels, out, side, side)
-    x = F.conv_transpose2d(x, weight, stride=2, groups=batch).view(batch * out, 1, 2 * height + 1, 2 * width + 1)
+    x = F.conv_transpose2d(x, weight, stride=2, groups=batch).view(
+        batch * out, 1, 2 * height + 1, 2 * width + 1
+    )
     return F.conv2d(x, fir_kernel(4.0).to(x)[None, None], padding=1).view(batch, out, 2 * height, 2 * width)
 
 
@@ -83,7 +89,9 @@ def read(clip: ClipModel, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
 
     tower = clip.model.text_model
     hidden = tower.embeddings(inputs_embeds=tokens_BTD)
-    mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    mask = create_causal_mask(
+        config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+    )
     hidden = tower.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
     return clip.model.text_projection(tower.final_layer_norm(hidden)[torch.arange(len(end_B)), end_B])
 
@@ -99,7 +107,13 @@ def encode(clip: ClipModel, texts: Sequence[str]) -> Tensor:
 class Literal:
     """Both stages of the published procedure, one step at a time. The models are changed in place."""
 
-    def __init__(self, generator: StyleGAN2Generator, clips: Sequence[ClipModel], mapper: PromptMapper, config: AdaptConfig):
+    def __init__(
+        self,
+        generator: StyleGAN2Generator,
+        clips: Sequence[ClipModel],
+        mapper: PromptMapper,
+        config: AdaptConfig,
+    ):
         self.config, self.clips, self.mapper = config, clips, mapper
         self.source, self.target, self.ema = (copy.deepcopy(generator) for _ in range(3))
         for clip in clips:
@@ -127,7 +141,9 @@ class Literal:
         tokens = clip.model.text_model.embeddings.token_embedding(ids_1T)
         count, features = words_BMD.shape[1], []
         for words_MD in words_BMD:
-            features.append(read(clip, torch.cat([tokens[:, :1], words_MD[None], tokens[:, 1 + count :]], dim=1), end_1))
+            features.append(
+                read(clip, torch.cat([tokens[:, :1], words_MD[None], tokens[:, 1 + count :]], dim=1), end_1)
+            )
         return unit(torch.cat(features) + encode(clip, [f"{self.context(clip)} {label}."]))
 
     def stage1(self, z: Tensor) -> float:
@@ -139,14 +155,19 @@ class Literal:
         for weight, clip, words in zip(self.config.weights, self.clips, self.mapper(w), strict=True):
             with torch.no_grad():
                 seen = unit(clip.encode_image(images))
-            source, target = (self.prompts(clip, words, label) for label in (self.config.source, self.config.target))
+            source, target = (
+                self.prompts(clip, words, label) for label in (self.config.source, self.config.target)
+            )
             means = [
                 unit(encode(clip, clip.templates.sentences(label))).mean(dim=0)
                 for label in (self.config.source, self.config.target)
             ]
             logits, pairs = clip.logit_scale * seen @ source.T, torch.arange(len(seen))
             loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-            far = [(1 - F.cosine_similarity(each, mean[None])).mean() for each, mean in zip((source, target), means, strict=True)]
+            far = [
+                (1 - F.cosine_similarity(each, mean[None])).mean()
+                for each, mean in zip((source, target), means, strict=True)
+            ]
             total = total + weight * (loss + mapper.lambda_domain * (far[1] + mapper.lambda_source * far[0]))
         return self._learn(0, total)
 
@@ -160,7 +181,9 @@ class Literal:
         after, total = pictures(self.target, self.rows(w)), 0.0
         for weight, clip, words in zip(self.config.weights, self.clips, every, strict=True):
             with torch.no_grad():
-                source, target = (self.prompts(clip, words, label) for label in (self.config.source, self.config.target))
+                source, target = (
+                    self.prompts(clip, words, label) for label in (self.config.source, self.config.target)
+                )
                 seen = unit(clip.encode_image(before))
             moved = unit(clip.encode_image(after)) - seen
             moved = moved / moved.norm(dim=-1, keepdim=True).clamp_min(self.config.quirks.image_floor)
@@ -173,7 +196,8 @@ class Literal:
         return loss
 
     def _select(self, z: Tensor) -> None:
-        """Frees the layers whose latents one step on the label's loss moves most, after it computed all gradients there are."""
+        """Frees the layers whose latents one step on the label's loss moves most, after it computed all
+        gradients there are."""
         self.target.requires_grad_(True)
         with torch.no_grad():
             rows = self.rows(self.source.map(z))

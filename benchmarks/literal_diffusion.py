@@ -1,10 +1,12 @@
-"""DiffusionCLIP's published fine-tuning, written out literally from its formulas: the yardstick of `benchmarks/diffusion.py`.
+"""DiffusionCLIP's published fine-tuning, written out literally from its formulas: the yardstick of
+`benchmarks/diffusion.py`.
 
-Eq. Kim et al., DiffusionCLIP (CVPR 2022), and its code. What costs its authors time is kept: every picture of the source encoded
-by CLIP anew at every step, gradients of every CLIP weight, which are never taken away, torch's plain Adam. Where the published
-program is unclear or wasteful beyond its method the cheaper reading is taken: one model is held (the source's pictures are made
-noisy before it moves), the source's picture is encoded without gradient, only one device is used, and nothing is drawn or saved.
-What is computed follows our own defaults (bounded image direction), so that the losses must equal those of the product.
+Eq. Kim et al., DiffusionCLIP (CVPR 2022), and its code. What costs its authors time is kept: every picture of
+the source encoded by CLIP anew at every step, gradients of every CLIP weight, which are never taken away,
+torch's plain Adam. Where the published program is unclear or wasteful beyond its method the cheaper reading
+is taken: one model is held (the source's pictures are made noisy before it moves), the source's picture is
+encoded without gradient, only one device is used, and nothing is drawn or saved. What is computed follows our
+own defaults (bounded image direction), so that the losses must equal those of the product.
 """
 
 from __future__ import annotations
@@ -29,9 +31,16 @@ class LiteralDiffusion:
     """Both modes, one picture at a time. The models are changed in place."""
 
     def __init__(
-        self, unet: nn.Module, clips: Sequence[ClipModel], config: AdaptConfig, *, patch: int = 1, velocity: bool = False
+        self,
+        unet: nn.Module,
+        clips: Sequence[ClipModel],
+        config: AdaptConfig,
+        *,
+        patch: int = 1,
+        velocity: bool = False,
     ) -> None:
-        """`patch`: side of the blocks of pixels that the network takes as channels; `velocity`: it predicts that, not noise."""
+        """`patch`: side of the blocks of pixels that the network takes as channels; `velocity`: it predicts
+        that, not noise."""
         self.unet, self.clips, self.config, self.patch, self.velocity = unet, clips, config, patch, velocity
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).float()
         self.abar = torch.cat([torch.cumprod(1 - betas, dim=0), torch.ones(1)])
@@ -44,7 +53,10 @@ class LiteralDiffusion:
 
     def _direction(self, clip: ClipModel) -> Tensor:
         """Direction of the words, computed once and kept."""
-        means = [unit(encode(clip, clip.templates.sentences(label))) for label in (self.config.source, self.config.target)]
+        means = [
+            unit(encode(clip, clip.templates.sentences(label)))
+            for label in (self.config.source, self.config.target)
+        ]
         return unit((means[1] - means[0]).mean(dim=0, keepdim=True))
 
     def step(self, x: Tensor, t: int, t_next: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +90,8 @@ class LiteralDiffusion:
         return total
 
     def losses(self, picture: Tensor, x: Tensor) -> Iterator[float]:
-        """Losses of one visit to a picture with the latent x: one of mode through, as many as steps of mode per-step."""
+        """Losses of one visit to a picture with the latent x: one of mode through, as many as steps of mode
+        per-step."""
         tuning = self.config.train.diffusion
         times = grid(tuning.t0, tuning.train_steps)[::-1]
         for t, t_next in zip(times, [*times[1:], -1], strict=True):

@@ -1,10 +1,11 @@
-"""Kills `zeroshift adapt` with signal 9 at random moments and lets the same command go on: is the result the same?
+"""Kills `zeroshift adapt` with signal 9 at random moments and lets the same command go on: is the result the
+same?
 
     python benchmarks/resume.py [--kills 20] [--seed 0]
 
-Every run is a small one on the built-in world, killed up to three times, in either stage, some of the times while a checkpoint
-is being written. At its end weights, mapper and log must equal those of an uninterrupted run in every bit. One line per kill;
-the last line is JSON. Exit code 1 where a run came out differently.
+Every run is a small one on the built-in world, killed up to three times, in either stage, some of the times
+while a checkpoint is being written. At its end weights, mapper and log must equal those of an uninterrupted
+run in every bit. One line per kill; the last line is JSON. Exit code 1 where a run came out differently.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ PART = ".checkpoint.safetensors.*.part"
 
 @dataclass(frozen=True, order=True)
 class Moment:
-    """When to kill: a while (in steps) after a step was logged, and then at once or inside the next write of a checkpoint."""
+    """When to kill: a while (in steps) after a step was logged, and then at once or inside the next write of
+    a checkpoint."""
 
     stage: int
     step: int
@@ -75,11 +77,17 @@ def log_of(out: Path) -> tuple[int, tuple[int, int]]:
     """Number of the log's file, which is another one in every process, and the last step in it."""
     lines = RunFolder(out).metrics()
     file = out / "metrics.jsonl"
-    return file.stat().st_ino if file.exists() else 0, (lines[-1]["stage"], lines[-1]["step"]) if lines else (0, 0)
+    return file.stat().st_ino if file.exists() else 0, (lines[-1]["stage"], lines[-1]["step"]) if lines else (
+        0,
+        0,
+    )
 
 
-def kill(out: Path, moment: Moment, seconds: dict[int, float], threads: int) -> tuple[tuple[int, int], bool] | None:
-    """The last step logged before the kill, and whether it left a half-written checkpoint; None where the run was faster."""
+def kill(
+    out: Path, moment: Moment, seconds: dict[int, float], threads: int
+) -> tuple[tuple[int, int], bool] | None:
+    """The last step logged before the kill, and whether it left a half-written checkpoint; None where the run
+    was faster."""
     before, process = log_of(out)[0], started(out, threads)
     while process.poll() is None:
         file, last = log_of(out)
@@ -104,12 +112,16 @@ def content(out: Path) -> dict[str, Any]:
 def moments(draw: random.Random) -> list[Moment]:
     """One to three moments of one run, early ones first."""
     stages = [draw.choice(list(STEPS)) for _ in range(draw.randint(1, 3))]
-    return sorted(Moment(stage, draw.randrange(STEPS[stage]), draw.random(), draw.random() < 0.3) for stage in stages)
+    return sorted(
+        Moment(stage, draw.randrange(STEPS[stage]), draw.random(), draw.random() < 0.3) for stage in stages
+    )
 
 
 def main() -> int:
     """0 where every continued run equals the uninterrupted one, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -120,7 +132,10 @@ def main() -> int:
         whole = Path(folder) / "whole"
         carried_to_its_end(whole, args.threads)
         expected, log = content(whole), RunFolder.load(whole).metrics()
-        seconds = {stage: sum(line["seconds"] for line in log if line["stage"] == stage) / STEPS[stage] for stage in STEPS}
+        seconds = {
+            stage: sum(line["seconds"] for line in log if line["stage"] == stage) / STEPS[stage]
+            for stage in STEPS
+        }
         print(f"uninterrupted: {len(log)} steps, {seconds[1]:.2f} and {seconds[2]:.2f} s a step")
         while killed < args.kills:
             runs, here = runs + 1, 0
@@ -133,13 +148,19 @@ def main() -> int:
                 here, writing = here + 1, writing + half
                 stages[moment.stage] += 1
                 what = "a checkpoint half-written" if half else "no file half-written"
-                print(f"kill {killed + here}: run {runs}, stage {stage} after step {step}, {what}", flush=True)
+                print(
+                    f"kill {killed + here}: run {runs}, stage {stage} after step {step}, {what}", flush=True
+                )
             carried_to_its_end(out, args.threads)
             same = content(out) == expected
             killed, equal = killed + here, equal + here * same
             print(f"run {runs}: {here} kills, {'equal' if same else 'DIFFERENT'}", flush=True)
     result = {"benchmark": "resume", "kills": killed, "equal": equal, "runs": runs, "half_written": writing}
-    result |= {"stages": {str(stage): stages[stage] for stage in STEPS}, "seed": args.seed, "threads": args.threads}
+    result |= {
+        "stages": {str(stage): stages[stage] for stage in STEPS},
+        "seed": args.seed,
+        "threads": args.threads,
+    }
     print(json.dumps(result | {"python": platform.python_version(), "machine": platform.machine()}))
     return int(equal < killed)
 

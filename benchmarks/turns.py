@@ -1,7 +1,7 @@
 """Programs that take turns, step by step, on the same work: time and peak memory of each, in one run.
 
-Every side lives in a process of its own, which says its own peak memory. Seconds are the least over the steps after the first,
-which warms up: other work on the machine only adds.
+Every side lives in a process of its own, which says its own peak memory. Seconds are the least over the steps
+after the first, which warms up: other work on the machine only adds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ Row = tuple[float, float, int]
 """Of a step: loss, seconds, and the peak bytes so far."""
 
 Work = Callable[..., None]
-"""What a side does: called with its `Turn`, its name and what `take_turns` was given, in a process of its own."""
+"""What a side does: called with its `Turn`, its name and what `take_turns` was given, in a process of its
+own."""
 
 
 def peak_bytes() -> int:
     """Largest resident memory of this process so far."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
+    )
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
@@ -38,7 +41,8 @@ class Turn:
         self.pipe, self.began = pipe, 0.0
 
     def wait(self) -> None:
-        """Waits for the next turn; after the last one the side ends here, before it does anything that is not measured."""
+        """Waits for the next turn; after the last one the side ends here, before it does anything that is not
+        measured."""
         try:
             self.pipe.recv()
         except EOFError:
@@ -51,13 +55,17 @@ class Turn:
         self.wait()
 
 
-def take_turns(title: str, sides: Sequence[str], steps: int, threads: int, work: Work, *given: Any) -> dict[str, list[Row]]:
+def take_turns(
+    title: str, sides: Sequence[str], steps: int, threads: int, work: Work, *given: Any
+) -> dict[str, list[Row]]:
     """Rows of every step of every side."""
     start = multiprocessing.get_context("spawn")
     pipes, processes, seen = {}, [], {side: list[Row]() for side in sides}
     for side in sides:
         pipes[side], theirs = start.Pipe()
-        processes.append(start.Process(target=_serve, args=(work, theirs, threads, side, *given), daemon=True))
+        processes.append(
+            start.Process(target=_serve, args=(work, theirs, threads, side, *given), daemon=True)
+        )
         processes[-1].start()
         theirs.close()
     for step in range(1, steps + 1):
@@ -65,7 +73,10 @@ def take_turns(title: str, sides: Sequence[str], steps: int, threads: int, work:
             pipes[side].send("go")
             seen[side].append(pipes[side].recv())
             loss, seconds, peak = seen[side][-1]
-            print(f"{title} step {step} {side}: loss {loss:.6f}, {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
+            print(
+                f"{title} step {step} {side}: loss {loss:.6f}, {seconds:.2f} s, {peak / 1e9:.2f} GB",
+                flush=True,
+            )
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.close()
         process.join()
@@ -88,9 +99,14 @@ def least(rows: Sequence[Row]) -> float:
     return min(row[1] for row in rows)
 
 
-def against(mine: dict[str, Any], rows: Sequence[Row], literal: dict[str, Any], yardstick: Sequence[Row]) -> None:
-    """Adds to a side's result how far its losses are from those of the published procedure, and the ratios to its cost."""
-    mine["deviation"] = max(abs(row[0] - other[0]) / abs(other[0]) for row, other in zip(rows, yardstick, strict=True))
+def against(
+    mine: dict[str, Any], rows: Sequence[Row], literal: dict[str, Any], yardstick: Sequence[Row]
+) -> None:
+    """Adds to a side's result how far its losses are from those of the published procedure, and the ratios to
+    its cost."""
+    mine["deviation"] = max(
+        abs(row[0] - other[0]) / abs(other[0]) for row, other in zip(rows, yardstick, strict=True)
+    )
     mine["speedup"] = round(literal["seconds"] / mine["seconds"], 2)
     mine["memory"] = round(mine["peak_gb"] / literal["peak_gb"], 2)
 
@@ -98,4 +114,6 @@ def against(mine: dict[str, Any], rows: Sequence[Row], literal: dict[str, Any], 
 def require_equal(found: dict[str, Any]) -> None:
     """That a side has the losses of the published procedure."""
     deviation = found["deviation"]
-    assert deviation <= TOLERANCE, f"losses differ by {deviation:.1e} of the published ones, {TOLERANCE:.0e} is allowed"
+    assert deviation <= TOLERANCE, (
+        f"losses differ by {deviation:.1e} of the published ones, {TOLERANCE:.0e} is allowed"
+    )

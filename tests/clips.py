@@ -42,23 +42,39 @@ def vit(**sizes: Any) -> transformers.CLIPModel:
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def openai_state(resnet: bool = False, width: int = 16, patch: int = 8, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under OpenAI's names: a text tower of two blocks beside a ViT of two blocks, or beside a small ResNet."""
-    shapes: dict[str, tuple[int, ...]] = {"positional_embedding": (77, 16), "text_projection": (16, 12), "logit_scale": ()}
+    """Random weights under OpenAI's names: a text tower of two blocks beside a ViT of two blocks, or beside a
+    small ResNet."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (77, 16),
+        "text_projection": (16, 12),
+        "logit_scale": (),
+    }
     shapes |= {"token_embedding.weight": (49408, 16), "ln_final.weight": (16,), "ln_final.bias": (16,)}
     shapes |= _blocks("transformer.", 16)
     if resnet:
         shapes |= _resnet(8)
     else:
-        shapes |= {"visual.class_embedding": (width,), "visual.positional_embedding": (17, width), "visual.proj": (width, 12)}
+        shapes |= {
+            "visual.class_embedding": (width,),
+            "visual.positional_embedding": (17, width),
+            "visual.proj": (width, 12),
+        }
         shapes |= {"visual.conv1.weight": (width, 3, patch, patch)} | _blocks("visual.transformer.", width)
-        shapes |= {f"visual.ln_{end}.{kind}": (width,) for end in ("pre", "post") for kind in ("weight", "bias")}
+        shapes |= {
+            f"visual.ln_{end}.{kind}": (width,) for end in ("pre", "post") for kind in ("weight", "bias")
+        }
     generator = torch.Generator().manual_seed(seed)
     state = {key: torch.randn(shape, generator=generator) * 0.3 for key, shape in shapes.items()}
-    return {key: value.abs() + 0.5 if "running_var" in key or key == "logit_scale" else value for key, value in state.items()}
+    return {
+        key: value.abs() + 0.5 if "running_var" in key or key == "logit_scale" else value
+        for key, value in state.items()
+    }
 
 
 def _blocks(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
@@ -74,19 +90,30 @@ def _blocks(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
 
 def _resnet(width: int) -> dict[str, tuple[int, ...]]:
     """A stem and one block a stage, for pictures of 64 px."""
-    convolutions = {"conv1": (width // 2, 3, 3, 3), "conv2": (width // 2, width // 2, 3, 3), "conv3": (width, width // 2, 3, 3)}
+    convolutions = {
+        "conv1": (width // 2, 3, 3, 3),
+        "conv2": (width // 2, width // 2, 3, 3),
+        "conv3": (width, width // 2, 3, 3),
+    }
     channels = width
     for stage, planes in enumerate((width, 2 * width, 4 * width, 8 * width), 1):
         block = f"layer{stage}.0."
         convolutions |= {f"{block}conv1": (planes, channels, 1, 1), f"{block}conv2": (planes, planes, 3, 3)}
-        convolutions |= {f"{block}conv3": (4 * planes, planes, 1, 1), f"{block}downsample.0": (4 * planes, channels, 1, 1)}
+        convolutions |= {
+            f"{block}conv3": (4 * planes, planes, 1, 1),
+            f"{block}downsample.0": (4 * planes, channels, 1, 1),
+        }
         channels = 4 * planes
     found: dict[str, tuple[int, ...]] = {f"visual.{key}.weight": shape for key, shape in convolutions.items()}
     for key, shape in convolutions.items():
         norm = key.replace("conv", "bn") if "conv" in key else key.replace("downsample.0", "downsample.1")
-        found |= {f"visual.{norm}.{kind}": shape[:1] for kind in ("weight", "bias", "running_mean", "running_var")}
+        found |= {
+            f"visual.{norm}.{kind}": shape[:1] for kind in ("weight", "bias", "running_mean", "running_var")
+        }
     pool = {"positional_embedding": (5, channels), "c_proj.weight": (12, channels), "c_proj.bias": (12,)}
-    pool |= {f"{part}_proj.weight": (channels, channels) for part in "qkv"} | {f"{part}_proj.bias": (channels,) for part in "qkv"}
+    pool |= {f"{part}_proj.weight": (channels, channels) for part in "qkv"} | {
+        f"{part}_proj.bias": (channels,) for part in "qkv"
+    }
     return found | {f"visual.attnpool.{key}": shape for key, shape in pool.items()}
 
 

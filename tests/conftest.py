@@ -42,7 +42,9 @@ def uncovered_groups(root: Path, tests: Path) -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests of files that read golden numbers, so that `-m golden` finds them."""
-    readers = {path for path in {item.path for item in items} if "goldenlib" in path.read_text(encoding="utf-8")}
+    readers = {
+        path for path in {item.path for item in items} if "goldenlib" in path.read_text(encoding="utf-8")
+    }
     for item in items:
         if item.path in readers:
             item.add_marker("golden")

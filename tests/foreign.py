@@ -1,7 +1,8 @@
-"""Files of other programs, made from our own generators by their formulas: what their programs would have written.
+"""Files of other programs, made from our own generators by their formulas: what their programs would have
+written.
 
-Their classes do not exist here, so stand-ins of the same names are pickled. The source text that NVIDIA's pickles carry is
-made to write a file when anybody runs it.
+Their classes do not exist here, so stand-ins of the same names are pickled. The source text that NVIDIA's
+pickles carry is made to write a file when anybody runs it.
 """
 
 from __future__ import annotations
@@ -83,31 +84,52 @@ class Module:
     """A module of NVIDIA's programs: its attributes, and the source of its class."""
 
     def __init__(self, class_name: str, state: dict[str, Any], source: str) -> None:
-        self.meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
+        self.meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": source,
+            "class_name": class_name,
+            "state": state,
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (self.meta,), None
 
 
 def module(
-    class_name: str, state: Mapping[str, Tensor], facts: Mapping[str, Mapping[str, Any]], source: str, at: str = ""
+    class_name: str,
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, Mapping[str, Any]],
+    source: str,
+    at: str = "",
 ) -> Module:
     """Nested modules of a flat state dict; `facts` are further attributes by the module's dotted name."""
     own = {name: value for name, value in state.items() if "." not in name}
     below = OrderedDict.fromkeys(name.partition(".")[0] for name in state if "." in name)
     parts = OrderedDict()
     for name in below:
-        inner = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        inner = {
+            key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")
+        }
         parts[name] = module("Layer", inner, facts, source, f"{at}.{name}".lstrip("."))
-    content: dict[str, Any] = {"training": False, "_backward_hooks": OrderedDict(), "_non_persistent_buffers_set": set()}
-    content["_parameters"] = OrderedDict((k, torch.nn.Parameter(v.clone())) for k, v in own.items() if k not in BUFFERS)
+    content: dict[str, Any] = {
+        "training": False,
+        "_backward_hooks": OrderedDict(),
+        "_non_persistent_buffers_set": set(),
+    }
+    content["_parameters"] = OrderedDict(
+        (k, torch.nn.Parameter(v.clone())) for k, v in own.items() if k not in BUFFERS
+    )
     content["_buffers"] = OrderedDict((k, v.clone()) for k, v in own.items() if k in BUFFERS)
     content["_modules"] = parts
     return Module(class_name, {**content, **facts.get(at, {})}, source)
 
 
 def nvidia_pickle(
-    path: Path, made: StyleGAN2Generator, facts: Mapping[str, Mapping[str, Any]] | None = None, source: str = "raise SystemExit"
+    path: Path,
+    made: StyleGAN2Generator,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    source: str = "raise SystemExit",
 ) -> Path:
     """A pickle of NVIDIA's PyTorch program with G_ema, a discriminator, and options."""
     clamp = {"conv_clamp": made.config.conv_clamp, "activation": "lrelu"}
@@ -118,9 +140,13 @@ def nvidia_pickle(
     }
     layers = {name: value for name, value in layers.items() if not name.endswith("affine")}
     attributes = {**layers, "mapping.fc0": {"bias_gain": made.config.lr_mlp}, **(facts or {})}
-    judge = StyleGAN2Discriminator(StyleGAN2Config(size=16, channel_base=64, channel_max=8), seed=1).state_dict()
+    judge = StyleGAN2Discriminator(
+        StyleGAN2Config(size=16, channel_base=64, channel_max=8), seed=1
+    ).state_dict()
     names = layouts.nvidia_discriminator_names(2)
-    with stand_ins({"torch_utils.persistence._reconstruct_persistent_obj": rebuild, "dnnlib.util.EasyDict": EasyDict}):
+    with stand_ins(
+        {"torch_utils.persistence._reconstruct_persistent_obj": rebuild, "dnnlib.util.EasyDict": EasyDict}
+    ):
         tree = {
             "G": None,
             "G_ema": module("Generator", layouts.to_nvidia(made.state()), attributes, source),
@@ -133,7 +159,8 @@ def nvidia_pickle(
 
 
 def tensorflow_variables(made: StyleGAN2Generator) -> dict[str, dict[str, Any]]:
-    """Variables of the TensorFlow program by network: numpy, kernels (k, k, in, out), Conv0_up turned by half a turn."""
+    """Variables of the TensorFlow program by network: numpy, kernels (k, k, in, out), Conv0_up turned by half
+    a turn."""
     state = {name: value.numpy() for name, value in made.state().items()}
     mapping = {}
     for index in range(made.config.mapping_depth):
@@ -143,7 +170,10 @@ def tensorflow_variables(made: StyleGAN2Generator) -> dict[str, dict[str, Any]]:
     layers = [("4x4/Conv", "conv1"), ("4x4/ToRGB", "to_rgb1")]
     for level in range(1, len(made.to_rgbs) + 1):
         side = f"{4 << level}x{4 << level}"
-        layers += [(f"{side}/Conv0_up", f"convs.{2 * level - 2}"), (f"{side}/Conv1", f"convs.{2 * level - 1}")]
+        layers += [
+            (f"{side}/Conv0_up", f"convs.{2 * level - 2}"),
+            (f"{side}/Conv1", f"convs.{2 * level - 1}"),
+        ]
         layers += [(f"{side}/ToRGB", f"to_rgbs.{level - 1}")]
     for theirs, ours in layers:
         kernel = state[f"{ours}.conv.weight"][0].transpose(2, 3, 1, 0)
@@ -151,19 +181,28 @@ def tensorflow_variables(made: StyleGAN2Generator) -> dict[str, dict[str, Any]]:
         synthesis[f"{theirs}/mod_weight"] = state[f"{ours}.conv.modulation.weight"].T
         synthesis[f"{theirs}/mod_bias"] = state[f"{ours}.conv.modulation.bias"] - 1
         rgb = "RGB" in theirs
-        synthesis[f"{theirs}/bias"] = state[f"{ours}.bias"].reshape(3) if rgb else state[f"{ours}.activate.bias"]
+        synthesis[f"{theirs}/bias"] = (
+            state[f"{ours}.bias"].reshape(3) if rgb else state[f"{ours}.activate.bias"]
+        )
         if not rgb:
             synthesis[f"{theirs}/noise_strength"] = state[f"{ours}.noise.weight"][0]
     synthesis |= {f"noise{index}": state[f"noises.noise_{index}"] for index in range(made.num_latents - 1)}
     return {"mapping": mapping, "synthesis": synthesis, "": {"dlatent_avg": state["latent_avg"]}}
 
 
-def tensorflow_pickle(path: Path, variables: Mapping[str, Mapping[str, Any]], version: int = 4, **options: Any) -> Path:
+def tensorflow_pickle(
+    path: Path, variables: Mapping[str, Mapping[str, Any]], version: int = 4, **options: Any
+) -> Path:
     """A pickle (G, D, Gs) of the TensorFlow program; all three are the same network here."""
     with stand_ins({"dnnlib.tflib.network.Network": Network, "dnnlib.util.EasyDict": EasyDict}):
 
         def network(name: str, components: dict[str, Any]) -> Network:
-            state = {"version": version, "name": name, "static_kwargs": EasyDict(options), "build_module_src": "raise SystemExit"}
+            state = {
+                "version": version,
+                "name": name,
+                "static_kwargs": EasyDict(options),
+                "build_module_src": "raise SystemExit",
+            }
             listed = list(variables.get(name, {}).items())
             return Network({**state, "components": EasyDict(components), "variables": listed})
 

@@ -1,4 +1,5 @@
-"""Golden trajectories through the product's own trainer: a json as config, start and latents, and what came out beside it."""
+"""Golden trajectories through the product's own trainer: a json as config, start and latents, and what came
+out beside it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ Json = dict[str, Any]
 STRICT = 1e-8
 """Largest deviation of float64 runs, relative to the largest element."""
 
-# Float32: three times the deviations of the golden README's table (section B), 1e-5 for what a single step gives.
+# Float32: three times the deviations of the golden README's table (section B), 1e-5 for what a single step
+# gives.
 LIMITS = {
     "image_source_step0": 1e-5,
     "image_target_step0": 1e-5,
@@ -56,7 +58,8 @@ EARLY = 6e-6
 
 
 def limits(dtype: torch.dtype, late: float, early: float = EARLY) -> Callable[[str, int], float]:
-    """Limit of a name at a step from 0, where losses and weights may deviate by `early` in two steps and by `late` after them."""
+    """Limit of a name at a step from 0, where losses and weights may deviate by `early` in two steps and by
+    `late` after them."""
 
     def limit(name: str, step: int) -> float:
         if dtype == torch.float64:
@@ -69,7 +72,8 @@ def limits(dtype: torch.dtype, late: float, early: float = EARLY) -> Callable[[s
 
 
 class Group:
-    """What all runs of a trajectory group share: the start of the generators and of the mapper, words and latents."""
+    """What all runs of a trajectory group share: the start of the generators and of the mapper, words and
+    latents."""
 
     def __init__(self, name: str) -> None:
         run = next(run for run in goldenlib.runs(name) if "generator_keys" in _read(run))
@@ -81,7 +85,9 @@ class Group:
         self.source.load_state_dict(start | {"latent_avg": self.source.latent_avg})
         self.target = self.source.state()
         for key in self.meta["perturbed_keys"]:
-            drawn = goldenlib.rule(key, self.target[key].shape, self.meta["seed_perturbation"], self.meta["perturbation_scale"])
+            drawn = goldenlib.rule(
+                key, self.target[key].shape, self.meta["seed_perturbation"], self.meta["perturbation_scale"]
+            )
             self.target[key] += drawn
         self.mapper: dict[str, Tensor] = {}
         if "mapper_keys" in self.meta:
@@ -109,7 +115,11 @@ def group(name: str) -> Group:
 def generator_of(config: Json) -> StyleGAN2Generator:
     """A generator of the sizes in a json."""
     width, rate = config["style_dim"], {"lr_mlp": config["lr_mlp"]} if "lr_mlp" in config else {}
-    sizes = {"size": config["size"], "channel_multiplier": config["channel_multiplier"], "mapping_depth": config["n_mlp"]}
+    sizes = {
+        "size": config["size"],
+        "channel_multiplier": config["channel_multiplier"],
+        "mapping_depth": config["n_mlp"],
+    }
     return StyleGAN2Generator(StyleGAN2Config(latent_dim=width, style_dim=width, **sizes, **rate))
 
 
@@ -128,15 +138,20 @@ def clip(name: str) -> ClipModel:
 def templates() -> TemplateBank:
     """The golden folder's own sentences."""
     every = map(_read, (goldenlib.golden_root() / "clip_text_image").glob("*.json"))
-    return TemplateBank("golden", tuple(next(each for each in every if "imagenet_templates" in each)["imagenet_templates"]))
+    return TemplateBank(
+        "golden", tuple(next(each for each in every if "imagenet_templates" in each)["imagenet_templates"])
+    )
 
 
 class Done:
-    """A run carried out by `adapt`, with the steps of one stage as its hook saw them, and the weights at its end."""
+    """A run carried out by `adapt`, with the steps of one stage as its hook saw them, and the weights at its
+    end."""
 
     wants_gradients = True
 
-    def __init__(self, config: AdaptConfig, given: Injected, stage: int, patch: pytest.MonkeyPatch | None = None) -> None:
+    def __init__(
+        self, config: AdaptConfig, given: Injected, stage: int, patch: pytest.MonkeyPatch | None = None
+    ) -> None:
         self.stage, self.events, self.rounded = stage, list[Json](), list[Tensor]()
         if patch is not None:
             patch.setattr(trainable, "score_layers", self._scoring(trainable.score_layers))
@@ -145,7 +160,9 @@ class Done:
             result = adapt(configure(config, out=Path(folder) / "run"), hook=self, state=given)
         assert result.trained is not None
         self.mapper = result.mapper
-        self.trained, self.averaged = (result.trained.state(), result.generator.state()) if stage == 2 else ({}, {})
+        self.trained, self.averaged = (
+            (result.trained.state(), result.generator.state()) if stage == 2 else ({}, {})
+        )
 
     def __call__(self, event: Json) -> None:
         if event["stage"] == self.stage:
@@ -167,7 +184,9 @@ class Done:
     def every(self, name: str) -> Tensor:
         """A fact of every step, for each CLIP where it has one: steps first, then CLIPs."""
         values = [event[name] for event in self.events]
-        return torch.stack([value if isinstance(value, Tensor) else torch.stack(list(value)) for value in values])
+        return torch.stack(
+            [value if isinstance(value, Tensor) else torch.stack(list(value)) for value in values]
+        )
 
 
 def options(names: Sequence[str], weights: Sequence[float], words: Json) -> Json:
@@ -184,13 +203,19 @@ def options(names: Sequence[str], weights: Sequence[float], words: Json) -> Json
 
 def train_options(facts: Json, steps: int) -> Json:
     """Options of stage 2."""
-    assert facts["auto_layer_iters"] in (0, 1), "selection by several gradient steps is no option of the trainer"
+    assert facts["auto_layer_iters"] in (0, 1), (
+        "selection by several gradient steps is no option of the trainer"
+    )
     assert np.isclose(facts["lr_option"] * LEGACY, facts["adam"]["lr"])
     rest = {"steps": steps, "batch": facts["batch"], "lr": facts["lr_option"]}
     rest |= {"ema": facts["ema_decay"]} if "ema_decay" in facts else {}
     if not facts["auto_layer_iters"]:
         return rest | {"layers": facts.get("phase") or "convolutions"}
-    return rest | {"layers": "adaptive", "top_k": facts["auto_layer_k"], "select_batch": facts["auto_layer_batch"]}
+    return rest | {
+        "layers": "adaptive",
+        "top_k": facts["auto_layer_k"],
+        "select_batch": facts["auto_layer_batch"],
+    }
 
 
 LAST = 10**6
@@ -198,9 +223,11 @@ LAST = 10**6
 
 
 class Comparison:
-    """Numbers of ours beside golden ones. `ratios` holds deviation over limit under each name, so 1 is the most allowed.
+    """Numbers of ours beside golden ones. `ratios` holds deviation over limit under each name, so 1 is the
+    most allowed.
 
-    Deviations are relative to the largest element of the golden array. `limit` gives the limit of a name at a step from 0.
+    Deviations are relative to the largest element of the golden array. `limit` gives the limit of a name at a
+    step from 0.
     """
 
     def __init__(self, limit: Callable[[str, int], float]) -> None:
@@ -217,16 +244,22 @@ class Comparison:
         for step, row in enumerate(ours):
             self._add(f"{name}[{step}]", row, expected[step], step, largest)
 
-    def numbers(self, name: str, ours: Mapping[str, Tensor], golden: Mapping[str, float], step: int = LAST) -> None:
+    def numbers(
+        self, name: str, ours: Mapping[str, Tensor], golden: Mapping[str, float], step: int = LAST
+    ) -> None:
         """Numbers by name, of the same names on both sides."""
         assert set(ours) == set(golden), f"{name}: {sorted(set(ours) ^ set(golden))}"
-        mine, expected = (torch.tensor([float(each[key]) for key in golden], dtype=torch.float64) for each in (ours, golden))
+        mine, expected = (
+            torch.tensor([float(each[key]) for key in golden], dtype=torch.float64) for each in (ours, golden)
+        )
         self._add(name, mine, expected, step)
 
     def _add(self, name: str, ours: Tensor, golden: Tensor, step: int, largest: float = 0.0) -> None:
         assert ours.shape == golden.shape, f"{name}: {tuple(ours.shape)} for {tuple(golden.shape)}"
         largest = largest or float(golden.abs().max()) or 1.0
-        self.ratios[name] = float((ours.detach() - golden).abs().max()) / largest / self.limit(name.partition("[")[0], step)
+        self.ratios[name] = (
+            float((ours.detach() - golden).abs().max()) / largest / self.limit(name.partition("[")[0], step)
+        )
 
     def held(self) -> bool:
         """Whether something was compared and every limit was kept; prints what was not."""
@@ -235,21 +268,35 @@ class Comparison:
         return bool(self.ratios) and not broken
 
 
-def norms_of(tensors: Mapping[str, Tensor], names: Iterable[str], start: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def norms_of(
+    tensors: Mapping[str, Tensor], names: Iterable[str], start: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Norm in float64 of each named tensor, or of its distance from a start."""
-    return {name: (tensors[name].double() - (0 if start is None else start[name].double())).norm() for name in names}
+    return {
+        name: (tensors[name].double() - (0 if start is None else start[name].double())).norm()
+        for name in names
+    }
 
 
-def compare_gradients(ours: Mapping[str, Tensor], golden: Mapping[str, float], step: int, found: Comparison) -> None:
+def compare_gradients(
+    ours: Mapping[str, Tensor], golden: Mapping[str, float], step: int, found: Comparison
+) -> None:
     """Compares the norms of a step's gradients: the same tensors, noise strengths by themselves."""
     assert set(ours) == set(golden), sorted(set(ours) ^ set(golden))
     for kind, noise in (("gradients", False), ("gradients_of_noise", True)):
         names = [name for name in golden if name.endswith("noise.weight") == noise]
         if names:
-            found.numbers(f"{kind}[{step}]", {name: ours[name] for name in names}, {name: golden[name] for name in names}, step)
+            found.numbers(
+                f"{kind}[{step}]",
+                {name: ours[name] for name in names},
+                {name: golden[name] for name in names},
+                step,
+            )
 
 
-def compare_stage_2(done: Done, shared: Group, meta: Json, arrays: Mapping[str, np.ndarray], found: Comparison) -> set[str]:
+def compare_stage_2(
+    done: Done, shared: Group, meta: Json, arrays: Mapping[str, np.ndarray], found: Comparison
+) -> set[str]:
     """Compares all that stage 2 of both groups stores; gives the names of the arrays that it knows."""
     before, after = done.events[0]["pictures"]
     found.steps("loss", done.loss(), arrays["loss"])
@@ -268,16 +315,27 @@ def compare_stage_2(done: Done, shared: Group, meta: Json, arrays: Mapping[str, 
         compare_gradients(event["gradients"], meta["grad_norms_per_step"][step], step, found)
     if len(done.events) == len(arrays["loss"]):
         _compare_end(done, shared, meta, arrays, found)
-    known = {"loss", "loss_per_clip", "image_source_step0", "image_target_step0", "image_target_last_step", "auto_z"}
+    known = {
+        "loss",
+        "loss_per_clip",
+        "image_source_step0",
+        "image_target_step0",
+        "image_target_last_step",
+        "auto_z",
+    }
     known |= {"layer_scores", "layer_scores_unquantised", "layer_indices", "layer_selection_loss"}
     return known | {"final_image_fixed_w", "final_ema_image_fixed_w"}
 
 
-def _compare_end(done: Done, shared: Group, meta: Json, arrays: Mapping[str, np.ndarray], found: Comparison) -> None:
+def _compare_end(
+    done: Done, shared: Group, meta: Json, arrays: Mapping[str, np.ndarray], found: Comparison
+) -> None:
     """Compares the weights of the last step and their average, and the pictures that they make."""
     dtype, start = torch.from_numpy(arrays["loss"]).dtype, shared.source.state()
     moved = {key for key, value in meta["final_generator_delta_l2"].items() if value}
-    assert {key for key, value in done.trained.items() if not torch.equal(value, shared.target[key].to(dtype))} == moved
+    assert {
+        key for key, value in done.trained.items() if not torch.equal(value, shared.target[key].to(dtype))
+    } == moved
     # The authors' average covers frozen tensors too and moves them by rounding; ours leaves them as they are.
     pulled = moved | set(shared.meta["perturbed_keys"])
     assert all(torch.equal(done.averaged[key], start[key].to(dtype)) for key in set(start) - pulled)
@@ -296,8 +354,13 @@ def _compare_end(done: Done, shared: Group, meta: Json, arrays: Mapping[str, np.
 
 
 def check_start(shared: Group, tokens: Mapping[str, Sequence[str]], numbers: Mapping[str, Tensor]) -> None:
-    """Checks all that a group stores about its start, in float32: weights, pictures, token ids of texts, and further numbers."""
-    checks = {"generator": shared.source.state(), "perturbed_generator": shared.target, "mapper": shared.mapper}
+    """Checks all that a group stores about its start, in float32: weights, pictures, token ids of texts, and
+    further numbers."""
+    checks = {
+        "generator": shared.source.state(),
+        "perturbed_generator": shared.target,
+        "mapper": shared.mapper,
+    }
     for kind, state in checks.items():
         for key, check in shared.meta.get(f"{kind}_key_checks", {}).items():
             flat = state[ours_of(key)].double().flatten()
@@ -309,7 +372,9 @@ def check_start(shared: Group, tokens: Mapping[str, Sequence[str]], numbers: Map
     for name, ours in numbers.items():
         found.array(name, ours, shared.arrays[name])
     for name, texts in tokens.items():
-        assert torch.equal(BytePairTokenizer()(texts, shared.arrays[name].shape[1]), shared.arrays[name].long()), name
+        assert torch.equal(
+            BytePairTokenizer()(texts, shared.arrays[name].shape[1]), shared.arrays[name].long()
+        ), name
     inputs = {"fixed_w", "source_image_fixed_w", "perturbed_image_fixed_w", "z", "stage1_z", "stage2_z"}
     assert set(shared.arrays) - inputs == {*tokens, *numbers}
     assert found.held()

@@ -1,4 +1,5 @@
-"""A hub on this computer: the few endpoints of huggingface.co that reading and pushing a model need, over real HTTP."""
+"""A hub on this computer: the few endpoints of huggingface.co that reading and pushing a model need, over
+real HTTP."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Repository:
 
     def find(self, revision: str) -> dict[str, bytes] | None:
         """Files of a branch, tag or commit."""
-        return next((files for name, files in self.revisions.items() if revision in (name, commit_of(files))), None)
+        return next(
+            (files for name, files in self.revisions.items() if revision in (name, commit_of(files))), None
+        )
 
 
 def commit_of(files: dict[str, bytes]) -> str:
@@ -92,12 +95,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(401, "", "Invalid credentials in Authorization header")
         if parts[:3] == ["api", "repos", "create"]:
             return self.create(json.loads(body))
-        name, rest = ("/".join(parts[2:4]), parts[4:]) if parts[:2] == ["api", "models"] else ("/".join(parts[:2]), parts[2:])
+        name, rest = (
+            ("/".join(parts[2:4]), parts[4:])
+            if parts[:2] == ["api", "models"]
+            else ("/".join(parts[:2]), parts[2:])
+        )
         repository = self.server.repositories.get(name)
         if repository is None:
             return self.fail(404, "RepoNotFound")
         if rest[:1] == ["preupload"]:
-            named = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in json.loads(body)["files"]]
+            named = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in json.loads(body)["files"]
+            ]
             return self.send(200, {"files": named})
         if rest[:1] == ["commit"]:
             return self.commit(name, repository, body)
@@ -106,7 +116,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(404, "RevisionNotFound")
         if rest[:1] == ["resolve"]:
             return self.resolve(repository, files, "/".join(rest[2:]))
-        siblings = [{"rfilename": name, "size": len(content), "blobId": "0" * 40} for name, content in files.items()]
+        siblings = [
+            {"rfilename": name, "size": len(content), "blobId": "0" * 40} for name, content in files.items()
+        ]
         return self.send(200, {"id": name, "sha": commit_of(files), "siblings": siblings, **repository.facts})
 
     def resolve(self, repository: Repository, files: dict[str, bytes], name: str) -> None:
@@ -138,11 +150,17 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
         repository.revisions["main"] = files
-        told = {"success": True, "commitOid": commit_of(files), "commitUrl": f"{self.server.address}/{name}/commit/main"}
+        told = {
+            "success": True,
+            "commitOid": commit_of(files),
+            "commitUrl": f"{self.server.address}/{name}/commit/main",
+        }
         self.send(200, told)
 
     def fail(self, status: int, code: str, message: str = "") -> None:
-        self.send(status, {"error": message or code}, {"X-Error-Code": code, "X-Error-Message": message or code})
+        self.send(
+            status, {"error": message or code}, {"X-Error-Code": code, "X-Error-Message": message or code}
+        )
 
     def send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -11,17 +11,20 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "zeroshift"
 
 ORDER: Sequence[str] = """
-shapes errors devices config.options config.schema config.recipes clip.text files.unpickle files.pickles clip.resnet clip.model
-files.clip_layouts files.clips methods.prompts methods.directions methods.losses methods.guidance models.protocol models.ops
-models.stylegan2 models.layers models.seeds models.diffusion files.layouts files.unets files.formats files.checkpoints files.hub
-files.registry files.describe files.export training.run_folder measure.metrics measure.backbones files.faces portraits.reader
-measure.networks pictures.inversion pictures.sample measure.picture_sets pictures.translate measure.report app.publish
-measure.features measure.evaluate measure.monitor training.loop methods.style_backend methods.diffusion_backend methods.adapt
-comparison.variants comparison.statistics comparison.tables comparison.jobs comparison.voting comparison.page comparison.compare
-pretrain app.display app.commands app.cli
+shapes errors devices config.options config.schema config.recipes clip.text files.unpickle files.pickles
+clip.resnet clip.model files.clip_layouts files.clips methods.prompts methods.directions methods.losses
+methods.guidance models.protocol models.ops models.stylegan2 models.layers models.seeds models.diffusion
+files.layouts files.unets files.formats files.checkpoints files.hub files.registry files.describe
+files.export training.run_folder measure.metrics measure.backbones files.faces portraits.reader
+measure.networks pictures.inversion pictures.sample measure.picture_sets pictures.translate measure.report
+app.publish measure.features measure.evaluate measure.monitor training.loop methods.style_backend
+methods.diffusion_backend methods.adapt comparison.variants comparison.statistics comparison.tables
+comparison.jobs comparison.voting comparison.page comparison.compare pretrain app.display app.commands
+app.cli
 """.split()
 
-# The rendered world needs only the first files, so any file below them may draw the truth from it; its trainer needs the models.
+# The rendered world needs only the first files, so any file below them may draw the truth from it; its
+# trainer needs the models.
 WORLD = {"portraits", "portraits.scene", "portraits.shading", "portraits.captions"}
 ROOMS = {name.split(".")[0] for name in ORDER if "." in name}
 
@@ -47,7 +50,10 @@ def imports(name: str, path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = parents[: len(parents) - node.level + 1] if node.level else []
-            origin = [*(["zeroshift", *base] if node.level else []), *(node.module.split(".") if node.module else [])]
+            origin = [
+                *(["zeroshift", *base] if node.level else []),
+                *(node.module.split(".") if node.module else []),
+            ]
             found |= {".".join([*origin, alias.name]) for alias in node.names} | {".".join(origin)}
     inside = {item.removeprefix("zeroshift.") for item in found if item.startswith("zeroshift.")}
     shorter = {item if item in modules() else item.rpartition(".")[0] for item in inside}
@@ -68,7 +74,11 @@ def test_a_file_imports_only_from_files_above_it(name: str) -> None:
     if name in ROOMS:
         return
     own = ORDER.index(placed(name))
-    below = {item for item in used - WORLD - ROOMS if placed(item) != placed(name) and ORDER.index(placed(item)) > own}
+    below = {
+        item
+        for item in used - WORLD - ROOMS
+        if placed(item) != placed(name) and ORDER.index(placed(item)) > own
+    }
     assert not below, f"{name} imports from below: {sorted(below)}"
 
 

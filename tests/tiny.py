@@ -1,4 +1,5 @@
-"""Real components at tiny sizes: a 16 px StyleGAN2 and two-layer CLIPs of two widths, made from our own classes."""
+"""Real components at tiny sizes: a 16 px StyleGAN2 and two-layer CLIPs of two widths, made from our own
+classes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ TEMPLATES = TemplateBank("tiny", ("{}", "a {}", "a photo of a {}.", "the {} of a
 
 def generator(seed: int = 0, size: int = 16) -> StyleGAN2Generator:
     """A generator of 16 px with live noise and colours strong enough to see."""
-    config = StyleGAN2Config(size=size, latent_dim=12, style_dim=16, mapping_depth=2, channel_base=16 * size, channel_max=16)
+    config = StyleGAN2Config(
+        size=size, latent_dim=12, style_dim=16, mapping_depth=2, channel_base=16 * size, channel_max=16
+    )
     made = StyleGAN2Generator(config, seed=seed).eval()
     with torch.no_grad():
         for name, weight in made.named_parameters():
@@ -29,7 +32,9 @@ def generator(seed: int = 0, size: int = 16) -> StyleGAN2Generator:
     return made
 
 
-def diffusion(seed: int = 0, size: int = 8, channels: int = 3, outputs: int | None = None, **options: Any) -> DiffusionGenerator:
+def diffusion(
+    seed: int = 0, size: int = 8, channels: int = 3, outputs: int | None = None, **options: Any
+) -> DiffusionGenerator:
     """A diffusion model of two levels with attention; `options` are those of the generator."""
     unet = build_unet(
         {
@@ -108,6 +113,8 @@ def given(**parts: Any) -> Injected:
     return Injected(**({"generator": generator(), "clips": clips()} | parts))
 
 
-def run(out: Path, *, hook: Any = None, progress: Any = None, state: Injected | None = None, **overrides: Any) -> AdaptRun:
+def run(
+    out: Path, *, hook: Any = None, progress: Any = None, state: Injected | None = None, **overrides: Any
+) -> AdaptRun:
     """A tiny run, carried out."""
     return adapt(config(out, **overrides), hook=hook, progress=progress, state=state or given())

@@ -1,6 +1,7 @@
 """Move a pretrained image generator into a domain that exists only as words.
 
-Importing the package loads nothing heavy: every public name below is fetched from its module when it is first used.
+Importing the package loads nothing heavy: every public name below is fetched from its module when it is first
+used.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def __getattr__(name: str) -> Any:
     if name == "portraits":
         return importlib.import_module("zeroshift.portraits")
     if name not in _HOME:
-        raise AttributeError(f"module 'zeroshift' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'zeroshift' has no attribute {name!r}; its public names are {', '.join(__all__)}"
+        )
     return getattr(importlib.import_module(f"zeroshift.{_HOME[name]}"), name)
 
 

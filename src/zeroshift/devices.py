@@ -8,7 +8,8 @@ from zeroshift.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a config; "auto" takes a GPU where there is one. InputError where the asked one is missing."""
+    """The device of a config; "auto" takes a GPU where there is one. InputError where the asked one is
+    missing."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

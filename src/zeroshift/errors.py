@@ -19,5 +19,7 @@ class RunError(ZeroshiftError, RuntimeError):
 
 def printable(text: object, limit: int = 100) -> str:
     """Text of a file as a terminal may show it: control characters escaped, at most `limit` characters."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1]
+    )
     return shown if len(shown) <= limit else shown[:limit] + "..."

@@ -39,9 +39,38 @@ def arguments(
     world: Path, out: Path, *more: str, clips: tuple[str, ...] = ("clip-a", "clip-b"), target: str = "zombie"
 ) -> list[str]:
     """A short run as one would type it."""
-    models = ["--generator", str(world / "generator.safetensors"), "--clip", *(str(world / clip) for clip in clips)]
-    short = ["--steps", "4", "--batch", "2", "--lr", "0.01", "--mapper.steps", "3", "--mapper.batch", "3", "--samples", "3"]
-    rest = ["--target", target, "--out", str(out), "--device", "cpu", "--grid-every", "2", "--checkpoint-every", "1"]
+    models = [
+        "--generator",
+        str(world / "generator.safetensors"),
+        "--clip",
+        *(str(world / clip) for clip in clips),
+    ]
+    short = [
+        "--steps",
+        "4",
+        "--batch",
+        "2",
+        "--lr",
+        "0.01",
+        "--mapper.steps",
+        "3",
+        "--mapper.batch",
+        "3",
+        "--samples",
+        "3",
+    ]
+    rest = [
+        "--target",
+        target,
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--grid-every",
+        "2",
+        "--checkpoint-every",
+        "1",
+    ]
     return ["adapt", *models, *short, *rest, *more]
 
 
@@ -53,15 +82,22 @@ def test_a_run_leaves_pictures_weights_and_report_and_names_them(
     for name in ("before_after.png", "generator.safetensors", "report.html"):
         assert str(tmp_path / "run" / name) in said
         assert (tmp_path / "run" / name).stat().st_size > 500
-    assert [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())] == ["step_000002.png", "step_000004.png"]
+    assert [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())] == [
+        "step_000002.png",
+        "step_000004.png",
+    ]
     assert "step 4/4" in said and "steps/s" in said
 
 
-def test_the_same_command_on_a_finished_run_says_so_and_changes_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_on_a_finished_run_says_so_and_changes_nothing(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in (world / "run").rglob("*") if path.name != "lock"}
     assert cli.main(arguments(world, world / "run")) == 0
     assert "is finished" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in (world / "run").rglob("*") if path.name != "lock"} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (world / "run").rglob("*") if path.name != "lock"
+    } == before
 
 
 def test_other_options_in_the_same_folder_are_refused_with_the_difference(
@@ -85,7 +121,11 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: int, step: int) -> None
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_ends_with_the_same_weights(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: int
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: int,
 ) -> None:
     words = arguments(world, tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -96,12 +136,16 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_ends_with_the_same_weight
     assert RunFolder.load(tmp_path / "run").status.state == "stopped"
     assert cli.main(words) == 0
     assert "resuming" in capsys.readouterr().out
-    resumed, whole = (load_file(folder / "generator.safetensors") for folder in (tmp_path / "run", world / "run"))
+    resumed, whole = (
+        load_file(folder / "generator.safetensors") for folder in (tmp_path / "run", world / "run")
+    )
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_json_prints_one_object_and_nothing_else(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_prints_one_object_and_nothing_else(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments(world, tmp_path / "run", "--method", "nada", "--json")) == 0
     said = capsys.readouterr()
     told = json.loads(said.out)
@@ -115,7 +159,15 @@ def test_dry_run_tells_what_would_move_and_writes_nothing(
 ) -> None:
     assert cli.main(arguments(world, tmp_path / "run", "--dry-run")) == 0
     said = capsys.readouterr().out
-    for words in ("train.lr", "0.01", "parameters", "generator", "layers that may move", "convs.3", "memory, estimated"):
+    for words in (
+        "train.lr",
+        "0.01",
+        "parameters",
+        "generator",
+        "layers that may move",
+        "convs.3",
+        "memory, estimated",
+    ):
         assert words in said
     assert not (tmp_path / "run").exists()
 
@@ -123,11 +175,15 @@ def test_dry_run_tells_what_would_move_and_writes_nothing(
 def test_dry_run_as_json_counts_the_parameters_of_the_generator(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments(world, tmp_path / "run", "--dry-run", "--json", "--layers", "conv1,to_rgb1")) == 0
+    assert (
+        cli.main(arguments(world, tmp_path / "run", "--dry-run", "--json", "--layers", "conv1,to_rgb1")) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     named = dict(tiny.generator().named_parameters())
     assert told["parameters"]["generator"] == sum(weight.numel() for weight in named.values())
-    assert told["parameters"]["movable"] == sum(w.numel() for name, w in named.items() if name.startswith(("conv1.", "to_rgb1.")))
+    assert told["parameters"]["movable"] == sum(
+        w.numel() for name, w in named.items() if name.startswith(("conv1.", "to_rgb1."))
+    )
     assert told["layers"] == ["conv1", "to_rgb1"] and told["memory_bytes"] > 0
 
 
@@ -172,7 +228,9 @@ def test_bad_input_ends_with_code_2_one_message_and_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_weights_are_refused_before_work_starts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_weights_are_refused_before_work_starts(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments(world, tmp_path / "run", "--generator", damaged(world, tmp_path))) == 2
     assert "damaged" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -187,13 +245,18 @@ def test_a_file_in_the_place_of_the_folder_is_refused_and_kept(world: Path, tmp_
 def test_a_loss_that_is_not_finite_ends_with_code_1_and_the_checkpoint_intact(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments(world, tmp_path / "run", "--method", "nada", "--lr", "1e30", "--layers", "all")) == 1
+    assert (
+        cli.main(arguments(world, tmp_path / "run", "--method", "nada", "--lr", "1e30", "--layers", "all"))
+        == 1
+    )
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "Traceback" not in said
     assert RunFolder.load(tmp_path / "run").status.state == "failed"
 
 
-def test_errors_are_told_to_programs_too(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_told_to_programs_too(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments(world, tmp_path / "run", "--generator", "missing.pt", "--json")) == 2
     told = json.loads(capsys.readouterr().out)
     assert told["exit_code"] == 2 and "missing.pt" in told["error"]
@@ -204,7 +267,9 @@ def test_options_that_cannot_be_read_are_told_to_programs_too(capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
 
 
-def test_sample_writes_a_grid_and_one_picture_per_seed(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_writes_a_grid_and_one_picture_per_seed(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["sample", str(world / "run"), "--seeds", "1,4-5", "--out", str(tmp_path / "out"), "--json"]
     assert cli.main(words) == 0
     told = json.loads(capsys.readouterr().out)
@@ -212,7 +277,9 @@ def test_sample_writes_a_grid_and_one_picture_per_seed(world: Path, tmp_path: Pa
     with Image.open(told["pictures"][1]) as picture:
         assert picture.size == (16, 16)
         texts: Any = picture
-        assert texts.text["seed"] == "4" and texts.text["target"] == "zombie" and texts.text["strength"] == "1"
+        assert (
+            texts.text["seed"] == "4" and texts.text["target"] == "zombie" and texts.text["strength"] == "1"
+        )
 
 
 def test_sample_finds_a_moved_source_when_told_where_it_is(
@@ -252,7 +319,10 @@ def test_help_lists_the_verbs_that_exist_and_their_options(capsys: pytest.Captur
     assert cli.main(["adapt", "--help"]) == 0
     options = capsys.readouterr().out
     assert all(verb in listed for verb in ("adapt", "sample", "doctor")) and "serve" not in listed
-    flags = "generator clip source target method steps batch lr layers seed device precision out recipe dry-run json"
+    flags = (
+        "generator clip source target method steps batch lr layers seed device precision out recipe "
+        "dry-run json"
+    )
     assert [flag for flag in flags.split() if f"--{flag} " not in options] == []
 
 
@@ -263,7 +333,9 @@ def test_an_unknown_verb_is_refused_and_the_known_ones_named(capsys: pytest.Capt
 
 
 def test_a_recipe_gives_defaults_and_options_override_them() -> None:
-    parsed = cli.parse(["adapt", "--recipe", "ipl-paper", "--target", "disney", "--lr", "0.5", "--compat", "official"])
+    parsed = cli.parse(
+        ["adapt", "--recipe", "ipl-paper", "--target", "disney", "--lr", "0.5", "--compat", "official"]
+    )
     assert isinstance(parsed, commands.Adapt)
     config = parsed.config
     assert (config.train.lr, config.train.batch, config.mapper.steps) == (0.5, 2, 300)
@@ -272,7 +344,9 @@ def test_a_recipe_gives_defaults_and_options_override_them() -> None:
 
 
 def test_the_generator_decides_which_recipe_supplies_the_defaults() -> None:
-    built_in, own = (cli.parse(["adapt", "--target", "x", f"--generator={name}"]) for name in ("portraits", "my.pt"))
+    built_in, own = (
+        cli.parse(["adapt", "--target", "x", f"--generator={name}"]) for name in ("portraits", "my.pt")
+    )
     assert isinstance(built_in, commands.Adapt) and built_in.config.run.recipe == "portraits"
     assert isinstance(own, commands.Adapt) and own.config.run.recipe == "ipl-paper"
 
@@ -280,7 +354,9 @@ def test_the_generator_decides_which_recipe_supplies_the_defaults() -> None:
 def test_a_terminal_gets_live_bars_and_programs_get_lines(world: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zeroshift", *arguments(world, tmp_path / "run", "--method", "nada")]
     master, slave = pty.openpty()
-    child = subprocess.Popen(command, stdout=slave, stderr=slave, env=os.environ | {"COLUMNS": "100", "TERM": "xterm"})
+    child = subprocess.Popen(
+        command, stdout=slave, stderr=slave, env=os.environ | {"COLUMNS": "100", "TERM": "xterm"}
+    )
     os.close(slave)
     seen = b""
     try:

@@ -1,4 +1,5 @@
-"""Pushing an adapted generator: what is uploaded, what the card says, and what is refused, with a hub on this computer."""
+"""Pushing an adapted generator: what is uploaded, what the card says, and what is refused, with a hub on this
+computer."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> AdaptRun:
     checkpoints.save_generator(folder / "faces.safetensors", tiny.generator())
     given = tiny.given(generator=None)
     settings = {"steps": 12, "batch": 2, "lr": 0.01}
-    return tiny.run(folder / "run", state=given, generator=str(folder / "faces.safetensors"), target=TARGET, train=settings)
+    return tiny.run(
+        folder / "run",
+        state=given,
+        generator=str(folder / "faces.safetensors"),
+        target=TARGET,
+        train=settings,
+    )
 
 
 @pytest.fixture
@@ -55,10 +62,14 @@ def test_a_pushed_generator_comes_back_from_the_hub_with_equal_weights(
     assert loaded.keys() == ours.keys() and all(torch.equal(loaded[name], ours[name]) for name in ours)
 
 
-def test_both_layouts_are_pushed_on_request_and_ours_is_the_one_that_is_loaded(run: AdaptRun, server: hubserver.Hub) -> None:
+def test_both_layouts_are_pushed_on_request_and_ours_is_the_one_that_is_loaded(
+    run: AdaptRun, server: hubserver.Hub
+) -> None:
     done = zeroshift.push_to_hub(run.folder.path, "ann/sketch", private=True, rosinality=True)
     assert server.repositories["ann/sketch"].facts["private"] and "generator.pt" in done.files
-    content = torch.load(io.BytesIO(server.repositories["ann/sketch"].revisions["main"]["generator.pt"]), weights_only=True)
+    content = torch.load(
+        io.BytesIO(server.repositories["ann/sketch"].revisions["main"]["generator.pt"]), weights_only=True
+    )
     assert torch.equal(content["latent_avg"], run.generator.latent_avg.cpu())
     assert zeroshift.load_generator("hf:ann/sketch")[1].path.name == "generator.safetensors"
 
@@ -79,8 +90,14 @@ def test_the_card_says_what_was_asked_and_where_the_weights_came_from(run: Adapt
 
 
 def test_the_numbers_of_the_card_are_means_of_the_logged_tenths(run: AdaptRun, tmp_path: Path) -> None:
-    lines = [{"stage": 2, "step": step, "loss": float(step), "direction": float(step), "global_clip": 1.0} for step in range(20)]
-    assert publish._numbers(lines, ()) == [(2, "loss", "0.5000", "18.5000"), (2, "global loss", "1.0000", "1.0000")]
+    lines = [
+        {"stage": 2, "step": step, "loss": float(step), "direction": float(step), "global_clip": 1.0}
+        for step in range(20)
+    ]
+    assert publish._numbers(lines, ()) == [
+        (2, "loss", "0.5000", "18.5000"),
+        (2, "global loss", "1.0000", "1.0000"),
+    ]
 
 
 def test_a_dry_run_writes_the_folder_and_asks_the_hub_for_nothing(
@@ -90,7 +107,9 @@ def test_a_dry_run_writes_the_folder_and_asks_the_hub_for_nothing(
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     names = {"README.md", "config.json", "generator.safetensors", "generator.pt", "before_after.png"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names and all(name in said for name in names)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names and all(
+        name in said for name in names
+    )
     assert server.requests == [] and "Nothing was uploaded" in said and "licence" in said
     with Image.open(tmp_path / "out" / "before_after.png") as picture:
         assert picture.width > 100
@@ -129,7 +148,11 @@ def test_the_built_in_generator_brings_its_own_licence(tmp_path: Path) -> None:
     path.write_text(json.dumps(environment | {"source": {"name": "portraits", "sha256": "0" * 64}}))
     done = zeroshift.push_to_hub(made, "ann/sketch", dry_run=tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert ModelCard(text).data.to_dict()["license"] == "mit" and "To be filled in" not in text and not done.licence_open
+    assert (
+        ModelCard(text).data.to_dict()["license"] == "mit"
+        and "To be filled in" not in text
+        and not done.licence_open
+    )
 
 
 def test_files_on_the_hub_are_replaced_only_when_allowed(run: AdaptRun, server: hubserver.Hub) -> None:
@@ -140,7 +163,11 @@ def test_files_on_the_hub_are_replaced_only_when_allowed(run: AdaptRun, server: 
     assert server.repositories["ann/sketch"].revisions["main"] == mine
     zeroshift.push_to_hub(run, "ann/sketch", overwrite=True)
     files = server.repositories["ann/sketch"].revisions["main"]
-    assert files["README.md"] != mine["README.md"] and ".gitattributes" in files and "generator.safetensors" in files
+    assert (
+        files["README.md"] != mine["README.md"]
+        and ".gitattributes" in files
+        and "generator.safetensors" in files
+    )
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(run: AdaptRun, server: hubserver.Hub) -> None:
@@ -159,7 +186,10 @@ def test_without_a_token_or_with_a_refused_one_nothing_is_uploaded_and_the_way_o
     assert "no access token" in said and "hf auth login" in said and server.requests == []
     monkeypatch.setenv("HF_TOKEN", "hf_anotherToken")
     assert cli.main(["push", str(run.folder.path), "ann/sketch"]) == 2
-    assert "did not accept hf:ann/sketch: your token does not allow it, or there is none" in capsys.readouterr().err
+    assert (
+        "did not accept hf:ann/sketch: your token does not allow it, or there is none"
+        in capsys.readouterr().err
+    )
     assert server.repositories == {}
 
 
@@ -179,7 +209,9 @@ def test_a_name_that_is_none_of_a_repository_is_refused(name: str, run: AdaptRun
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_not_finished_and_a_folder_without_a_run_are_refused(run: AdaptRun, tmp_path: Path) -> None:
+def test_a_run_that_is_not_finished_and_a_folder_without_a_run_are_refused(
+    run: AdaptRun, tmp_path: Path
+) -> None:
     begun = tmp_path / "begun"
     begun.mkdir()
     for name in ("config.json", "environment.json"):

@@ -122,18 +122,25 @@ def test_preparing_agrees_with_pillow_on_a_photo_sized_picture() -> None:
     pixels = torch.stack([torch.sin(x + y), torch.cos(x * y / 3), torch.sin(y)]).mul(127).add(128).byte()
     clip = small(resolution=side, mean=(0, 0, 0), std=(1, 1, 1))
     ours = clip.preprocess(pixels[None].float() / 127.5 - 1)[0]
-    resized = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((int(side * 211 / 150), side), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(
+        (int(side * 211 / 150), side), Image.Resampling.BICUBIC
+    )
     left = (resized.width - side) / 2
     assert left == int(left) + 0.5 or left == int(left)
     cropped = resized.crop((round(left), 0, round(left) + side, side))
-    pillow = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
+    pillow = (
+        torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
+        / 255
+    )
     # Pillow rounds to 8 bit after each of its two passes.
     assert (ours - pillow).abs().max() <= 1.5 / 255
 
 
 def test_a_picture_of_the_right_size_is_only_shifted_and_scaled() -> None:
     clip, images = small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)), draw(2, 3, 64, 64)
-    expected = torch.stack([((images[:, c] + 1) / 2 - 0.1 * (c + 1)) / (0.5 + 0.1 * c) for c in range(3)], dim=1)
+    expected = torch.stack(
+        [((images[:, c] + 1) / 2 - 0.1 * (c + 1)) / (0.5 + 0.1 * c) for c in range(3)], dim=1
+    )
     torch.testing.assert_close(clip.preprocess(images), expected)
 
 
@@ -167,5 +174,9 @@ def test_double_precision_goes_all_the_way_through() -> None:
     clip = small().double()
     assert clip.encode_image(draw(1, 3, 70, 80)).dtype == clip.encode_text(TEXTS).dtype == torch.float64
     # A constant rounded to float32 would show in the ninth digit.
-    gray = small(mean=(0.1, 0.1, 0.1), std=(0.3, 0.3, 0.3)).double().preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.float64))
+    gray = (
+        small(mean=(0.1, 0.1, 0.1), std=(0.3, 0.3, 0.3))
+        .double()
+        .preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.float64))
+    )
     assert float(gray[0, 0, 0, 0]) == pytest.approx((0.5 - 0.1) / 0.3, rel=1e-14)

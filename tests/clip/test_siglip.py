@@ -29,8 +29,16 @@ def write_siglip(folder: Path) -> Path:
     special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = tower | {"vocab_size": 40, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    config = transformers.SiglipConfig(vision_config=tower | {"image_size": 16, "patch_size": 4}, text_config=text)
+    text = tower | {
+        "vocab_size": 40,
+        "max_position_embeddings": 20,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    config = transformers.SiglipConfig(
+        vision_config=tower | {"image_size": 16, "patch_size": 4}, text_config=text
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.SiglipModel(config)
@@ -44,7 +52,10 @@ def test_features_are_those_of_transformers(tmp_path: Path) -> None:
     clip = load_clip_folder(write_siglip(tmp_path / "siglip")).double()
     hub: Any = transformers.SiglipModel.from_pretrained(tmp_path / "siglip", dtype=torch.float64)
     ids = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "siglip")(
-        [f"{text} </s>" for text in ("a photo of a zombie", "sketch", "a face in the style of a statue a photo")],
+        [
+            f"{text} </s>"
+            for text in ("a photo of a zombie", "sketch", "a face in the style of a statue a photo")
+        ],
         padding="max_length",
         max_length=20,
         return_tensors="pt",
@@ -111,7 +122,9 @@ def test_a_tokenizer_with_more_ids_than_the_tower_is_refused(tmp_path: Path) -> 
         load_clip_folder(folder)
 
 
-def test_a_folder_without_a_readable_tokenizer_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_a_readable_tokenizer_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_siglip(tmp_path)
     (folder / "tokenizer.json").rename(folder / "spiece.model")
     monkeypatch.setattr("zeroshift.files.clips.find_spec", lambda name: None)
@@ -123,7 +136,11 @@ def test_siglip_guides_both_stages(tmp_path: Path) -> None:
     clip = load_clip_folder(write_siglip(tmp_path / "siglip"), name="siglip")
     config = tiny.config(tmp_path / "run", clip=("siglip",), mapper={"steps": 2}, train={"steps": 2})
     losses: list[float] = []
-    run = tiny.adapt(config, state=tiny.given(clips=[clip]), hook=lambda event: losses.append(float(event["losses"]["loss"])))
+    run = tiny.adapt(
+        config,
+        state=tiny.given(clips=[clip]),
+        hook=lambda event: losses.append(float(event["losses"]["loss"])),
+    )
     assert len(losses) == 4 and all(0 < each < 100 for each in losses)
     start = tiny.generator().state()
     assert any(not torch.equal(start[name], each) for name, each in run.generator.state().items())

@@ -127,7 +127,9 @@ def test_byte_pairs_give_back_every_text(pairs: BytePairTokenizer) -> None:
     joined = "".join(names[number] for number in ids[1 : int((ids == pairs.end_id).int().argmax())].tolist())
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
-    bytes_of = {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(rest)}
+    bytes_of = {chr(byte): byte for byte in printable} | {
+        chr(256 + number): byte for number, byte in enumerate(rest)
+    }
     decoded = bytes(bytes_of[letter] for letter in joined.replace("</w>", "")).decode()
     assert decoded == text.replace(" ", "")
     assert pairs.unknown(text) == []

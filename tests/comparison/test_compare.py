@@ -39,7 +39,8 @@ TARGETS = ("zombie", "sketch")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a generator, two guiding CLIPs, a judge, and a finished comparison of two methods, targets and seeds."""
+    """A folder with a generator, two guiding CLIPs, a judge, and a finished comparison of two methods,
+    targets and seeds."""
     folder = tmp_path_factory.mktemp("world")
     save_generator(folder / "generator.safetensors", tiny.generator())
     for name, seed in (("guide", 1), ("judge", 5)):
@@ -59,7 +60,13 @@ def compared(world: Path, out: Path, **options: Any) -> Comparison:
         "run.samples": 2,
         **options.pop("shared", {}),
     }
-    chosen = {"methods": METHODS, "targets": TARGETS, "seeds": (0, 1), "pictures": 3, "eval_seeds": "0-7"} | options
+    chosen = {
+        "methods": METHODS,
+        "targets": TARGETS,
+        "seeds": (0, 1),
+        "pictures": 3,
+        "eval_seeds": "0-7",
+    } | options
     measured = {"metrics": ("clip_score", "diversity"), "judge": str(world / "judge")}
     return compare(out=out, shared=shared, **(measured | chosen))
 
@@ -86,7 +93,10 @@ def copied(world: Path, tmp_path: Path) -> Path:
     [
         ("ipl", Variant("ipl", "ipl")),
         ("ipl:lambda_domain=10", Variant("ipl:lambda_domain=10", "ipl", (("lambda_domain", "10"),))),
-        ("far = ipl: mapper.lr=0.1 , train.ema=0.9", Variant("far", "ipl", (("mapper.lr", "0.1"), ("train.ema", "0.9")))),
+        (
+            "far = ipl: mapper.lr=0.1 , train.ema=0.9",
+            Variant("far", "ipl", (("mapper.lr", "0.1"), ("train.ema", "0.9"))),
+        ),
         (
             "x=ipl:train.layers=convs.2,convs.3,train.lr=1",
             Variant("x", "ipl", (("train.layers", "convs.2,convs.3"), ("train.lr", "1"))),
@@ -155,7 +165,9 @@ def test_every_run_is_measured_as_evaluate_measures_it(world: Path) -> None:
     assert [(line["label"], line["target"], line["seed"]) for line in table] == [
         (label, target, seed) for seed in "01" for target in TARGETS for label in ("nada", "few")
     ]
-    assert all(line["state"] == "done" and float(line["minutes"]) > 0 and int(line["memory"]) > 100 for line in table)
+    assert all(
+        line["state"] == "done" and float(line["minutes"]) > 0 and int(line["memory"]) > 100 for line in table
+    )
     assert {(line["label"], line["steps_words"], line["steps_generator"]) for line in table} == {
         ("nada", "0", "3"),
         ("few", "1", "3"),
@@ -172,7 +184,11 @@ def test_the_summary_holds_mean_and_spread_over_seeds(world: Path) -> None:
     runs, summary = (lines(world / "compare" / f"{name}.csv") for name in ("runs", "summary"))
     assert len(summary) == 4
     for line in summary:
-        values = [float(run["diversity"]) for run in runs if (run["label"], run["target"]) == (line["label"], line["target"])]
+        values = [
+            float(run["diversity"])
+            for run in runs
+            if (run["label"], run["target"]) == (line["label"], line["target"])
+        ]
         assert float(line["diversity mean"]) == pytest.approx(statistics.mean(values))
         assert float(line["diversity spread"]) == pytest.approx(statistics.stdev(values))
 
@@ -181,19 +197,34 @@ def test_the_mean_over_targets_has_the_spread_of_its_seeds(world: Path) -> None:
     standings = compared(world, world / "compare").standings
     cells, _ = standings.row("clip_score", "other")
     for label, found in cells.items():
-        means = [statistics.mean(number(run, "clip_score") for run in standings.of(label=label, seed=seed)) for seed in (0, 1)]
+        means = [
+            statistics.mean(number(run, "clip_score") for run in standings.of(label=label, seed=seed))
+            for seed in (0, 1)
+        ]
         assert found == pytest.approx((statistics.mean(means), statistics.stdev(means), 2))
 
 
 def test_wins_are_counted_over_pairs_of_runs(world: Path) -> None:
-    runs = {(run["label"], run["target"], run["seed"]): float(run["clip_score"]) for run in lines(world / "compare" / "runs.csv")}
+    runs = {
+        (run["label"], run["target"], run["seed"]): float(run["clip_score"])
+        for run in lines(world / "compare" / "runs.csv")
+    }
     (line,) = [line for line in lines(world / "compare" / "wins.csv") if line["metric"] == "clip_score"]
-    wins = sum(value > runs["nada", target, seed] for (label, target, seed), value in runs.items() if label == "few")
-    assert (line["method"], line["against"], int(line["pairs"]), int(line["wins"])) == ("few", "nada", 4, wins)
+    wins = sum(
+        value > runs["nada", target, seed] for (label, target, seed), value in runs.items() if label == "few"
+    )
+    assert (line["method"], line["against"], int(line["pairs"]), int(line["wins"])) == (
+        "few",
+        "nada",
+        4,
+        wins,
+    )
     assert float(line["rate low"]) <= float(line["rate"]) == wins / 4 <= float(line["rate high"])
 
 
-def test_the_same_call_again_runs_nothing_and_another_target_runs_only_that(world: Path, copied: Path) -> None:
+def test_the_same_call_again_runs_nothing_and_another_target_runs_only_that(
+    world: Path, copied: Path
+) -> None:
     before, events = stamps(copied), []
     compared(world, copied, progress=events.append)
     assert stamps(copied) == before and [event["kind"] for event in events] == ["compare"]
@@ -204,15 +235,22 @@ def test_the_same_call_again_runs_nothing_and_another_target_runs_only_that(worl
     assert len(done.records) == 6 and done.failed == {}
 
 
-def test_other_seeds_of_pictures_are_measured_anew_without_running_anything(world: Path, copied: Path) -> None:
+def test_other_seeds_of_pictures_are_measured_anew_without_running_anything(
+    world: Path, copied: Path
+) -> None:
     weights = [path.stat().st_mtime_ns for path in sorted(copied.rglob("generator.safetensors"))]
     few: dict[str, Any] = {"targets": ("zombie",), "seeds": (0,)}
     shown = compared(world, copied, eval_seeds="8-15", page_only=True, **few)
     assert len(shown.failed) == 2 and "measured in another way" in next(iter(shown.failed.values()))
     again = compared(world, copied, eval_seeds="8-15", **few)
-    assert again.failed == {} and [path.stat().st_mtime_ns for path in sorted(copied.rglob("generator.safetensors"))] == weights
+    assert (
+        again.failed == {}
+        and [path.stat().st_mtime_ns for path in sorted(copied.rglob("generator.safetensors"))] == weights
+    )
     values = {line["diversity"] for line in lines(copied / "runs.csv")}
-    assert len(values) == 2 and not values & {line["diversity"] for line in lines(world / "compare" / "runs.csv")}
+    assert len(values) == 2 and not values & {
+        line["diversity"] for line in lines(world / "compare" / "runs.csv")
+    }
 
 
 def test_other_options_in_the_same_folder_are_refused_before_anything_runs(world: Path, copied: Path) -> None:
@@ -248,13 +286,16 @@ def test_ctrl_c_leaves_a_page_and_the_same_call_goes_on(world: Path, tmp_path: P
     done = compared(world, tmp_path / "out", **options)
     for name in ("nada--zombie--seed0", "few--zombie--seed0"):
         one, other = (
-            load_file(folder / "runs" / name / "generator.safetensors") for folder in (tmp_path / "out", world / "compare")
+            load_file(folder / "runs" / name / "generator.safetensors")
+            for folder in (tmp_path / "out", world / "compare")
         )
         assert all(torch.equal(one[key], other[key]) for key in other)
     assert done.missing == 0 and done.failed == {}
 
 
-def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no_other(world: Path, tmp_path: Path) -> None:
+def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no_other(
+    world: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "out" / "runs" / "nada--zombie--seed0"
     shutil.copytree(world / "compare" / "runs" / broken.name, broken)
     (broken / "generator.safetensors").unlink()
@@ -282,7 +323,9 @@ def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no
         ({"shared": {"clip": ("nowhere/clip",)}}, "nowhere/clip"),
     ],
 )
-def test_wrong_options_are_named_before_anything_runs(world: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_wrong_options_are_named_before_anything_runs(
+    world: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         compared(world, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -300,7 +343,9 @@ def test_words_that_a_guide_never_learned_only_warn(world: Path, copied: Path) -
 def test_the_page_needs_no_other_file_and_shows_every_method_target_and_number(world: Path) -> None:
     page = (world / "compare" / "compare.html").read_text("utf-8")
     assert re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)', page) == [] and "<script" not in page
-    assert page.count("data:image/png") == 2 * (2 + 1)  # per target the methods and the source; there is no truth here
+    assert page.count("data:image/png") == 2 * (
+        2 + 1
+    )  # per target the methods and the source; there is no truth here
     for text in (*TARGETS, "nada", "few", "mapper.steps", "CLIP score", "nearer to 1 is better", "8 of 8"):
         assert text in page
     line = lines(world / "compare" / "summary.csv")[0]
@@ -321,7 +366,19 @@ def test_the_strips_hold_the_pictures_that_the_runs_draw(world: Path) -> None:
 
 
 def test_the_command_on_the_page_reads_back_as_the_same_comparison(world: Path) -> None:
-    words = ["compare", "--methods", *METHODS, "--targets", *TARGETS, "--seeds", "0", "1", "--steps", "3", "--train.free-rgb"]
+    words = [
+        "compare",
+        "--methods",
+        *METHODS,
+        "--targets",
+        *TARGETS,
+        "--seeds",
+        "0",
+        "1",
+        "--steps",
+        "3",
+        "--train.free-rgb",
+    ]
     words += [
         "--judge",
         "j",
@@ -339,7 +396,11 @@ def test_the_command_on_the_page_reads_back_as_the_same_comparison(world: Path) 
     ]
     asked = cli.parse(words)
     assert isinstance(asked, commands.Compare)
-    assert asked.shared["train.steps"] == 3 and asked.shared["run.device"] == "cpu" and asked.shared["clip"] == ["a", "b"]
+    assert (
+        asked.shared["train.steps"] == 3
+        and asked.shared["run.device"] == "cpu"
+        and asked.shared["clip"] == ["a", "b"]
+    )
     again = cli.parse(shlex.split(command(asked.config, asked.shared))[1:])
     assert isinstance(again, commands.Compare)
     assert (again.config, again.shared) == (asked.config, asked.shared)
@@ -356,9 +417,43 @@ def test_the_command_line_compares_and_tells_programs_where_everything_is(
         "--judge",
         str(world / "judge"),
     ]
-    shared = ["--steps", "3", "--lr", "0.02", "--train.select-batch", "2", "--device", "cpu", "--samples", "2"]
-    measured = ["--metrics", "clip_score", "diversity", "--eval-seeds", "0-7", "--pictures", "3", "--out", str(copied), "--json"]
-    words = ["compare", "--methods", *METHODS, "--targets", *TARGETS, "--seeds", "0", "1", *models, *shared, *measured]
+    shared = [
+        "--steps",
+        "3",
+        "--lr",
+        "0.02",
+        "--train.select-batch",
+        "2",
+        "--device",
+        "cpu",
+        "--samples",
+        "2",
+    ]
+    measured = [
+        "--metrics",
+        "clip_score",
+        "diversity",
+        "--eval-seeds",
+        "0-7",
+        "--pictures",
+        "3",
+        "--out",
+        str(copied),
+        "--json",
+    ]
+    words = [
+        "compare",
+        "--methods",
+        *METHODS,
+        "--targets",
+        *TARGETS,
+        "--seeds",
+        "0",
+        "1",
+        *models,
+        *shared,
+        *measured,
+    ]
     before = stamps(copied)
     assert cli.main(words) == 0
     told = json.loads(capsys.readouterr().out)
@@ -389,7 +484,9 @@ def voted(folder: Path, path: Path, choose: Any) -> Path:
     return path
 
 
-def test_votes_become_shares_of_the_later_method_over_the_earlier(world: Path, copied: Path, tmp_path: Path) -> None:
+def test_votes_become_shares_of_the_later_method_over_the_earlier(
+    world: Path, copied: Path, tmp_path: Path
+) -> None:
     def choose(pair: dict[str, Any]) -> str:
         if pair["target"] == "sketch":
             return "neither"
@@ -417,7 +514,9 @@ def test_votes_become_shares_of_the_later_method_over_the_earlier(world: Path, c
         ('{"schema": 1, "votes": {"0123": "first"}}', "other pictures"),
     ],
 )
-def test_files_that_hold_no_votes_of_this_comparison_are_refused(world: Path, tmp_path: Path, content: str, said: str) -> None:
+def test_files_that_hold_no_votes_of_this_comparison_are_refused(
+    world: Path, tmp_path: Path, content: str, said: str
+) -> None:
     (tmp_path / "votes.json").write_text(content)
     with pytest.raises(InputError, match=said):
         compared(world, world / "compare", page_only=True, votes=(tmp_path / "votes.json",))

@@ -20,8 +20,14 @@ def test_runs_of_diffusion_models_are_compared_and_the_page_says_how_their_pictu
     for name, seed in (("guide", 1), ("judge", 5)):
         save_clip(tiny.clip(seed), tmp_path / name)
     tuning = {"t0": 300, "invert_steps": 3, "train_steps": 2, "sample_steps": 3, "num_pictures": 4}
-    shared = {"recipe": "portraits-ddpm", "generator": str(tmp_path / "ddpm.safetensors"), "clip": (str(tmp_path / "guide"),)}
-    shared |= {f"train.diffusion.{name}": value for name, value in tuning.items()} | {"train.monitor.every": 0}
+    shared = {
+        "recipe": "portraits-ddpm",
+        "generator": str(tmp_path / "ddpm.safetensors"),
+        "clip": (str(tmp_path / "guide"),),
+    }
+    shared |= {f"train.diffusion.{name}": value for name, value in tuning.items()} | {
+        "train.monitor.every": 0
+    }
     shared |= {"mapper.steps": 2, "mapper.batch": 3, "train.steps": 2, "run.device": "cpu", "run.samples": 2}
     done = compare(
         methods=("diffusionclip", "ipl"),

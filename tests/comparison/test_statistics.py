@@ -42,7 +42,9 @@ def test_groups_of_unequal_size_are_drawn_as_a_slow_loop_draws_them() -> None:
     means = []
     for _ in range(20_000):
         drawn = [dice.choice(groups) for _ in groups]
-        means.append(statistics.mean(value for group in drawn for value in (dice.choice(group) for _ in group)))
+        means.append(
+            statistics.mean(value for group in drawn for value in (dice.choice(group) for _ in group))
+        )
     found = resampled(groups, draws=20_000, level=0.8)
     assert found.value == pytest.approx(statistics.mean(itertools.chain(*groups)))
     assert found.low == pytest.approx(sorted(means)[2000], abs=0.02)
@@ -74,7 +76,9 @@ def test_mean_and_spread_are_those_of_the_standard_library_and_pass_over_what_is
         ("near 1", (0.5, 1.2, 0.75), None),
     ],
 )
-def test_only_a_lead_beyond_the_spread_of_both_is_marked(better: Better, means: tuple[float, ...], best: str | None) -> None:
+def test_only_a_lead_beyond_the_spread_of_both_is_marked(
+    better: Better, means: tuple[float, ...], best: str | None
+) -> None:
     spreads = (0.05, 0.11, 0.02)
     cells = {name: Cell(mean, spread, 3) for name, mean, spread in zip("abc", means, spreads, strict=True)}
     assert leader(cells, better) == best

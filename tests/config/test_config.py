@@ -33,7 +33,12 @@ def message(**values: Any) -> str:
 def test_the_defaults_are_the_published_settings() -> None:
     config = AdaptConfig(target="disney")
     assert (config.mapper.steps, config.mapper.batch, config.mapper.lr) == (300, 32, 0.05)
-    assert (config.train.steps, config.train.batch, config.train.lr, config.train.ema) == (300, 2, 0.002, 0.99)
+    assert (config.train.steps, config.train.batch, config.train.lr, config.train.ema) == (
+        300,
+        2,
+        0.002,
+        0.99,
+    )
     assert (config.mapper.lambda_domain, config.mapper.lambda_source) == (1.0, 0.0)
     assert (config.train.layers, config.train.select_every, config.train.select_batch) == ("adaptive", 1, 8)
 
@@ -70,11 +75,16 @@ def test_conflicts_are_reported_at_once() -> None:
 
 
 def test_a_problem_names_option_value_and_default() -> None:
-    assert message(train={"steps": -3}) == "train.steps must be greater than or equal to 1, got -3; the default is 300."
+    assert (
+        message(train={"steps": -3})
+        == "train.steps must be greater than or equal to 1, got -3; the default is 300."
+    )
 
 
 def test_a_section_alone_names_its_problems_too() -> None:
-    with pytest.raises(InputError, match=r"mapper\.batch must be greater than or equal to 2, got 1; the default is 32"):
+    with pytest.raises(
+        InputError, match=r"mapper\.batch must be greater than or equal to 2, got 1; the default is 32"
+    ):
         MapperConfig(batch=1)
 
 

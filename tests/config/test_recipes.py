@@ -25,7 +25,13 @@ def test_overrides_win_over_the_recipe() -> None:
 def test_the_published_recipe_has_the_published_numbers() -> None:
     config = recipe("ipl-paper", "disney")
     mapper, train = config.mapper, config.train
-    assert (mapper.steps, mapper.batch, mapper.lr, mapper.lambda_domain, mapper.context) == (300, 32, 0.05, 1.0, "a photo of a")
+    assert (mapper.steps, mapper.batch, mapper.lr, mapper.lambda_domain, mapper.context) == (
+        300,
+        32,
+        0.05,
+        1.0,
+        "a photo of a",
+    )
     assert (train.steps, train.batch, train.lr, train.ema, train.layers) == (300, 2, 0.002, 0.99, "adaptive")
 
 
@@ -41,14 +47,29 @@ def test_an_unknown_recipe_is_refused_with_the_known_names() -> None:
 def test_a_generator_of_ones_own_takes_the_published_settings() -> None:
     assert recipe_for("portraits") == "portraits"
     assert recipe_for("ffhq.pt") == "ipl-paper"
-    assert recipe_for("celebahq", "diffusionclip") == "diffusionclip" and recipe_for("portraits-ddpm", "ipl") == "portraits-ddpm"
+    assert (
+        recipe_for("celebahq", "diffusionclip") == "diffusionclip"
+        and recipe_for("portraits-ddpm", "ipl") == "portraits-ddpm"
+    )
 
 
 def test_the_recipe_of_diffusion_models_has_the_published_numbers() -> None:
     config = recipe("diffusionclip", "zombie", generator="celebahq")
     train, way = config.train, config.train.diffusion
-    assert (train.steps, train.batch, train.lr, train.ema, train.layers) == (5 * way.num_pictures, 1, 8e-6, 0.0, "all")
-    assert (way.t0, way.invert_steps, way.train_steps, way.num_pictures, way.lr_growth) == (500, 40, 6, 50, 1.3)
+    assert (train.steps, train.batch, train.lr, train.ema, train.layers) == (
+        5 * way.num_pictures,
+        1,
+        8e-6,
+        0.0,
+        "all",
+    )
+    assert (way.t0, way.invert_steps, way.train_steps, way.num_pictures, way.lr_growth) == (
+        500,
+        40,
+        6,
+        50,
+        1.3,
+    )
     assert (config.losses.direction, config.losses.pixel, config.losses.identity) == (3.0, 1.0, 0.0)
 
 
@@ -56,7 +77,11 @@ def test_the_recipe_of_diffusion_models_has_the_published_numbers() -> None:
 def test_a_recipe_builds_on_what_suits_the_generator(name: str) -> None:
     own, other = recipe(name, "zombie"), recipe(name, "zombie", generator="ffhq.pt")
     assert own.clip == recipe("portraits", "zombie").clip and own.train.batch == 4
-    assert other.clip == recipe("ipl-paper", "zombie").clip and other.mapper.context == "a photo of a" and other.train.batch == 2
+    assert (
+        other.clip == recipe("ipl-paper", "zombie").clip
+        and other.mapper.context == "a photo of a"
+        and other.train.batch == 2
+    )
 
 
 def test_the_named_recipes_differ_in_what_they_are_for() -> None:
@@ -65,4 +90,7 @@ def test_the_named_recipes_differ_in_what_they_are_for() -> None:
     assert (plain.source, identity.source, within.source) == ("photo", "human", "human")
     assert within.train.steps < identity.train.steps < plain.train.steps < far.train.steps
     assert plain == recipe("ipl-paper", "zombie", generator="ffhq.pt", recipe="style")
-    assert recipe("far", "pencil sketch").mapper.mean == "label" and recipe("style", "pencil sketch").mapper.mean == "words"
+    assert (
+        recipe("far", "pencil sketch").mapper.mean == "label"
+        and recipe("style", "pencil sketch").mapper.mean == "words"
+    )

@@ -20,7 +20,9 @@ from zeroshift.files import checkpoints, registry
 from zeroshift.models import seeds as latent
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
 
-CONFIG = StyleGAN2Config(size=32, latent_dim=6, style_dim=10, mapping_depth=3, channel_base=128, channel_max=12)
+CONFIG = StyleGAN2Config(
+    size=32, latent_dim=6, style_dim=10, mapping_depth=3, channel_base=128, channel_max=12
+)
 
 
 @pytest.fixture
@@ -52,7 +54,9 @@ def assert_equal_states(one: StyleGAN2Generator, other: StyleGAN2Generator) -> N
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_our_file_gives_back_weights_architecture_and_metadata(generator: StyleGAN2Generator, ours: Path) -> None:
+def test_our_file_gives_back_weights_architecture_and_metadata(
+    generator: StyleGAN2Generator, ours: Path
+) -> None:
     found, metadata = checkpoints.load_generator_file(ours)
     loaded = tiny.styled(found)
     assert_equal_states(loaded, generator)
@@ -60,10 +64,14 @@ def test_our_file_gives_back_weights_architecture_and_metadata(generator: StyleG
     assert metadata["target"] == "pencil sketch"
 
 
-def test_foreign_layout_gives_back_equal_weights_and_channels(generator: StyleGAN2Generator, foreign: Path) -> None:
+def test_foreign_layout_gives_back_equal_weights_and_channels(
+    generator: StyleGAN2Generator, foreign: Path
+) -> None:
     loaded = tiny.styled(checkpoints.load_generator_file(foreign)[0])
     assert_equal_states(loaded, generator)
-    assert [loaded.config.channels(side) for side in (4, 8, 16, 32)] == [CONFIG.channels(side) for side in (4, 8, 16, 32)]
+    assert [loaded.config.channels(side) for side in (4, 8, 16, 32)] == [
+        CONFIG.channels(side) for side in (4, 8, 16, 32)
+    ]
 
 
 def test_discriminators_round_trip_in_both_layouts(tmp_path: Path) -> None:
@@ -90,17 +98,23 @@ def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, t
         made = StyleGAN2Generator(config)
         checkpoints.export_pt(tmp_path / "g.pt", made)
         state, official = content(tmp_path / "g.pt")["g_ema"], meta["keys"]
-    assert {key: list(value.shape) for key, value in state.items()} == {key: entry["shape"] for key, entry in official.items()}
+    assert {key: list(value.shape) for key, value in state.items()} == {
+        key: entry["shape"] for key, entry in official.items()
+    }
 
 
 @pytest.mark.parametrize("prefix", ["module.", "generator.", "decoder."])
 def test_prefixes_of_wrappers_are_dropped(prefix: str, generator: StyleGAN2Generator, foreign: Path) -> None:
     inner = {prefix + key: value for key, value in content(foreign)["g_ema"].items()}
-    torch.save({"g_ema": inner, "latent_avg": generator.latent_avg, "args": argparse.Namespace(size=32)}, foreign)
+    torch.save(
+        {"g_ema": inner, "latent_avg": generator.latent_avg, "args": argparse.Namespace(size=32)}, foreign
+    )
     assert_equal_states(tiny.styled(checkpoints.load_generator_file(foreign)[0]), generator)
 
 
-def test_encoder_files_with_one_average_per_layer_are_read(generator: StyleGAN2Generator, foreign: Path) -> None:
+def test_encoder_files_with_one_average_per_layer_are_read(
+    generator: StyleGAN2Generator, foreign: Path
+) -> None:
     inner = {"decoder." + key: value for key, value in content(foreign)["g_ema"].items()}
     inner["encoder.input_layer.0.weight"] = torch.zeros(2)
     torch.save({"state_dict": inner, "opts": {}, "latent_avg": generator.latent_avg.repeat(8, 1)}, foreign)
@@ -108,7 +122,9 @@ def test_encoder_files_with_one_average_per_layer_are_read(generator: StyleGAN2G
     torch.testing.assert_close(loaded.latent_avg, generator.latent_avg)
 
 
-def test_a_missing_average_style_is_computed_the_same_way_every_time(generator: StyleGAN2Generator, foreign: Path) -> None:
+def test_a_missing_average_style_is_computed_the_same_way_every_time(
+    generator: StyleGAN2Generator, foreign: Path
+) -> None:
     torch.save(content(foreign)["g_ema"], foreign)
     first, second = (tiny.styled(checkpoints.load_generator_file(foreign)[0]).latent_avg for _ in range(2))
     z = torch.randn(20000, 6, generator=latent.rng("check"))
@@ -164,7 +180,9 @@ def wrong(kind: str, folder: Path, ours: Path, foreign: Path) -> Path:
         facts = {"format": checkpoints.GENERATOR_FORMAT, "config": json.dumps({"size": 64})}
         save_file(tensors, path, facts)
     else:
-        whole = {"truncated ours": ours, "truncated torch": foreign, "empty": ours, "text": ours}[kind].read_bytes()
+        whole = {"truncated ours": ours, "truncated torch": foreign, "empty": ours, "text": ours}[
+            kind
+        ].read_bytes()
         path.write_bytes({"empty": b"", "text": b"not weights at all"}.get(kind, whole[: len(whole) // 2]))
     return path
 
@@ -195,7 +213,9 @@ def wrong(kind: str, folder: Path, ours: Path, foreign: Path) -> Path:
         ("other size", "lacks"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_sentence(kind: str, says: str, tmp_path: Path, ours: Path, foreign: Path) -> None:
+def test_a_wrong_file_is_refused_in_one_sentence(
+    kind: str, says: str, tmp_path: Path, ours: Path, foreign: Path
+) -> None:
     path = wrong(kind, tmp_path, ours, foreign)
     with pytest.raises(InputError, match=says) as caught:
         checkpoints.load_generator_file(path)
@@ -213,8 +233,12 @@ def test_files_that_would_run_code_are_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("stop"), KeyboardInterrupt()])
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(failure: BaseException, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("stop"), KeyboardInterrupt()]
+)
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
+    failure: BaseException, tmp_path: Path
+) -> None:
     place = tmp_path / "weights"
     place.write_text("old")
     expected = RunError if isinstance(failure, OSError) else type(failure)
@@ -225,12 +249,16 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(failure: Ba
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
-def test_writing_into_a_folder_that_does_not_exist_is_bad_input(generator: StyleGAN2Generator, tmp_path: Path) -> None:
+def test_writing_into_a_folder_that_does_not_exist_is_bad_input(
+    generator: StyleGAN2Generator, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="cannot write in"):
         checkpoints.save_generator(tmp_path / "nowhere" / "g.safetensors", generator)
 
 
-def test_a_generator_is_found_by_file_and_by_folder_with_the_hash_of_its_file(ours: Path, tmp_path: Path) -> None:
+def test_a_generator_is_found_by_file_and_by_folder_with_the_hash_of_its_file(
+    ours: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "generator.safetensors").write_bytes(ours.read_bytes())
@@ -239,7 +267,9 @@ def test_a_generator_is_found_by_file_and_by_folder_with_the_hash_of_its_file(ou
     assert by_folder.path == folder / "generator.safetensors" and not by_file.is_portraits
 
 
-def test_a_generator_of_the_built_in_world_is_known_by_its_metadata(generator: StyleGAN2Generator, tmp_path: Path) -> None:
+def test_a_generator_of_the_built_in_world_is_known_by_its_metadata(
+    generator: StyleGAN2Generator, tmp_path: Path
+) -> None:
     checkpoints.save_generator(tmp_path / "g", generator, {"world": "portraits"})
     assert registry.load_generator(tmp_path / "g")[1].is_portraits
 
@@ -253,7 +283,9 @@ def test_a_generator_of_the_built_in_world_is_known_by_its_metadata(generator: S
         ("portraits-judge", "is a CLIP"),
     ],
 )
-def test_an_unknown_generator_is_refused_with_the_names_there_are(spec: str, says: str, tmp_path: Path) -> None:
+def test_an_unknown_generator_is_refused_with_the_names_there_are(
+    spec: str, says: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=says):
         registry.load_generator(spec or tmp_path / "gone.pt")
 

@@ -24,7 +24,11 @@ from zeroshift.files.clip_layouts import from_openai_state, openai_sizes
 from zeroshift.files.clips import load_clip_file, load_clip_folder, save_clip, split_activation
 from zeroshift.files.registry import load_clip
 
-SIZES = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
+SIZES = {
+    "input_resolution": torch.tensor(32),
+    "context_length": torch.tensor(77),
+    "vocab_size": torch.tensor(49408),
+}
 
 
 def same(ours: ClipModel, other: ClipModel) -> bool:
@@ -35,7 +39,9 @@ def same(ours: ClipModel, other: ClipModel) -> bool:
 
 
 @pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
-def test_a_saved_built_in_clip_comes_back_whole(vision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_built_in_clip_comes_back_whole(
+    vision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bank = TemplateBank("faces", ("{}", "a {} of a face"))
     clip = small(vision, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), templates=bank, context="a face")
     save_clip(clip, tmp_path)
@@ -52,7 +58,9 @@ def test_a_saved_built_in_clip_comes_back_whole(vision: str, tmp_path: Path, cap
 def test_a_transformers_clip_with_openais_vocabulary_is_read_with_its_processor(tmp_path: Path) -> None:
     model = vit()
     model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": 32}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": 32})
+    )
     clip = load_clip_folder(tmp_path, name="mine")
     assert (clip.name, clip.mean, clip.std, clip.resolution) == ("mine", (0.5,) * 3, (0.25,) * 3, 32)
     assert isinstance(clip.tokenizer, BytePairTokenizer) and (clip.text_width, clip.embed_dim) == (16, 12)
@@ -70,7 +78,9 @@ def test_without_a_processor_file_openais_constants_are_taken(tmp_path: Path) ->
 
 def test_a_foreign_vocabulary_is_read_with_the_tokenizer_of_its_folder(tmp_path: Path) -> None:
     letters = "abcdefgh"
-    vocabulary = {token: number for number, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    vocabulary = {
+        token: number for number, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])
+    }
     vocabulary |= {"ab</w>": 16, "<|startoftext|>": 17, "<|endoftext|>": 18}
     files = tmp_path / "words"
     files.mkdir()
@@ -82,16 +92,24 @@ def test_a_foreign_vocabulary_is_read_with_the_tokenizer_of_its_folder(tmp_path:
     assert isinstance(clip.tokenizer, HubTokenizer)
     assert clip.tokenize(["ab cab", "d"])[:, :5].tolist() == [[17, 16, 2, 16, 18], [17, 11, 18, 0, 0]]
     save_clip(clip, tmp_path / "again")
-    assert torch.equal(load_clip_folder(tmp_path / "again").encode_text(["ab cab"]), clip.encode_text(["ab cab"]))
+    assert torch.equal(
+        load_clip_folder(tmp_path / "again").encode_text(["ab cab"]), clip.encode_text(["ab cab"])
+    )
 
 
 @pytest.mark.parametrize("resnet", [False, True], ids=["vit", "resnet"])
-def test_openais_archive_is_read_as_tensors_and_widened(resnet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openais_archive_is_read_as_tensors_and_widened(
+    resnet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half = {key: value.half() for key, value in openai_state(resnet).items()}
     write_archive(tmp_path / "model.pt", half | SIZES)
     monkeypatch.setattr(torch.jit, "load", None)
     clip = load_clip_file(tmp_path / "model.pt")
-    assert clip.name == "model" and clip.dtype == torch.float32 and clip.model.config.text_config.hidden_act == "quick_gelu"
+    assert (
+        clip.name == "model"
+        and clip.dtype == torch.float32
+        and clip.model.config.text_config.hidden_act == "quick_gelu"
+    )
     assert (
         clip.convolutional == resnet
         and clip.resolution == (64 if resnet else 32)
@@ -110,7 +128,8 @@ WRAPPERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
     },
     "text apart": lambda state: {
-        key if key.startswith("visual.") or key == "logit_scale" else f"text.{key}": state[key] for key in state
+        key if key.startswith("visual.") or key == "logit_scale" else f"text.{key}": state[key]
+        for key in state
     },
     "with a bias of the sigmoid loss": lambda state: state | {"logit_bias": torch.tensor(-10.0)},
 }
@@ -124,11 +143,18 @@ def test_state_dicts_are_found_in_whatever_wraps_them(how: str, resnet: bool, tm
     torch.save(wrapped, tmp_path / "weights.bin")
     assert same(load_clip_file(tmp_path / "weights.bin", activation="quick_gelu"), from_openai_state(state))
     if how in ("bare", "text apart"):
-        save_file({key: value.contiguous() for key, value in wrapped.items()}, tmp_path / "weights.safetensors")
-        assert same(load_clip_file(tmp_path / "weights.safetensors", activation="quick_gelu"), from_openai_state(state))
+        save_file(
+            {key: value.contiguous() for key, value in wrapped.items()}, tmp_path / "weights.safetensors"
+        )
+        assert same(
+            load_clip_file(tmp_path / "weights.safetensors", activation="quick_gelu"),
+            from_openai_state(state),
+        )
 
 
-def slow_text(state: dict[str, Tensor], text: str, heads: int, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def slow_text(
+    state: dict[str, Tensor], text: str, heads: int, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Feature of one text by the formulas of a pre-norm transformer, one head and one position at a time."""
     (ids,) = BytePairTokenizer()([text], 77)
     x = state["token_embedding.weight"][ids] + state["positional_embedding"]
@@ -154,7 +180,10 @@ def slow_text(state: dict[str, Tensor], text: str, heads: int, activation: Calla
 
 @pytest.mark.parametrize(
     ("activation", "formula"),
-    [("gelu", lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2), ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x))],
+    [
+        ("gelu", lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+        ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
+    ],
 )
 @pytest.mark.parametrize("heads", [1, 4])
 def test_both_activations_follow_their_formula(activation: Any, formula: Any, heads: int) -> None:
@@ -173,7 +202,11 @@ def test_an_activation_that_nothing_states_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"weights\.pt:quick_gelu.*weights\.pt:gelu"):
         load_clip(plain)
     quick, gelu = load_clip(f"{plain}:quick_gelu"), load_clip(f"{plain}:gelu")
-    assert same(load_clip(named), quick) and not same(gelu, quick) and same(gelu, from_openai_state(state, activation="gelu"))
+    assert (
+        same(load_clip(named), quick)
+        and not same(gelu, quick)
+        and same(gelu, from_openai_state(state, activation="gelu"))
+    )
 
 
 @pytest.mark.parametrize("spec", ["a.pt", "C:\\a.pt", "hf:owner/name", "a:b", ":gelu", "gelu"])
@@ -184,23 +217,37 @@ def test_only_an_activation_behind_a_name_is_split_off(spec: str) -> None:
 def write_open_clip(folder: Path, state: dict[str, Tensor], **config: Any) -> Path:
     """A folder as open_clip puts it on the hub."""
     folder.mkdir(exist_ok=True)
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in state.items()}, folder / "open_clip_model.safetensors"
+    )
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     vision = {"image_size": 32, "layers": 2, "width": 16, "patch_size": 8} | config.pop("vision_cfg", {})
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2} | config.pop("text_cfg", {})
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2} | config.pop(
+        "text_cfg", {}
+    )
     settings = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text, **config}
     processor = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings, "preprocess_cfg": processor}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": settings, "preprocess_cfg": processor})
+    )
     return folder
 
 
 def test_a_folder_of_open_clip_is_read_by_its_config(tmp_path: Path) -> None:
     state = openai_state()
     folder = write_open_clip(tmp_path / "mine", state, vision_cfg={"head_width": 4, "mlp_ratio": 4.0})
-    clip, quick = load_clip(folder), load_clip(write_open_clip(tmp_path / "quick", state, quick_gelu=True, text_cfg={"heads": 1}))
+    clip, quick = (
+        load_clip(folder),
+        load_clip(write_open_clip(tmp_path / "quick", state, quick_gelu=True, text_cfg={"heads": 1})),
+    )
     vision, text = clip.model.config.vision_config, clip.model.config.text_config
     assert (clip.name, clip.mean, clip.std) == ("mine", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    assert (vision.num_attention_heads, text.num_attention_heads, vision.hidden_act, text.hidden_act) == (4, 2, "gelu", "gelu")
+    assert (vision.num_attention_heads, text.num_attention_heads, vision.hidden_act, text.hidden_act) == (
+        4,
+        2,
+        "gelu",
+        "gelu",
+    )
     assert quick.model.config.text_config.hidden_act == "quick_gelu" and not same(clip, quick)
     clip.mean, clip.std = OPENAI_MEAN, (0.26862954, 0.26130258, 0.27577711)
     assert same(clip, from_openai_state(state, vision_heads=4, text_heads=2, activation="gelu"))
@@ -220,8 +267,12 @@ def test_a_folder_of_open_clip_is_read_by_its_config(tmp_path: Path) -> None:
         ({"text_cfg": []}, "open_clip_config.json"),
     ],
 )
-def test_options_of_open_clip_that_change_the_sums_are_refused_by_name(config: Any, said: str, tmp_path: Path) -> None:
-    folder = write_open_clip(tmp_path / "other", openai_state(), **{key: value for key, value in config.items() if value})
+def test_options_of_open_clip_that_change_the_sums_are_refused_by_name(
+    config: Any, said: str, tmp_path: Path
+) -> None:
+    folder = write_open_clip(
+        tmp_path / "other", openai_state(), **{key: value for key, value in config.items() if value}
+    )
     if not all(config.values()):
         facts = json.loads((folder / "open_clip_config.json").read_text())
         facts["model_cfg"] |= config
@@ -238,8 +289,14 @@ def without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     ("change", "said"),
     [
         (lambda state: without(state, "ln_final.weight"), "ln_final.weight"),
-        (lambda state: without(state, "visual.ln_pre.bias"), "lack 1 tensors, as vision_model.pre_layrnorm.bias"),
-        (lambda state: state | {"text_decoder.ln.weight": torch.zeros(2)}, "unknown architecture, as text_decoder.ln.weight"),
+        (
+            lambda state: without(state, "visual.ln_pre.bias"),
+            "lack 1 tensors, as vision_model.pre_layrnorm.bias",
+        ),
+        (
+            lambda state: state | {"text_decoder.ln.weight": torch.zeros(2)},
+            "unknown architecture, as text_decoder.ln.weight",
+        ),
         (lambda state: state | {"visual.proj": torch.zeros(3, 12)}, "is .12, 3. where .12, 16. is expected"),
         (lambda state: state | {"token_embedding.weight": torch.zeros(100, 16)}, "knows 100 tokens"),
         (lambda state: {"visual.trunk.blocks.0.w": torch.zeros(1)}, "picture tower is of timm"),
@@ -285,14 +342,19 @@ def test_the_released_resnets_have_their_published_size(
     layers: tuple[int, ...], width: int, side: int, text_width: int, embed_dim: int, parameters: int
 ) -> None:
     text = transformers.CLIPTextConfig(
-        vocab_size=49408, hidden_size=text_width, intermediate_size=4 * text_width, num_attention_heads=text_width // 64
+        vocab_size=49408,
+        hidden_size=text_width,
+        intermediate_size=4 * text_width,
+        num_attention_heads=text_width // 64,
     )
     with torch.device("meta"):
         model = ResNetClip(ResNetClipConfig(text, layers, width, side, width // 2, embed_dim))
     assert sum(each.numel() for each in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize(("width", "heads"), [(64, 1), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16)])
+@pytest.mark.parametrize(
+    ("width", "heads"), [(64, 1), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16)]
+)
 def test_heads_of_the_known_widths_are_the_published_ones(width: int, heads: int) -> None:
     state = openai_state()
     state["visual.conv1.weight"] = torch.zeros(width, 3, 2, 2)
@@ -313,16 +375,28 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> No
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:1000]), "cannot load"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:1000]),
+        "cannot load",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot load"),
     "no config": (lambda f: (f / "config.json").unlink(), "transformers' names"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json is no json file"),
     "a list for a config": (lambda f: (f / "config.json").write_text("[]"), "config.json is no table"),
-    "broken processor": (lambda f: (f / "preprocessor_config.json").write_text("{"), "preprocessor_config.json is no json"),
+    "broken processor": (
+        lambda f: (f / "preprocessor_config.json").write_text("{"),
+        "preprocessor_config.json is no json",
+    ),
     "broken words": (lambda f: (f / "vocab.json").write_text("{"), "vocab.json is no json file"),
-    "words of another model": (lambda f: (f / "vocab.json").write_text('["a"]'), "vocab.json gives 6 ids, config.json"),
+    "words of another model": (
+        lambda f: (f / "vocab.json").write_text('["a"]'),
+        "vocab.json gives 6 ids, config.json",
+    ),
     "bad templates": (lambda f: (f / "zeroshift.json").write_text('{"templates": 3}'), "cannot load"),
-    "two colours": (lambda f: (f / "preprocessor_config.json").write_text('{"image_mean": [1, 2]}'), "cannot load"),
+    "two colours": (
+        lambda f: (f / "preprocessor_config.json").write_text('{"image_mean": [1, 2]}'),
+        "cannot load",
+    ),
     "incomplete": (
         lambda f: edit_weights(f, lambda t: t.pop("text_projection.weight")),
         "lack 1 tensors, as text_projection.weight",
@@ -335,15 +409,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_config(f, "text_config", num_hidden_layers=1),
         "does not know, as text_model.encoder.layers.1",
     ),
-    "another picture size": (lambda f: edit_config(f, "vision_config", image_size=32), "32 px in config.json and of 64 px"),
-    "a word for a number": (lambda f: edit_config(f, "text_config", hidden_size="x"), "expected int, got str"),
+    "another picture size": (
+        lambda f: edit_config(f, "vision_config", image_size=32),
+        "32 px in config.json and of 64 px",
+    ),
+    "a word for a number": (
+        lambda f: edit_config(f, "text_config", hidden_size="x"),
+        "expected int, got str",
+    ),
     "another architecture": (lambda f: edit_config(f, model_type="bert"), "is a bert model"),
-    "an unknown architecture": (lambda f: edit_config(f, model_type="not_yet_known"), "is a not_yet_known model"),
+    "an unknown architecture": (
+        lambda f: edit_config(f, model_type="not_yet_known"),
+        "is a not_yet_known model",
+    ),
 }
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_damaged_folders_are_refused_in_one_sentence(how: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_folders_are_refused_in_one_sentence(
+    how: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     save_clip(small(), tmp_path)
     change, said = DAMAGES[how]
     change(tmp_path)
@@ -385,12 +470,17 @@ def test_openais_resnets_are_not_written_as_what_they_are_not(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("files", "says"), [({}, "has no tokenizer"), ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "cannot load")]
+    ("files", "says"),
+    [({}, "has no tokenizer"), ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "cannot load")],
 )
-def test_a_folder_whose_words_are_missing_or_damaged_is_refused(files: dict[str, str], says: str, tmp_path: Path) -> None:
+def test_a_folder_whose_words_are_missing_or_damaged_is_refused(
+    files: dict[str, str], says: str, tmp_path: Path
+) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text, vision = {**sizes, "vocab_size": 1000}, {**sizes, "image_size": 32, "patch_size": 16}
-    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(
+        tmp_path
+    )
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=says):

@@ -1,4 +1,5 @@
-"""The built-in diffusion model of photos: its loss is the published one, its training goes on where it was, it meets its card."""
+"""The built-in diffusion model of photos: its loss is the published one, its training goes on where it was,
+it meets its card."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def test_the_averaged_weights_are_those_of_the_slow_formula(tmp_path) -> None:
         averages[steps], latest[steps] = saved["average"], saved["unet"]
     decay = 2 / 11
     for name, value in averages[2].items():
-        assert torch.allclose(value, decay * averages[1][name] + (1 - decay) * latest[2][name], atol=1e-7), name
+        assert torch.allclose(value, decay * averages[1][name] + (1 - decay) * latest[2][name], atol=1e-7), (
+            name
+        )
 
 
 def test_the_loss_is_the_error_of_the_clean_picture_weighed_by_the_signal_to_noise_ratio_and_one() -> None:
@@ -113,7 +116,9 @@ def test_a_preview_shows_the_first_seeds_row_by_row(tmp_path) -> None:
     model = train_ddpm.wrap(build_unet(SMALL).eval())
     train_ddpm.preview(model, tmp_path / "grid.png", steps=2, across=2, down=2)
     made = model.generate(model.latents([2]), steps=2)[0].detach().clamp(-1, 1)
-    shown = torch.from_numpy(np.array(Image.open(tmp_path / "grid.png")))[64:, :64].permute(2, 0, 1) / 127.5 - 1
+    shown = (
+        torch.from_numpy(np.array(Image.open(tmp_path / "grid.png")))[64:, :64].permute(2, 0, 1) / 127.5 - 1
+    )
     assert float((shown - made).abs().mean()) < 0.02
 
 
@@ -134,7 +139,9 @@ def test_the_shipped_model_makes_portraits_and_finds_the_way_to_the_noise_and_ba
     with torch.no_grad():
         made = model.sample(range(4), 20)
     judge = load_clip("portraits-judge")
-    photo, *domains = (normalize(judge.encode_text(judge.templates.sentences(d))).mean(0) for d in portraits.DOMAINS)
+    photo, *domains = (
+        normalize(judge.encode_text(judge.templates.sentences(d))).mean(0) for d in portraits.DOMAINS
+    )
     seen = normalize(judge.encode_image(made.clamp(-1, 1)))
     assert bool(((seen @ photo)[:, None] > seen @ torch.stack(domains).T).all())
     people = portraits.render(latent.z_from_seeds(range(900, 902), LATENT_DIM))

@@ -27,14 +27,26 @@ def tensors(*names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, Tensor]:
 
 
 def domain() -> dict[str, Any]:
-    vectors = {f"heads.conv_{index}.params_in": torch.zeros(1, 1, 8 * (index + 1), 1, 1) for index in range(3)}
-    return {"model_type": "parameterization", "da_type": "td", "patch_key": "s_delta", "sg2_params": {}, "state_dict": vectors}
+    vectors = {
+        f"heads.conv_{index}.params_in": torch.zeros(1, 1, 8 * (index + 1), 1, 1) for index in range(3)
+    }
+    return {
+        "model_type": "parameterization",
+        "da_type": "td",
+        "patch_key": "s_delta",
+        "sg2_params": {},
+        "state_dict": vectors,
+    }
 
 
 def encoder() -> dict[str, Any]:
     names = [f"encoder.styles.{index}.convs.0.weight" for index in range(5)]
     state = tensors(*names) | {"encoder.input_layer.0.weight": torch.ones(64, 6, 3, 3)}
-    return {"state_dict": state, "opts": argparse.Namespace(encoder_type="Encoder4Editing"), "latent_avg": torch.ones(18, 512)}
+    return {
+        "state_dict": state,
+        "opts": argparse.Namespace(encoder_type="Encoder4Editing"),
+        "latent_avg": torch.ones(18, 512),
+    }
 
 
 def mapper() -> dict[str, Any]:
@@ -43,18 +55,34 @@ def mapper() -> dict[str, Any]:
 
 
 FOREIGN: list[tuple[str, Any, dict[str, Any]]] = [
-    ("stylegan3", lambda: tensors("synthesis.input.freqs", "synthesis.L0_36_512.weight", "mapping.fc0.weight"), {}),
+    (
+        "stylegan3",
+        lambda: tensors("synthesis.input.freqs", "synthesis.L0_36_512.weight", "mapping.fc0.weight"),
+        {},
+    ),
     ("ipl mapper", mapper, {"layers": 4}),
     ("hyperdomainnet", domain, {"vectors": 3, "numbers": 48, "model_type": "parameterization"}),
-    ("styleclip mapper", lambda: {"state_dict": tensors("mapper.course_mapping.mapping.1.weight"), "opts": {}}, {}),
+    (
+        "styleclip mapper",
+        lambda: {"state_dict": tensors("mapper.course_mapping.mapping.1.weight"), "opts": {}},
+        {},
+    ),
     ("encoder", encoder, {"styles": 5, "input channels": 6}),
-    ("identity", lambda: tensors("input_layer.0.weight", "body.0.res_layer.0.weight", "output_layer.3.weight"), {}),
+    (
+        "identity",
+        lambda: tensors("input_layer.0.weight", "body.0.res_layer.0.weight", "output_layer.3.weight"),
+        {},
+    ),
     ("clip", lambda: tensors("visual.conv1.weight", "token_embedding.weight"), {}),
     ("coop", lambda: {"state_dict": tensors("ctx", "token_prefix"), "epoch": 5}, {}),
     ("lpips", lambda: tensors("lin0.model.1.weight"), {}),
     ("latents", lambda: torch.ones(18, 512), {}),
     ("latents", lambda: {"smile": torch.ones(1, 512)}, {}),
-    ("discriminator", lambda: {"d": StyleGAN2Discriminator(StyleGAN2Config(size=16, channel_max=2)).state_dict()}, {"size": 16}),
+    (
+        "discriminator",
+        lambda: {"d": StyleGAN2Discriminator(StyleGAN2Config(size=16, channel_max=2)).state_dict()},
+        {"size": 16},
+    ),
 ]
 
 
@@ -63,7 +91,9 @@ def test_every_kind_of_file_that_is_named_has_an_example() -> None:
 
 
 @pytest.mark.parametrize(("kind", "make", "details"), FOREIGN)
-def test_files_of_other_kinds_are_named_and_not_taken_for_generators(kind: str, make: Any, details: Any, tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_named_and_not_taken_for_generators(
+    kind: str, make: Any, details: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "file.bin"
     torch.save(make(), path)
     found = inspect(path)
@@ -77,16 +107,27 @@ def test_files_of_other_kinds_are_named_and_not_taken_for_generators(kind: str, 
     assert what in str(caught.value)
 
 
-@pytest.mark.parametrize("layout", ["rosinality", "rosinality legacy", "nvidia", "nvidia state", "tensorflow", "ours"])
+@pytest.mark.parametrize(
+    "layout", ["rosinality", "rosinality legacy", "nvidia", "nvidia state", "tensorflow", "ours"]
+)
 def test_generators_of_every_layout_are_described_alike(layout: str, tmp_path: Path) -> None:
     made = foreign.generator()
     found = inspect(foreign.every_layout(tmp_path, made)[layout])
     assert (found.kind, found.usable, found.problems) == ("generator", True, [])
     assert found.what.endswith(formats.LAYOUTS[{"ours": "zeroshift"}.get(layout, layout.split()[0])])  # pyright: ignore[reportArgumentType]
-    sizes = {"size": 16, "latent_dim": 6, "style_dim": 8, "mapping_depth": 2, "channels": {"4": 8, "8": 8, "16": 4}}
+    sizes = {
+        "size": 16,
+        "latent_dim": 6,
+        "style_dim": 8,
+        "mapping_depth": 2,
+        "channels": {"4": 8, "8": 8, "16": 4},
+    }
     assert found.architecture | sizes == found.architecture
     assert found.parameters == sum(weight.numel() for weight in made.parameters())
-    assert found.average_style == {"present": True, "norm": pytest.approx(made.latent_avg.norm().item(), rel=1e-6)}
+    assert found.average_style == {
+        "present": True,
+        "norm": pytest.approx(made.latent_avg.norm().item(), rel=1e-6),
+    }
 
 
 def test_what_shapes_do_not_show_is_described_too(tmp_path: Path) -> None:
@@ -98,17 +139,26 @@ def test_what_shapes_do_not_show_is_described_too(tmp_path: Path) -> None:
 
 
 def test_labels_and_settings_of_our_own_files_are_shown(tmp_path: Path) -> None:
-    checkpoints.save_generator(tmp_path / "g", foreign.generator(), {"target": "pencil\x1b[2Jsketch", "method": "ipl"})
+    checkpoints.save_generator(
+        tmp_path / "g", foreign.generator(), {"target": "pencil\x1b[2Jsketch", "method": "ipl"}
+    )
     found = inspect(tmp_path / "g")
     assert found.metadata["target"] == "pencil\\x1b[2Jsketch" and found.metadata["method"] == "ipl"
     assert "config" not in found.metadata
 
 
 def test_a_generator_without_an_average_or_noise_says_so(tmp_path: Path) -> None:
-    state = {name: value for name, value in foreign.generator().state().items() if not name.startswith(("latent", "noises"))}
+    state = {
+        name: value
+        for name, value in foreign.generator().state().items()
+        if not name.startswith(("latent", "noises"))
+    }
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "g.pt")
     found = inspect(tmp_path / "g.pt")
-    assert found.average_style == {"present": False, "norm": None} and "absent" in found.architecture["noise_maps"]
+    assert (
+        found.average_style == {"present": False, "norm": None}
+        and "absent" in found.architecture["noise_maps"]
+    )
     assert found.usable and "absent" in found.text()
 
 
@@ -121,15 +171,24 @@ def test_a_generator_that_does_not_fit_together_is_described_as_not_usable(tmp_p
 
 
 def test_an_encoder_beside_a_generator_is_mentioned(tmp_path: Path) -> None:
-    inner = {f"decoder.{name}": value for name, value in layouts.to_rosinality(foreign.generator().state()).items()}
-    torch.save({"state_dict": inner | tensors("encoder.input_layer.0.weight"), "opts": {}}, tmp_path / "e4e.pt")
+    inner = {
+        f"decoder.{name}": value for name, value in layouts.to_rosinality(foreign.generator().state()).items()
+    }
+    torch.save(
+        {"state_dict": inner | tensors("encoder.input_layer.0.weight"), "opts": {}}, tmp_path / "e4e.pt"
+    )
     found = inspect(tmp_path / "e4e.pt")
     assert found.usable and "encoder" in found.problems[0]
 
 
 def test_parts_of_a_training_checkpoint_are_listed_with_their_use(tmp_path: Path) -> None:
     made = foreign.generator()
-    extra = {"g": made.state(), "g_optim": {"state": {}}, "args": argparse.Namespace(size=16), "ada_aug_p": 0.5}
+    extra = {
+        "g": made.state(),
+        "g_optim": {"state": {}},
+        "args": argparse.Namespace(size=16),
+        "ada_aug_p": 0.5,
+    }
     parts = inspect(foreign.rosinality_file(tmp_path / "g.pt", made, **extra)).parts
     assert parts["g_ema"].endswith("used") and "not used" in parts["g"] and "not used" in parts["g_optim"]
     assert parts["args"].startswith("Namespace")
@@ -167,7 +226,9 @@ def test_built_in_models_are_described_by_name() -> None:
     assert judge.parameters == sum(each.numel() for each in loaded.parameters())
 
 
-@pytest.mark.parametrize(("name", "says"), [("nothing", "no generator"), ("empty", "holds no model"), ("broken", "cannot read")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("nothing", "no generator"), ("empty", "holds no model"), ("broken", "cannot read")]
+)
 def test_what_cannot_be_read_is_bad_input(name: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

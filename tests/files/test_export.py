@@ -1,4 +1,5 @@
-"""Generators in other forms: the same weights in every layout, the same pictures from every exported network."""
+"""Generators in other forms: the same weights in every layout, the same pictures from every exported
+network."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def source(generator: StyleGAN2Generator, tmp_path_factory: pytest.TempPathFacto
 
 def styles(generator: StyleGAN2Generator, batch: int) -> Tensor:
     """Styles BKS, other ones for every picture and latent."""
-    return torch.randn(batch, generator.num_latents, generator.style_dim, generator=torch.Generator().manual_seed(batch))
+    return torch.randn(
+        batch, generator.num_latents, generator.style_dim, generator=torch.Generator().manual_seed(batch)
+    )
 
 
 def onnx_images(path: Path, **inputs: Tensor) -> Tensor:
@@ -70,7 +73,9 @@ def test_a_layout_holds_the_same_weights_and_the_average_style(
 def test_the_layouts_are_those_of_the_programs_they_are_for(source: Path, tmp_path: Path) -> None:
     for layout in ("rosinality", "nvidia-state"):
         zeroshift.convert(source, tmp_path / layout, layout)
-    rosinality, nvidia = (torch.load(tmp_path / name, weights_only=True) for name in ("rosinality", "nvidia-state"))
+    rosinality, nvidia = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("rosinality", "nvidia-state")
+    )
     assert set(rosinality) == {"g_ema", "latent_avg"} and "convs.0.conv.blur.kernel" in rosinality["g_ema"]
     assert torch.equal(nvidia["mapping.w_avg"], rosinality["latent_avg"])
     assert torch.equal(nvidia["synthesis.b8.conv0.weight"], rosinality["g_ema"]["convs.0.conv.weight"][0])
@@ -111,12 +116,14 @@ def test_one_class_is_written_where_a_form_has_none_and_a_bound_goes_along(
     torch.testing.assert_close(loaded.map(z), made.map(z, torch.tensor([1, 1])), rtol=0, atol=1e-5)
     zeroshift.convert(source, tmp_path / "synthesis", "torchscript")
     torch.testing.assert_close(
-        torchscript(tmp_path / "synthesis")(made.map(z, torch.tensor([1, 1]))[:, None].repeat(1, 6, 1)), expected
+        torchscript(tmp_path / "synthesis")(made.map(z, torch.tensor([1, 1]))[:, None].repeat(1, 6, 1)),
+        expected,
     )
 
 
 @pytest.mark.parametrize(
-    ("form", "label", "says"), [("rosinality", None, "classes"), ("torchscript", None, "--label"), ("onnx", 3, "0 to 2")]
+    ("form", "label", "says"),
+    [("rosinality", None, "classes"), ("torchscript", None, "--label"), ("onnx", 3, "0 to 2")],
 )
 def test_classes_that_a_form_cannot_hold_are_refused(
     form: Any, label: int | None, says: str, with_classes: tuple[StyleGAN2Generator, Path], tmp_path: Path
@@ -132,7 +139,9 @@ def test_a_label_of_a_generator_without_classes_is_refused(source: Path, tmp_pat
         zeroshift.convert(source, tmp_path / "g", "rosinality", label=0)
 
 
-def test_our_own_file_keeps_what_it_said_and_names_the_file_it_came_from(source: Path, tmp_path: Path) -> None:
+def test_our_own_file_keeps_what_it_said_and_names_the_file_it_came_from(
+    source: Path, tmp_path: Path
+) -> None:
     zeroshift.convert(source, tmp_path / "copy", "safetensors")
     metadata = checkpoints.load_generator_file(tmp_path / "copy")[1]
     assert metadata["target"] == "pencil sketch" and metadata["converted_from"] == "generator.safetensors"
@@ -145,10 +154,16 @@ def test_onnx_of_any_batch_makes_our_pictures_and_says_nothing_on_the_screen(
 ) -> None:
     done = zeroshift.convert(source, tmp_path / "g.onnx", "onnx")
     assert capfd.readouterr() == ("", "")
-    assert done.difference is not None and done.difference < 1e-4 and done.size == (tmp_path / "g.onnx").stat().st_size
+    assert (
+        done.difference is not None
+        and done.difference < 1e-4
+        and done.size == (tmp_path / "g.onnx").stat().st_size
+    )
     for batch in (1, 2, 5):
         w = styles(generator, batch)
-        torch.testing.assert_close(onnx_images(tmp_path / "g.onnx", w=w), generator.synthesize(w), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            onnx_images(tmp_path / "g.onnx", w=w), generator.synthesize(w), rtol=0, atol=1e-4
+        )
     content = (tmp_path / "g.onnx").read_bytes()
     assert str(Path(export.__file__).parent).encode() not in content and b"pencil sketch" in content
 
@@ -168,7 +183,9 @@ def test_onnx_of_a_fixed_batch_by_groups_makes_our_pictures_and_refuses_another_
 
 
 @torch.no_grad()
-def test_the_whole_network_maps_and_truncates_too(generator: StyleGAN2Generator, source: Path, tmp_path: Path) -> None:
+def test_the_whole_network_maps_and_truncates_too(
+    generator: StyleGAN2Generator, source: Path, tmp_path: Path
+) -> None:
     options = NetworkOptions(part="full")
     for form in ("onnx", "torchscript"):
         zeroshift.convert(source, tmp_path / form, form, options=options)
@@ -177,16 +194,24 @@ def test_the_whole_network_maps_and_truncates_too(generator: StyleGAN2Generator,
         expected = generator.synthesize(truncate(generator.map(z), generator.latent_avg, psi))
         images = onnx_images(tmp_path / "onnx", z=z, truncation=torch.tensor([psi]))
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
-        torch.testing.assert_close(torchscript(tmp_path / "torchscript")(z, torch.tensor([psi])), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            torchscript(tmp_path / "torchscript")(z, torch.tensor([psi])), expected, rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("modulation", ["scale", "grouped"])
 @torch.no_grad()
 def test_torchscript_makes_our_pictures_by_both_ways_of_modulation(
-    modulation: Any, generator: StyleGAN2Generator, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    modulation: Any,
+    generator: StyleGAN2Generator,
+    source: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     fixed = 2 if modulation == "grouped" else None
-    done = zeroshift.convert(source, tmp_path / "g", "torchscript", options=NetworkOptions(batch=fixed, modulation=modulation))
+    done = zeroshift.convert(
+        source, tmp_path / "g", "torchscript", options=NetworkOptions(batch=fixed, modulation=modulation)
+    )
     assert capfd.readouterr() == ("", "")
     assert done.difference is not None
     network = torchscript(tmp_path / "g")
@@ -208,7 +233,9 @@ def test_a_torchscript_file_says_what_it_is(source: Path, tmp_path: Path) -> Non
     assert facts["target"] == "pencil sketch" and facts["format"] == "zeroshift.torchscript"
 
 
-def test_a_network_that_differs_from_ours_is_refused_and_an_equal_one_is_not(generator: StyleGAN2Generator) -> None:
+def test_a_network_that_differs_from_ours_is_refused_and_an_equal_one_is_not(
+    generator: StyleGAN2Generator,
+) -> None:
     network = export.ExportedNetwork(generator.clone(), NetworkOptions())
     other = generator.clone()
     with torch.no_grad():
@@ -262,7 +289,9 @@ def test_the_extra_is_named_where_it_is_missing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_runtime_a_network_is_written_and_not_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_runtime_a_network_is_written_and_not_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export.onnx_runner(tmp_path / "g") is None
 
@@ -291,6 +320,8 @@ sys.exit(main(["convert", "portraits", sys.argv[1], "--to", sys.argv[2]]))
 
 @pytest.mark.parametrize("to", ["rosinality", "nvidia-state", "torchscript"])
 def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(to: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "x.bin"), to], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "x.bin"), to], capture_output=True, text=True
+    )
     assert done.returncode == 1 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

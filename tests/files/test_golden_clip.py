@@ -31,9 +31,14 @@ def clip_run(name: str) -> Path:
 @lru_cache(maxsize=1)
 def banks() -> tuple[TemplateBank, TemplateBank]:
     """The golden folder's own template and part sentences."""
-    every = (json.loads(path.read_text(encoding="utf-8")) for path in (golden_root() / "clip_text_image").glob("*.json"))
+    every = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (golden_root() / "clip_text_image").glob("*.json")
+    )
     texts = next(content for content in every if "imagenet_templates" in content)
-    return TemplateBank("golden", tuple(texts["imagenet_templates"])), TemplateBank("parts", tuple(texts["part_templates"]))
+    return TemplateBank("golden", tuple(texts["imagenet_templates"])), TemplateBank(
+        "parts", tuple(texts["part_templates"])
+    )
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +117,9 @@ def test_pictures_of_every_size_are_prepared_and_encoded_as_officially(run: Path
         images = torch.from_numpy(arrays[f"image_{size}"])
         with torch.no_grad():
             assert agrees(clip.preprocess(images), arrays[name]), name
-            assert agrees(clip.encode_image(images), arrays[name.replace("clip_input", "image_features")]), name
+            assert agrees(clip.encode_image(images), arrays[name.replace("clip_input", "image_features")]), (
+                name
+            )
         clip.resize = "antialias"
         seen += 1
     assert seen >= 3
@@ -181,7 +188,10 @@ def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path)
     clip = clip_of(clip_run(meta["clip"]))
     label = meta["target_class"]
     raw, named = (directions.normalize(clip.encode_text([text])) for text in (label, f"a {label}"))
-    means = [directions.template_features(clip, meta[f"{side}_class"]).mean(dim=0, keepdim=True) for side in ("source", "target")]
+    means = [
+        directions.template_features(clip, meta[f"{side}_class"]).mean(dim=0, keepdim=True)
+        for side in ("source", "target")
+    ]
     means = [directions.normalize(mean) for mean in means]
     assert agrees(means[0], arrays["src_text_features_mean_normalized"])
     assert agrees(means[1], arrays["target_text_features_mean_normalized"])
@@ -213,7 +223,11 @@ def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path)
     weights = meta["combined_weights"]
     combined = sum(
         weights[f"lambda_{kind}"] * loss_of(name)
-        for kind, name in (("direction", "directional"), ("global", "global_a_target"), ("manifold", "manifold"))
+        for kind, name in (
+            ("direction", "directional"),
+            ("global", "global_a_target"),
+            ("manifold", "manifold"),
+        )
     )
     assert isinstance(combined, Tensor) and agrees(combined, arrays["combined"])
 
@@ -223,7 +237,9 @@ def test_the_texture_loss_of_nada_is_the_official_one(run: Path) -> None:
     meta, arrays = load(run)
     clip = clip_of(clip_run(meta["texture_clip"]))
     assert clip.convolutional
-    wanted, image = (clip.encode_image(torch.from_numpy(arrays[f"{side}_images"])) for side in ("source", "target"))
+    wanted, image = (
+        clip.encode_image(torch.from_numpy(arrays[f"{side}_images"])) for side in ("source", "target")
+    )
     assert agrees(losses.texture(wanted, image), arrays["texture"])
 
 
@@ -232,7 +248,9 @@ def test_the_patch_loss_of_nada_is_the_official_one(run: Path) -> None:
     meta, arrays = load(run)
     clip = clip_of(clip_run(meta["clip"]))
     parts = [
-        directions.text_direction(clip, sentence(part, meta["source_class"]), sentence(part, meta["target_class"]))
+        directions.text_direction(
+            clip, sentence(part, meta["source_class"]), sentence(part, meta["target_class"])
+        )
         for part in banks()[1].templates
     ]
     assert agrees(torch.cat(parts), arrays["patch_text_directions"])
@@ -240,7 +258,9 @@ def test_the_patch_loss_of_nada_is_the_official_one(run: Path) -> None:
     source, target = (
         clip.encode_image(
             losses.crop_patches(
-                repeat(arrays[f"patch_grid_{side}"], meta["patch_upscale"], meta["patch_pad"]), centers, meta["patch_size"]
+                repeat(arrays[f"patch_grid_{side}"], meta["patch_upscale"], meta["patch_pad"]),
+                centers,
+                meta["patch_size"],
             )
         )
         for side in ("source", "target")

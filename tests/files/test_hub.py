@@ -1,4 +1,5 @@
-"""References to the hub: found, chosen by content, downloaded aloud and once, from a hub that runs on this computer."""
+"""References to the hub: found, chosen by content, downloaded aloud and once, from a hub that runs on this
+computer."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def test_a_reference_is_read_and_written_back(text: str, expected: Reference) ->
     assert hub.parse_reference(str(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf:faces", "hf:/faces", "hf:ann/", "hf:ann/faces@v1/g.pt@v2", "hf:ann/faces@"])
+@pytest.mark.parametrize(
+    "text", ["hf:", "hf:faces", "hf:/faces", "hf:ann/", "hf:ann/faces@v1/g.pt@v2", "hf:ann/faces@"]
+)
 def test_what_is_no_reference_is_refused_with_the_forms_there_are(text: str) -> None:
     with pytest.raises(InputError, match="hf:owner/name@revision/file"):
         hub.parse_reference(text)
@@ -73,7 +76,10 @@ def test_a_generator_is_downloaded_aloud_and_once(
     server.repositories["ann/faces"] = Repository({"README.md": b"x", "network.bin": weights["foreign"]})
     loaded, info = registry.load_generator("hf:ann/faces")
     said = capsys.readouterr()
-    assert f"downloading network.bin ({hub.megabytes(len(weights['foreign']))}) of ann/faces from {server.address}" in said.err
+    assert (
+        f"downloading network.bin ({hub.megabytes(len(weights['foreign']))}) of ann/faces from "
+        f"{server.address}" in said.err
+    )
     assert states_equal(loaded, tiny.generator(5)) and said.out == ""
     path = tmp_path / "foreign"
     path.write_bytes(weights["foreign"])
@@ -87,14 +93,20 @@ def test_the_one_generator_among_several_files_is_found_by_content_without_downl
     server: hubserver.Hub, weights: dict[str, bytes]
 ) -> None:
     large = weights["other"] + bytes(8_000_000)
-    files = {"discriminator.pt": weights["other"], "generator.pt.bin": large, "x/renamed.ckpt": weights["foreign"]}
+    files = {
+        "discriminator.pt": weights["other"],
+        "generator.pt.bin": large,
+        "x/renamed.ckpt": weights["foreign"],
+    }
     server.repositories["ann/faces"] = Repository(files)
     path = registry.find_generator("hf:ann/faces")
     assert path.name == "renamed.ckpt" and path.read_bytes() == weights["foreign"]
     assert server.sent < 1_000_000
 
 
-def test_two_generators_are_a_choice_unless_one_has_a_usual_name(server: hubserver.Hub, weights: dict[str, bytes]) -> None:
+def test_two_generators_are_a_choice_unless_one_has_a_usual_name(
+    server: hubserver.Hub, weights: dict[str, bytes]
+) -> None:
     files = {"a.pt": weights["foreign"], "b.safetensors": weights["ours"], "c.pt": weights["other"]}
     server.repositories["ann/faces"] = Repository(files)
     with pytest.raises(InputError) as caught:
@@ -111,13 +123,21 @@ def test_a_revision_is_taken_by_tag_and_by_commit(server: hubserver.Hub, weights
     repository.revisions["v1"] = {"g.pt": weights["ours"]}
     commit = commit_of(repository.revisions["v1"])
     assert registry.find_generator("hf:ann/faces").read_bytes() == weights["foreign"]
-    for spec in ("hf:ann/faces@v1", f"hf:ann/faces@{commit}", "hf:ann/faces@v1/g.pt", "hf:ann/faces/g.pt@v1", "ann/faces@v1"):
+    for spec in (
+        "hf:ann/faces@v1",
+        f"hf:ann/faces@{commit}",
+        "hf:ann/faces@v1/g.pt",
+        "hf:ann/faces/g.pt@v1",
+        "ann/faces@v1",
+    ):
         assert registry.find_generator(spec).read_bytes() == weights["ours"]
     with pytest.raises(InputError, match="no revision v2"):
         registry.find_generator("hf:ann/faces@v2")
 
 
-def test_a_file_without_a_generator_is_refused_by_what_it_holds(server: hubserver.Hub, weights: dict[str, bytes]) -> None:
+def test_a_file_without_a_generator_is_refused_by_what_it_holds(
+    server: hubserver.Hub, weights: dict[str, bytes]
+) -> None:
     server.repositories["ann/faces"] = Repository({"generator.pt": weights["other"], "notes.txt": b"x"})
     with pytest.raises(InputError, match="discriminator, not a generator"):
         registry.load_generator("hf:ann/faces")
@@ -147,7 +167,10 @@ def test_what_the_hub_does_not_have_is_told_in_one_sentence(
 
 
 def test_offline_the_cache_answers_and_nothing_is_asked_for(
-    server: hubserver.Hub, weights: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: hubserver.Hub,
+    weights: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     server.repositories["ann/faces"] = Repository({"g.pt": weights["ours"], "other.pt": weights["other"]})
     online = registry.load_generator("hf:ann/faces/g.pt")[1]
@@ -158,7 +181,9 @@ def test_offline_the_cache_answers_and_nothing_is_asked_for(
         assert registry.load_generator(spec)[1].sha256 == online.sha256
     assert server.requests == [] and "downloading" not in capsys.readouterr().err
     for spec in ("hf:ann/faces/other.pt", "hf:ann/faces@v7", "hf:bob/unseen"):
-        with pytest.raises(InputError, match=r"not in the cache of this computer, and offline mode is on \(HF_HUB_OFFLINE\)"):
+        with pytest.raises(
+            InputError, match=r"not in the cache of this computer, and offline mode is on \(HF_HUB_OFFLINE\)"
+        ):
             registry.load_generator(spec)
 
 
@@ -177,12 +202,17 @@ def test_a_cache_laid_out_by_hand_is_read_offline(
 
 
 def test_without_a_connection_the_cache_answers_and_says_so(
-    server: hubserver.Hub, weights: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: hubserver.Hub,
+    weights: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     server.repositories["ann/faces"] = Repository({"g.pt": weights["ours"]})
     registry.find_generator("hf:ann/faces")
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
-        monkeypatch.setattr(constants, name, getattr(constants, name).replace(server.address, "http://127.0.0.1:9"))
+        monkeypatch.setattr(
+            constants, name, getattr(constants, name).replace(server.address, "http://127.0.0.1:9")
+        )
     assert registry.find_generator("hf:ann/faces").read_bytes() == weights["ours"]
     assert "http://127.0.0.1:9 did not answer; using what is in the cache" in capsys.readouterr().err
     with pytest.raises(InputError, match="could not be reached for hf:ann/other .* check the connection"):
@@ -215,7 +245,9 @@ def test_a_clip_of_the_hub_is_downloaded_aloud_and_guides_as_its_folder_does(
     made = tiny.clip(1)
     save_clip(made, tmp_path / "clip")
     files = {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()}
-    server.repositories["ann/eyes"] = Repository({**files, "flax_model.msgpack": b"x", "onnx/model.onnx": b"x"})
+    server.repositories["ann/eyes"] = Repository(
+        {**files, "flax_model.msgpack": b"x", "onnx/model.onnx": b"x"}
+    )
     texts = ["a photo of a person"]
     expected = registry.load_clip(tmp_path / "clip").encode_text(texts)
     for spec in ("hf:ann/eyes", "ann/eyes"):

@@ -1,4 +1,5 @@
-"""The same weights in every program's layout: equal after every round trip, refused with a reason where they cannot be ours."""
+"""The same weights in every program's layout: equal after every round trip, refused with a reason where they
+cannot be ours."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_the_table_of_shapes_is_that_of_the_networks(config: StyleGAN2Config) ->
     assert layouts.discriminator_shapes(config) == judge
 
 
-@pytest.mark.parametrize("layout", ["rosinality", "rosinality legacy", "nvidia", "nvidia state", "tensorflow", "ours"])
+@pytest.mark.parametrize(
+    "layout", ["rosinality", "rosinality legacy", "nvidia", "nvidia state", "tensorflow", "ours"]
+)
 def test_every_layout_gives_the_same_weights_average_and_pictures(layout: str, tmp_path: Path) -> None:
     made = foreign.generator()
     other = loaded(foreign.every_layout(tmp_path, made)[layout])
@@ -65,7 +68,9 @@ def test_rosinality_to_ours_to_nvidia_and_back_changes_no_bit(tmp_path: Path) ->
 
 
 def test_other_weights_give_other_pictures(tmp_path: Path) -> None:
-    one, other = (loaded(foreign.nvidia_pickle(tmp_path / f"{seed}.pkl", foreign.generator(seed))) for seed in (1, 2))
+    one, other = (
+        loaded(foreign.nvidia_pickle(tmp_path / f"{seed}.pkl", foreign.generator(seed))) for seed in (1, 2)
+    )
     z = torch.zeros(1, 6) + 1
     assert not torch.allclose(one(z), other(z), atol=0.1)
 
@@ -103,7 +108,9 @@ def test_one_class_alone_draws_the_same_pictures() -> None:
     for label in range(3):
         alone = made.for_class(label)
         assert alone.config == foreign.CONFIG
-        torch.testing.assert_close(alone(z), made.synthesize(made.map(z, torch.full((4,), label))), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            alone(z), made.synthesize(made.map(z, torch.full((4,), label))), rtol=0, atol=1e-5
+        )
         torch.testing.assert_close(alone.latent_avg, made.latent_avg)
 
 
@@ -132,9 +139,11 @@ def test_discriminators_of_both_programs_are_read(tmp_path: Path) -> None:
     for name, theirs in layouts.nvidia_discriminator_names(2).items():
         side, layer, part = theirs.split(".")
         value = state[name].numpy()
-        place = f"{side[1:]}x{side[1:]}/" + {"fromrgb": "FromRGB", "conv0": "Conv0", "conv1": "Conv1_down"}.get(
-            layer, layer.title()
-        )
+        place = f"{side[1:]}x{side[1:]}/" + {
+            "fromrgb": "FromRGB",
+            "conv0": "Conv0",
+            "conv1": "Conv1_down",
+        }.get(layer, layer.title())
         place = {"4x4/Fc": "4x4/Dense0", "4x4/Out": "Output"}.get(place, place)
         variables[f"{place}/{part}"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
     foreign.tensorflow_pickle(tmp_path / "t.pkl", {"": variables})
@@ -151,18 +160,32 @@ def nvidia(change: dict[str, Any] | None = None, drop: str = "") -> dict[str, An
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
-        (lambda: nvidia({"synthesis.b8.conv0.resample_filter": torch.ones(4, 4) / 16}), "another filter synthesis.b8.conv0"),
+        (
+            lambda: nvidia({"synthesis.b8.conv0.resample_filter": torch.ones(4, 4) / 16}),
+            "another filter synthesis.b8.conv0",
+        ),
         (lambda: nvidia({"synthesis.b8.skip.weight": torch.ones(4, 4)}), "synthesis.b8.skip.weight"),
         (lambda: nvidia(drop="synthesis.b16.torgb.bias"), "lacks 1 of .* first to_rgbs.1.bias"),
         (lambda: nvidia({"synthesis.b8.conv1.bias": torch.ones(3)}), "convs.1.activate.bias"),
         (lambda: nvidia({"synthesis.b4.torgb.weight": torch.ones(1, 8, 1, 1)}), "pictures of 1 channels"),
         (lambda: nvidia({"mapping.w_avg": torch.full((8,), torch.inf)}), "not finite in latent_avg"),
-        (lambda: nvidia({"mapping.embed.weight": torch.ones(8, 3), "mapping.embed.bias": torch.ones(8)}), "do not fit"),
-        (lambda: {"synthesis.input.freqs": torch.ones(4, 2), "mapping.fc0.weight": torch.ones(4, 4)}, "StyleGAN3"),
-        (lambda: {"conv1.conv.weight": torch.ones(1, 1, 1, 1, 1), "style.1.weight": torch.ones(4, 4)}, "input.input is missing"),
+        (
+            lambda: nvidia({"mapping.embed.weight": torch.ones(8, 3), "mapping.embed.bias": torch.ones(8)}),
+            "do not fit",
+        ),
+        (
+            lambda: {"synthesis.input.freqs": torch.ones(4, 2), "mapping.fc0.weight": torch.ones(4, 4)},
+            "StyleGAN3",
+        ),
+        (
+            lambda: {"conv1.conv.weight": torch.ones(1, 1, 1, 1, 1), "style.1.weight": torch.ones(4, 4)},
+            "input.input is missing",
+        ),
     ],
 )
-def test_weights_that_contradict_their_layout_are_refused_with_the_reason(tree: Any, says: str, tmp_path: Path) -> None:
+def test_weights_that_contradict_their_layout_are_refused_with_the_reason(
+    tree: Any, says: str, tmp_path: Path
+) -> None:
     torch.save(tree(), tmp_path / "wrong.pt")
     with pytest.raises(InputError, match=says):
         checkpoints.load_generator_file(tmp_path / "wrong.pt")
@@ -177,7 +200,9 @@ def test_weights_that_contradict_their_layout_are_refused_with_the_reason(tree: 
         ({"synthesis.b8.conv1": {"conv_clamp": -1}}, "no number above 0"),
     ],
 )
-def test_options_in_nvidias_modules_that_are_not_supported_are_refused(facts: Any, says: str, tmp_path: Path) -> None:
+def test_options_in_nvidias_modules_that_are_not_supported_are_refused(
+    facts: Any, says: str, tmp_path: Path
+) -> None:
     foreign.nvidia_pickle(tmp_path / "g.pkl", foreign.generator(), facts)
     with pytest.raises(InputError, match=says):
         checkpoints.load_generator_file(tmp_path / "g.pkl")
@@ -192,7 +217,9 @@ def test_options_in_nvidias_modules_that_are_not_supported_are_refused(facts: An
         ({}, 3, "older than StyleGAN2"),
     ],
 )
-def test_tensorflow_networks_of_another_kind_are_refused(extra: Any, version: int, says: str, tmp_path: Path) -> None:
+def test_tensorflow_networks_of_another_kind_are_refused(
+    extra: Any, version: int, says: str, tmp_path: Path
+) -> None:
     variables = foreign.tensorflow_variables(foreign.generator())
     for name, more in extra.items():
         variables[name] |= {key: value.numpy() for key, value in more.items()}
@@ -205,7 +232,11 @@ def test_options_of_tensorflow_networks_are_read_and_those_not_supported_refused
     variables, path = foreign.tensorflow_variables(foreign.generator()), tmp_path / "g.pkl"
     config = loaded(foreign.tensorflow_pickle(path, variables, conv_clamp=256, mapping_lrmul=0.02)).config
     assert (config.conv_clamp, config.lr_mlp) == (256.0, 0.02)
-    wrong: list[dict[str, Any]] = [{"architecture": "resnet"}, {"nonlinearity": "relu"}, {"resample_kernel": [1, 2, 1]}]
+    wrong: list[dict[str, Any]] = [
+        {"architecture": "resnet"},
+        {"nonlinearity": "relu"},
+        {"resample_kernel": [1, 2, 1]},
+    ]
     for options in wrong:
         foreign.tensorflow_pickle(path, variables, **options)
         with pytest.raises(InputError, match="resnet|relu|filter"):
@@ -219,7 +250,9 @@ def test_a_generator_with_classes_cannot_become_rosinalitys(tmp_path: Path) -> N
 
 def test_a_discriminator_of_a_generator_with_classes_is_refused() -> None:
     with pytest.raises(InputError, match="classes"):
-        layouts.from_nvidia_discriminator({"b4.fc.weight": torch.ones(1), "mapping.embed.weight": torch.ones(1)})
+        layouts.from_nvidia_discriminator(
+            {"b4.fc.weight": torch.ones(1), "mapping.embed.weight": torch.ones(1)}
+        )
 
 
 def test_a_network_larger_than_any_known_is_refused_before_it_is_built() -> None:

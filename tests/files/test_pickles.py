@@ -19,12 +19,23 @@ from zeroshift.errors import InputError, printable
 from zeroshift.files.pickles import flat_tensors, read_tensors
 from zeroshift.files.unpickle import Record
 
-KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8]
+KINDS = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+]
 KINDS += [torch.uint8, torch.bool]
 
 
 def network() -> nn.Module:
-    return nn.Sequential(OrderedDict(first=nn.Conv2d(2, 3, 3), norm=nn.BatchNorm2d(3), last=nn.Sequential(nn.ReLU())))
+    return nn.Sequential(
+        OrderedDict(first=nn.Conv2d(2, 3, 3), norm=nn.BatchNorm2d(3), last=nn.Sequential(nn.ReLU()))
+    )
 
 
 def values() -> dict[Any, Any]:
@@ -33,10 +44,30 @@ def values() -> dict[Any, Any]:
     return {
         "tensors": {str(kind): torch.tensor([[0, 1], [2, 3]]).to(kind) for kind in KINDS},
         "views": [base[1:, ::2], base.t(), base[2, 3], base[:0], base[None, :, 1:2]],
-        "plain": [None, True, False, 0, -5, 70000, 2**40, -(2**70), 1.5, "text", "Ã¼", (1, (2, 3)), [], {}, ()],
+        "plain": [
+            None,
+            True,
+            False,
+            0,
+            -5,
+            70000,
+            2**40,
+            -(2**70),
+            1.5,
+            "text",
+            "Ã¼",
+            (1, (2, 3)),
+            [],
+            {},
+            (),
+        ],
         "sets": {1, 2, 3},
         "sizes": torch.Size([1, 2]),
-        "arrays": [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype="i2").reshape(2, 3)), np.zeros((0, 3))],
+        "arrays": [
+            np.arange(6.0).reshape(2, 3),
+            np.asfortranarray(np.arange(6, dtype="i2").reshape(2, 3)),
+            np.zeros((0, 3)),
+        ],
         "scalar": np.float32(0.1),
         "options": argparse.Namespace(size=64, path="a/b", nested={"lr": 0.1}),
         "module": network(),
@@ -67,7 +98,9 @@ def assert_same(got: Any, expected: Any) -> None:
         for one, other in zip(got, expected, strict=True):
             assert_same(one, other)
     else:
-        assert got == expected and type(got) is type(expected if not isinstance(expected, np.generic) else expected.item())
+        assert got == expected and type(got) is type(
+            expected if not isinstance(expected, np.generic) else expected.item()
+        )
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -154,7 +187,10 @@ def test_modules_of_nvidia_are_records_whose_source_is_left_alone(tmp_path: Path
 
 
 def test_flat_names_are_those_of_a_state_dict() -> None:
-    tree = {"a": {"b": torch.ones(1), "c": [torch.ones(1)]}, "d": Record("X", "m", {"_modules": {"e": Record("Y", "m", {})}})}
+    tree = {
+        "a": {"b": torch.ones(1), "c": [torch.ones(1)]},
+        "d": Record("X", "m", {"_modules": {"e": Record("Y", "m", {})}}),
+    }
     assert list(flat_tensors(tree)) == ["a.b"]
     assert flat_tensors(None) == {} == flat_tensors([torch.ones(1)])
 
@@ -170,7 +206,9 @@ def test_flat_names_are_those_of_a_state_dict() -> None:
         (b"\x80\x04.", "truncated or damaged"),
     ],
 )
-def test_what_is_no_weights_file_is_refused_in_one_sentence(content: bytes | None, says: str, tmp_path: Path) -> None:
+def test_what_is_no_weights_file_is_refused_in_one_sentence(
+    content: bytes | None, says: str, tmp_path: Path
+) -> None:
     path = tmp_path / "file"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,5 @@
-"""No file runs anything, takes all memory or time, or ends in anything but one sentence: made, cut and mutated files."""
+"""No file runs anything, takes all memory or time, or ends in anything but one sentence: made, cut and
+mutated files."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def outcomes(folder: Path, files: dict[str, bytes]) -> dict[str, Any]:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     command = [sys.executable, hostile.__file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=len(files) * hostile.SECONDS, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=len(files) * hostile.SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -53,10 +56,24 @@ def test_nothing_in_a_file_is_ever_run(tmp_path: Path) -> None:
         assert not result["inspect"].startswith("failed") and result["seconds"] < hostile.SECONDS
         kind, _, full = name.partition(" ")
         if kind in ("call", "name", "step") and "." in full:
-            assert f" needs {full}, which is not read because that could run code" in result["load_generator_file"]
-    named = ("nested", "instance", "object", "state", "torch file", "torchscript", "old torch file", "within an archive")
+            assert (
+                f" needs {full}, which is not read because that could run code"
+                in result["load_generator_file"]
+            )
+    named = (
+        "nested",
+        "instance",
+        "object",
+        "state",
+        "torch file",
+        "torchscript",
+        "old torch file",
+        "within an archive",
+    )
     assert all("could run code" in found[name]["load_generator_file"] for name in named)
-    assert all("extension registry" in found[f"extension {size}"]["load_generator_file"] for size in (1, 2, 4))
+    assert all(
+        "extension registry" in found[f"extension {size}"]["load_generator_file"] for size in (1, 2, 4)
+    )
 
 
 def test_no_file_takes_all_memory_or_time(tmp_path: Path) -> None:
@@ -72,7 +89,10 @@ def test_no_file_takes_all_memory_or_time(tmp_path: Path) -> None:
 def test_a_sparse_file_of_gigabytes_is_not_read_into_memory(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
-    heads = {"bytes": hostile.program(b"\x8e" + (1 << 30).to_bytes(8, "little"))[:-1], "tensors": b"\x80\x02}."}
+    heads = {
+        "bytes": hostile.program(b"\x8e" + (1 << 30).to_bytes(8, "little"))[:-1],
+        "tensors": b"\x80\x02}.",
+    }
     for name, head in heads.items():
         with open(folder / name, "wb") as file:
             file.write(head)
@@ -96,9 +116,20 @@ LAYOUTS = ["nvidia", "nvidia state", "ours", "rosinality", "rosinality legacy", 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_cut_anywhere_is_refused_in_one_sentence(layout: str, layouts: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_is_refused_in_one_sentence(
+    layout: str, layouts: dict[str, bytes], tmp_path: Path
+) -> None:
     whole, path = layouts[layout], tmp_path / "cut"
-    places = {int(len(whole) * share / 40) for share in range(1, 40)} | {1, 2, 8, 9, 10, 30, 100, len(whole) - 1}
+    places = {int(len(whole) * share / 40) for share in range(1, 40)} | {
+        1,
+        2,
+        8,
+        9,
+        10,
+        30,
+        100,
+        len(whole) - 1,
+    }
     for place in sorted(places):
         path.write_bytes(whole[:place])
         with pytest.raises(InputError) as caught:
@@ -133,7 +164,12 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(layout=st.sampled_from(LAYOUTS), changes=CHANGES)
 def test_a_mutated_file_is_read_or_refused_and_nothing_else(
     layout: str, changes: list[tuple[str, float, int]], layouts: dict[str, bytes], tmp_path: Path
@@ -150,8 +186,17 @@ def test_a_mutated_file_is_read_or_refused_and_nothing_else(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mutated"]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=st.lists(st.sampled_from([bytes([code]) for code in range(256)]) | st.binary(max_size=4), max_size=60))
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    body=st.lists(
+        st.sampled_from([bytes([code]) for code in range(256)]) | st.binary(max_size=4), max_size=60
+    )
+)
 def test_any_instructions_are_read_or_refused(body: list[bytes], tmp_path: Path) -> None:
     path = tmp_path / "any"
     path.write_bytes(hostile.program(*body, protocol=4))

@@ -1,4 +1,5 @@
-"""Evaluations of runs, generators and folders: equal pictures measure alike, and the record says what the numbers depend on."""
+"""Evaluations of runs, generators and folders: equal pictures measure alike, and the record says what the
+numbers depend on."""
 
 from __future__ import annotations
 
@@ -58,7 +59,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AdaptRun]:
 
 def judged(world: tuple[Path, AdaptRun], what: Any = None, **options: Any) -> Evaluation:
     folder, run = world
-    return evaluate(run if what is None else what, **{"seeds": "0-23", "judge": str(folder / "judge"), "save": False} | options)
+    return evaluate(
+        run if what is None else what,
+        **{"seeds": "0-23", "judge": str(folder / "judge"), "save": False} | options,
+    )
 
 
 def values(done: Evaluation, *names: str) -> dict[str, float]:
@@ -69,13 +73,19 @@ def test_scores_of_a_run_equal_those_of_its_pictures_by_hand(world: Any) -> None
     folder, run = world
     judge = zs.load_clip(str(folder / "judge"))
     before, after = (judge.encode_image(eight_bit(draw(each, SEEDS))) for each in (run.source, run.generator))
-    text = normalize(torch.stack([each / each.norm() for each in judge.encode_text(judge.templates.sentences("zombie"))]).mean(0))
+    text = normalize(
+        torch.stack(
+            [each / each.norm() for each in judge.encode_text(judge.templates.sentences("zombie"))]
+        ).mean(0)
+    )
     change = text_direction(judge, "photo", "zombie")
     done = judged(world)
     assert done.value("clip_score") == pytest.approx(float((normalize(after) @ text).mean()), abs=1e-6)
     moved = normalize(normalize(after) - normalize(before))
     assert done.value("direction") == pytest.approx(float((moved @ change.T).mean()), abs=1e-5)
-    assert done.record["metrics"]["direction"]["spread"] == pytest.approx(float((moved @ change.T).std(correction=0)), abs=1e-5)
+    assert done.record["metrics"]["direction"]["spread"] == pytest.approx(
+        float((moved @ change.T).std(correction=0)), abs=1e-5
+    )
     ratio = metrics.pairwise_diversity(after) / metrics.pairwise_diversity(before)
     assert done.value("diversity") == pytest.approx(ratio, rel=1e-5) and ratio != 1.0
 
@@ -86,7 +96,9 @@ def test_a_run_its_folder_and_its_picture_files_measure_alike(world: Any) -> Non
     assert values(judged(world, folder / "run"), *QUICK) == pytest.approx(expected, rel=1e-9)
     files = judged(world, folder / "after", source=str(folder / "before"), labels=("photo", "zombie"))
     assert values(files, *QUICK) == pytest.approx(expected, rel=1e-6)
-    seeds = judged(world, folder / "after", source=str(folder / "source.safetensors"), labels=("photo", "zombie"))
+    seeds = judged(
+        world, folder / "after", source=str(folder / "source.safetensors"), labels=("photo", "zombie")
+    )
     assert values(seeds, *QUICK) == pytest.approx(expected, rel=1e-6)
     file = judged(world, folder / "run" / "generator.safetensors", source=str(folder / "source.safetensors"))
     assert values(file, *QUICK) == pytest.approx(expected, rel=1e-6)
@@ -138,7 +150,12 @@ def test_the_record_says_what_the_numbers_depend_on(world: Any) -> None:
 def test_what_lacks_its_network_or_pictures_is_left_out_and_named(world: Any) -> None:
     missing = judged(world).record["missing"]
     assert set(missing) | set(QUICK) == set(METRICS) and "reference" not in missing
-    for name, flag in (("fid", "--reference"), ("is", "--inception"), ("scs", "--edges"), ("identity", "--identity")):
+    for name, flag in (
+        ("fid", "--reference"),
+        ("is", "--inception"),
+        ("scs", "--edges"),
+        ("identity", "--identity"),
+    ):
         assert flag in missing[name]
     assert "--lpips" in missing["intra_lpips_zero_shot"] and "portraits" in missing["truth.distance"]
     assert "--inception" in judged(world, reference=world[0] / "before").record["missing"]["fid"]
@@ -211,12 +228,27 @@ def test_a_table_for_people_and_one_for_programs_hold_the_same_values(world: Any
     assert "not measured" in text and "--edges FILE" in text
 
 
-def test_the_command_prints_a_table_or_one_object_and_writes_the_files(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_or_one_object_and_writes_the_files(
+    world: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, run = world
-    words = ["evaluate", str(folder / "run"), "--judge", str(folder / "judge"), "--seeds", "0-5", "--device", "cpu"]
+    words = [
+        "evaluate",
+        str(folder / "run"),
+        "--judge",
+        str(folder / "judge"),
+        "--seeds",
+        "0-5",
+        "--device",
+        "cpu",
+    ]
     assert cli.main([*words, "--csv", str(folder / "table.csv")]) == 0
     said = capsys.readouterr().out
-    assert "CLIP score" in said and str(folder / "run" / "evaluation.json") in said and "looking at pictures: 6" in said
+    assert (
+        "CLIP score" in said
+        and str(folder / "run" / "evaluation.json") in said
+        and "looking at pictures: 6" in said
+    )
     assert "clip_score" in (folder / "table.csv").read_text()
     assert cli.main([*words, "--json"]) == 0
     told = capsys.readouterr()
@@ -243,7 +275,11 @@ def test_bad_input_ends_with_code_2_and_one_message(
         (tmp_path / folder).mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG no more")
     (tmp_path / "alone" / "other.png").write_bytes((world[0] / "after" / "seed00000.png").read_bytes())
-    words = ["evaluate", str(tmp_path / name), *(("--source", str(world[0] / "before")) if name == "alone" else ())]
+    words = [
+        "evaluate",
+        str(tmp_path / name),
+        *(("--source", str(world[0] / "before")) if name == "alone" else ()),
+    ]
     assert cli.main(words) == 2
     said = capsys.readouterr().err
     assert expected in said and "Traceback" not in said
@@ -269,16 +305,22 @@ def test_the_truth_of_a_domain_is_rendered_for_the_same_people(photos: Evaluatio
     assert photos.value("fid") == pytest.approx(photos.value("truth.frechet"), rel=1e-6)
     ratio = metrics.pairwise_diversity(features[0]) / metrics.pairwise_diversity(features[1])
     assert photos.value("truth.diversity") == pytest.approx(ratio, rel=1e-5)
-    assert photos.value("truth.recognised") == metrics.style_accuracy(judge.clip, made, "cartoon", portraits.DOMAINS)
+    assert photos.value("truth.recognised") == metrics.style_accuracy(
+        judge.clip, made, "cartoon", portraits.DOMAINS
+    )
 
 
-def test_the_built_in_world_measures_everything_but_what_needs_other_peoples_pictures(photos: Evaluation) -> None:
+def test_the_built_in_world_measures_everything_but_what_needs_other_peoples_pictures(
+    photos: Evaluation,
+) -> None:
     record = photos.record
     assert set(record["missing"]) <= {"identity", "intra_lpips_few_shot"}
     assert record["domain"] == "cartoon" and record["held_out"] is False
     assert "the rendered truth, cartoon, 24 pictures" in record["reference"]
     assert record["networks"]["edges"]["name"].startswith("Sobel")
-    assert photos.value("scs") == 1.0 and photos.value("diversity") == 1.0 and photos.value("direction") == 0.0
+    assert (
+        photos.value("scs") == 1.0 and photos.value("diversity") == 1.0 and photos.value("direction") == 0.0
+    )
 
 
 def test_true_pictures_measure_as_true(tmp_path: Path) -> None:
@@ -288,7 +330,10 @@ def test_true_pictures_measure_as_true(tmp_path: Path) -> None:
     done = evaluate(tmp_path / "true", source="portraits", labels=("photo", "mosaic"), device="cpu")
     assert done.value("truth.distance") < 1e-6 and done.value("truth.perceptual") < 1e-6
     assert done.value("truth.frechet") < 1e-6 and done.value("truth.diversity") == pytest.approx(1.0)
-    assert done.value("truth.attributes") == pytest.approx(1.0) and done.value("precision") == done.value("recall") == 1.0
+    assert (
+        done.value("truth.attributes") == pytest.approx(1.0)
+        and done.value("precision") == done.value("recall") == 1.0
+    )
     assert done.record["held_out"] is True and "a held-out domain" in done.text()
     assert done.value("truth.recognised") > 0.9 and done.value("direction") > 0.5
 
@@ -330,7 +375,9 @@ def test_few_shot_clusters_gather_around_the_given_pictures(tmp_path: Path) -> N
     assert done.value("intra_lpips_few_shot") == pytest.approx(sum(means) / len(means), rel=1e-4)
 
 
-def test_pairs_are_compared_alike_in_one_block_and_in_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pairs_are_compared_alike_in_one_block_and_in_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seeds = range(7)
     save_pictures(portraits.render(z_from_seeds(seeds, portraits.LATENT_DIM)), seeds, tmp_path, {})
     files, judge = read_folder(tmp_path), open_networks(NetworksConfig(), portraits=True).judge
@@ -345,7 +392,9 @@ def test_pairs_are_compared_alike_in_one_block_and_in_many(monkeypatch: pytest.M
     monkeypatch.setattr(look, "BLOCK", 1)
     assert torch.allclose(matrix(None), whole, atol=1e-5) and torch.allclose(matrix(few), across, atol=1e-5)
     assert torch.allclose(across, whole[:, :3], atol=1e-5) and whole.diagonal().abs().max() == 0
-    assert torch.allclose(whole, whole.T) and float(whole.sum()) > 1 and steps[-1] == ("comparing pairs", 7, 7)
+    assert (
+        torch.allclose(whole, whole.T) and float(whole.sum()) > 1 and steps[-1] == ("comparing pairs", 7, 7)
+    )
 
 
 # Pictures.

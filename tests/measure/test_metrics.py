@@ -20,7 +20,9 @@ from zeroshift.models.seeds import rng
 
 
 def draws(count: int, width: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    return shift + scale * torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return shift + scale * torch.randn(
+        count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def root(matrix: Tensor) -> Tensor:
@@ -37,7 +39,9 @@ def slow_frechet(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("count", "width"), [(200, 5), (6, 12)])
-def test_the_frechet_distance_equals_the_slow_formula_with_many_and_with_few_samples(count: int, width: int) -> None:
+def test_the_frechet_distance_equals_the_slow_formula_with_many_and_with_few_samples(
+    count: int, width: int
+) -> None:
     a, b = draws(count, width, 0), draws(count + 3, width, 1, scale=1.7, shift=0.3)
     assert math.isclose(frechet_distance(a, b), slow_frechet(a, b), rel_tol=1e-6)
     assert math.isclose(frechet_distance(a, b), frechet_distance(b, a), rel_tol=1e-9)
@@ -76,7 +80,9 @@ def slow_kernel_distance(a: Tensor, b: Tensor) -> float:
         return (float(x @ y) / len(x) + 1) ** 3
 
     def within(rows: Tensor) -> float:
-        return sum(kernel(x, y) for i, x in enumerate(rows) for j, y in enumerate(rows) if i != j) / (len(rows) * (len(rows) - 1))
+        return sum(kernel(x, y) for i, x in enumerate(rows) for j, y in enumerate(rows) if i != j) / (
+            len(rows) * (len(rows) - 1)
+        )
 
     between = sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b))
     return within(a) + within(b) - 2 * between
@@ -98,7 +104,9 @@ def test_the_kernel_distance_of_larger_sets_is_the_mean_over_random_subsets() ->
     found = metrics.kernel_distance(a, b, subsets=5, size=6, seed=7)
     mean = sum(values) / 5
     assert math.isclose(found.mean, mean, rel_tol=1e-9)
-    assert math.isclose(found.deviation, (sum((value - mean) ** 2 for value in values) / 5) ** 0.5, rel_tol=1e-9)
+    assert math.isclose(
+        found.deviation, (sum((value - mean) ** 2 for value in values) / 5) ** 0.5, rel_tol=1e-9
+    )
     assert metrics.kernel_distance(a, b, subsets=5, size=6, seed=8).mean != found.mean
 
 
@@ -107,7 +115,9 @@ def slow_share_within(points: Tensor, manifold: Tensor, k: int) -> float:
     for point in points:
         hits = []
         for row, centre in enumerate(manifold):
-            others = sorted(float((centre - each).norm()) for number, each in enumerate(manifold) if number != row)
+            others = sorted(
+                float((centre - each).norm()) for number, each in enumerate(manifold) if number != row
+            )
             hits.append(float((point - centre).norm()) <= others[k - 1])
         inside += any(hits)
     return inside / len(points)
@@ -117,7 +127,9 @@ def slow_share_within(points: Tensor, manifold: Tensor, k: int) -> float:
 def test_precision_and_recall_equal_the_slow_formula(k: int) -> None:
     real, made = draws(25, 3, 4), draws(20, 3, 5, scale=0.6, shift=0.5)
     found = metrics.precision_recall(real, made, k)
-    assert found.precision == slow_share_within(made, real, k) and found.recall == slow_share_within(real, made, k)
+    assert found.precision == slow_share_within(made, real, k) and found.recall == slow_share_within(
+        real, made, k
+    )
     assert found.precision != found.recall
 
 
@@ -142,7 +154,9 @@ def test_the_inception_score_equals_the_slow_formula_and_torchmetrics() -> None:
     assert math.isclose(found.deviation, abs(scores[0] - scores[1]) / 2, rel_tol=1e-6)
     theirs = InceptionScore(feature=Given(5), splits=1)
     theirs.update(logits)
-    assert math.isclose(metrics.inception_score(probabilities, splits=1).mean, float(theirs.compute()[0]), rel_tol=1e-5)
+    assert math.isclose(
+        metrics.inception_score(probabilities, splits=1).mean, float(theirs.compute()[0]), rel_tol=1e-5
+    )
 
 
 def test_the_inception_score_is_the_number_of_classes_at_best_and_one_at_worst() -> None:
@@ -154,7 +168,9 @@ def test_the_inception_score_is_the_number_of_classes_at_best_and_one_at_worst()
 def test_diversity_equals_the_mean_over_all_pairs() -> None:
     features = draws(7, 5, 3)
     pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
-    slow = sum(1 - float(torch.nn.functional.cosine_similarity(features[i], features[j], dim=0)) for i, j in pairs) / len(pairs)
+    slow = sum(
+        1 - float(torch.nn.functional.cosine_similarity(features[i], features[j], dim=0)) for i, j in pairs
+    ) / len(pairs)
     assert math.isclose(pairwise_diversity(features), slow, rel_tol=1e-9)
 
 
@@ -172,8 +188,13 @@ def test_the_diversity_ratio_compares_two_sets() -> None:
 
 
 def test_the_single_image_distance_is_the_frechet_distance_of_positions() -> None:
-    references, made = draws(2, 5 * 36, 0).view(2, 5, 6, 6), draws(3, 5 * 36, 1, scale=1.4, shift=0.2).view(3, 5, 6, 6)
-    found = metrics.single_image_frechet(metrics.position_gaussians(references), metrics.position_gaussians(made))
+    references, made = (
+        draws(2, 5 * 36, 0).view(2, 5, 6, 6),
+        draws(3, 5 * 36, 1, scale=1.4, shift=0.2).view(3, 5, 6, 6),
+    )
+    found = metrics.single_image_frechet(
+        metrics.position_gaussians(references), metrics.position_gaussians(made)
+    )
     for (i, reference), (j, picture) in itertools.product(enumerate(references), enumerate(made)):
         expected = frechet_distance(reference.flatten(1).T, picture.flatten(1).T)
         assert math.isclose(float(found[i, j]), expected, rel_tol=1e-8)
@@ -189,7 +210,9 @@ def test_structural_consistency_equals_the_slow_formula() -> None:
     a, b = draws(3, 16, 0).abs().view(3, 1, 4, 4), draws(3, 16, 1).abs().view(3, 1, 4, 4)
     for found, x, y in zip(metrics.structural_consistency(a, b), a.flatten(1), b.flatten(1), strict=True):
         top = sum(2 * float(p) * float(q) for p, q in zip(x, y, strict=True))
-        assert math.isclose(float(found), top / sum(float(p) ** 2 + float(q) ** 2 for p, q in zip(x, y, strict=True)))
+        assert math.isclose(
+            float(found), top / sum(float(p) ** 2 + float(q) ** 2 for p, q in zip(x, y, strict=True))
+        )
 
 
 def test_structural_consistency_is_one_for_equal_edges_and_zero_for_edges_apart() -> None:
@@ -204,17 +227,25 @@ def test_scores_of_pairs_and_texts_are_cosines() -> None:
     source, target, text = draws(4, 6, 0), draws(4, 6, 1), draws(1, 6, 2)
     for row in range(4):
         s, t = source[row] / source[row].norm(), target[row] / target[row].norm()
-        assert math.isclose(float(metrics.identity_similarity(source, target)[row]), float(s @ t), abs_tol=1e-12)
-        assert math.isclose(float(metrics.clip_score(target, text)[row]), float(t @ text[0] / text.norm()), abs_tol=1e-12)
+        assert math.isclose(
+            float(metrics.identity_similarity(source, target)[row]), float(s @ t), abs_tol=1e-12
+        )
+        assert math.isclose(
+            float(metrics.clip_score(target, text)[row]), float(t @ text[0] / text.norm()), abs_tol=1e-12
+        )
         change = (t - s) / (t - s).norm()
         expected = float(change @ text[0] / text.norm())
-        assert math.isclose(float(metrics.directional_similarity(source, target, text)[row]), expected, abs_tol=1e-12)
+        assert math.isclose(
+            float(metrics.directional_similarity(source, target, text)[row]), expected, abs_tol=1e-12
+        )
     assert metrics.directional_similarity(source, source, text).abs().max() == 0
 
 
 def test_perceptual_distances_equal_the_slow_formula() -> None:
     shapes = [(4, 3, 5), (6, 2, 2)]
-    maps = [torch.stack([draws(1, c * h * w, 10 * n + c).view(c, h, w) for n in range(3)]) for c, h, w in shapes]
+    maps = [
+        torch.stack([draws(1, c * h * w, 10 * n + c).view(c, h, w) for n in range(3)]) for c, h, w in shapes
+    ]
     weights = [draws(1, c, c)[0].abs() for c, _, _ in shapes]
     for given in (weights, None):
         vectors = metrics.perceptual_vectors(maps, given)
@@ -267,7 +298,9 @@ def test_distances_within_clusters_equal_the_slow_means() -> None:
         pairs = list(itertools.permutations(rows, 2))
         means.append(sum(float(distances[i, j]) for i, j in pairs) / len(pairs))
     assert found.clusters == 2
-    assert math.isclose(found.mean, sum(means) / 2) and math.isclose(found.deviation, abs(means[0] - means[1]) / 2)
+    assert math.isclose(found.mean, sum(means) / 2) and math.isclose(
+        found.deviation, abs(means[0] - means[1]) / 2
+    )
 
 
 def test_the_distance_to_the_medoid_is_another_number_than_the_distance_of_pairs() -> None:

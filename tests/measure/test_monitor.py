@@ -1,4 +1,5 @@
-"""The collapse monitor: its numbers equal slow formulas, it never changes a run, it survives kills, and it stops by its rule."""
+"""The collapse monitor: its numbers equal slow formulas, it never changes a run, it survives kills, and it
+stops by its rule."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.files.registry import load_clip
 from zeroshift.measure.monitor import best_look, converged
 from zeroshift.methods.adapt import AdaptRun, adapt
-from zeroshift.methods.directions import prompt_direction, prompt_features, residual_feature, template_features
+from zeroshift.methods.directions import (
+    prompt_direction,
+    prompt_features,
+    residual_feature,
+    template_features,
+)
 from zeroshift.models.seeds import draw_z
 from zeroshift.portraits import DOMAINS
 from zeroshift.training.run_folder import RunFolder
@@ -84,12 +90,17 @@ def test_the_numbers_of_a_look_are_those_of_slow_formulas_on_the_saved_generator
     source = tiny.generator()
     w = source.map(draw_z(12, 5, 0, "monitor", 0))
     best, _ = load_generator_file(whole.folder.best_file)
-    for look, generator in ((looks[-1], last), (next(each for each in looks if each["step"] == each["best"]), best)):
+    for look, generator in (
+        (looks[-1], last),
+        (next(each for each in looks if each["step"] == each["best"]), best),
+    ):
         agreement, similar, diversity = [], [], []
         for number, clip in enumerate(tiny.clips()):
             before, after = see(clip, source, w), see(clip, generator, w)
             text = text_directions(whole, clip, number, w)
-            agreement.append(sum(cosine(row, words) for row, words in zip(after - before, text, strict=True)) / 5)
+            agreement.append(
+                sum(cosine(row, words) for row, words in zip(after - before, text, strict=True)) / 5
+            )
             similar.append(alike(after - before))
             diversity.append((1 - alike(after)) / (1 - alike(before)))
         for name, values in (("agreement", agreement), ("alike", similar), ("diversity", diversity)):
@@ -102,7 +113,9 @@ def test_the_best_look_so_far_is_kept_with_its_step_and_score(tmp_path: Path) ->
     looks, bests = run.folder.looks(), []
     for now in looks:
         previous = next((each for each in looks if bests and each["step"] == bests[-1]), None)
-        bests.append(now["step"] if previous is None or now["score"] - previous["score"] > 0.01 else bests[-1])
+        bests.append(
+            now["step"] if previous is None or now["score"] - previous["score"] > 0.01 else bests[-1]
+        )
     assert [each["best"] for each in looks] == bests
     top, score = bests[-1], next(each["score"] for each in looks if each["step"] == bests[-1])
     kept, facts = load_generator_file(run.folder.best_file)
@@ -118,7 +131,9 @@ def test_a_watched_run_has_the_weights_of_one_that_is_not_watched(whole: AdaptRu
     assert same(alone.generator, whole.generator) and same(alone.trained, whole.trained)
     assert not (tmp_path / "run" / "monitor.jsonl").exists() and not alone.folder.best_file.exists()
     assert "looked from outside" not in (tmp_path / "run" / "report.html").read_text("utf-8")
-    assert [line["loss"] for line in alone.folder.metrics()] == [line["loss"] for line in whole.folder.metrics()]
+    assert [line["loss"] for line in alone.folder.metrics()] == [
+        line["loss"] for line in whole.folder.metrics()
+    ]
 
 
 class Stop:
@@ -145,7 +160,9 @@ def test_a_stopped_run_looks_once_at_every_step(whole: AdaptRun, tmp_path: Path,
     assert same(kept[0], expected[0]) and kept[1]["step"] == expected[1]["step"]
 
 
-def test_time_of_preparing_is_no_part_of_the_rate_and_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_preparing_is_no_part_of_the_rate_and_long_silence_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told, now = io.StringIO(), [0.0]
     monkeypatch.setattr("zeroshift.app.display.time.monotonic", lambda: now[0])
     display = Display(told)
@@ -181,7 +198,8 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
     assert len(scores) - 1 - best == 2
     status = run.folder.status
     assert (status.state, status.step) == ("finished", looks[-1]["step"]) and status.message.startswith(
-        f"stopped early at step {looks[-1]['step']}: the best score is {scores[best]:.4f} at step {looks[best]['step']},"
+        f"stopped early at step {looks[-1]['step']}: the best score is {scores[best]:.4f} at step "
+        f"{looks[best]['step']},"
     )
     assert told.getvalue().splitlines()[-1] == status.message
     assert same(run.generator, load_generator_file(run.folder.best_file)[0])
@@ -199,7 +217,12 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
 
 
 def test_a_run_that_had_decided_to_stop_does_no_further_step(tmp_path: Path) -> None:
-    options: Look = {"method": "nada", "monitor": WATCH | {"patience": 1, "least_gain": 2.0}, "train": FAST, "until": "converged"}
+    options: Look = {
+        "method": "nada",
+        "monitor": WATCH | {"patience": 1, "least_gain": 2.0},
+        "train": FAST,
+        "until": "converged",
+    }
 
     def fail(event: Look) -> None:
         if event["kind"] == "checkpoint" and event["step"] == 4:
@@ -215,7 +238,9 @@ def test_a_run_that_had_decided_to_stop_does_no_further_step(tmp_path: Path) -> 
 def test_collapse_is_said_once_and_a_mild_run_stays_silent(tmp_path: Path) -> None:
     events: list[Look] = []
     wild = FAST | {"lr": 1.0, "ema": 0.0, "steps": 4}
-    with pytest.warns(UserWarning, match=r"grow alike: at step \d+ they have 0\.\d\d of the source's.*lower train\.lr") as told:
+    with pytest.warns(
+        UserWarning, match=r"grow alike: at step \d+ they have 0\.\d\d of the source's.*lower train\.lr"
+    ) as told:
         run = tiny.run(tmp_path / "wild", method="nada", progress=events.append, monitor=WATCH, train=wild)
     low = [look["step"] for look in run.folder.looks() if look["diversity"] < 0.15]
     said = [str(each.message) for each in told if "grow alike" in str(each.message)]
@@ -254,20 +279,33 @@ def test_looks_go_to_tensorboard_and_the_report(tmp_path: Path) -> None:
     for title in ("Agreement with the direction", "How alike the changes", "Diversity, as a share"):
         assert len(re.findall(rf"<svg[^>]*aria-label=\"{title}", text)) == 1
     best = run.folder.looks()[-1]["best"]
-    assert f"Best at step {best} with" in text and "<script" not in text and "Probability that the judge" not in text
+    assert (
+        f"Best at step {best} with" in text
+        and "<script" not in text
+        and "Probability that the judge" not in text
+    )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     written = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     written.Reload()
     values = [(each.step, each.value) for each in written.Scalars("monitor/diversity")]
-    assert values == [(each["step"], pytest.approx(each["diversity"], rel=1e-6)) for each in run.folder.looks()]
+    assert values == [
+        (each["step"], pytest.approx(each["diversity"], rel=1e-6)) for each in run.folder.looks()
+    ]
 
 
 def test_the_judge_scores_built_in_portraits_in_their_own_domains_alone(tmp_path: Path) -> None:
     def watched(name: str, **options: Any) -> AdaptRun:
         train = {"steps": 1, "batch": 1, "layers": "convs.3"}
         return adapt(
-            tiny.config(tmp_path / name, method="nada", clip=("portraits-clip-a",), train=train, monitor={"count": 3}, **options)
+            tiny.config(
+                tmp_path / name,
+                method="nada",
+                clip=("portraits-clip-a",),
+                train=train,
+                monitor={"count": 3},
+                **options,
+            )
         )
 
     run = watched("sketch", target="pencil sketch")

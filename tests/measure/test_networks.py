@@ -1,4 +1,5 @@
-"""Networks of metrics: their arithmetic against written-out formulas, their files, and what is said where one is missing."""
+"""Networks of metrics: their arithmetic against written-out formulas, their files, and what is said where one
+is missing."""
 
 from __future__ import annotations
 
@@ -38,7 +39,11 @@ def shaken(network: nn.Module, seed: int = 0) -> Any:
         for name, value in network.state_dict().items():
             if value.is_floating_point():
                 fan = max(1, value[0].numel()) if value.dim() > 1 else 1
-                value.copy_(torch.randn(value.shape, generator=draw) * (1.5 / fan) ** 0.5 * (0.2 if value.dim() == 1 else 1))
+                value.copy_(
+                    torch.randn(value.shape, generator=draw)
+                    * (1.5 / fan) ** 0.5
+                    * (0.2 if value.dim() == 1 else 1)
+                )
                 if name.endswith(("running_var", "bn.weight")):
                     value.abs_().add_(0.8)
     return network.eval().requires_grad_(False)
@@ -56,7 +61,8 @@ def inception() -> backbones.Inception:
 
 def test_inception_has_the_numbers_of_weights_that_are_published(inception: backbones.Inception) -> None:
     convolutions = [module for module in inception.modules() if isinstance(module, nn.Conv2d)]
-    # 23,851,784 weights of Keras's v3, without its 1000 classes and without bias and two statistics of each of 17,216 channels.
+    # 23,851,784 weights of Keras's v3, without its 1000 classes and without bias and two statistics of each
+    # of 17,216 channels.
     assert sum(each.weight.numel() for each in convolutions) == 23_851_784 - 2_049_000 - 3 * 17_216
     assert sum(each.out_channels for each in convolutions) == 17_216 and len(convolutions) == 94
     assert tuple(inception.fc.weight.shape) == (1008, 2048)
@@ -73,9 +79,15 @@ def test_inception_has_the_published_names(inception: backbones.Inception) -> No
 
 
 def conv(block: nn.Module, name: str, x: Tensor, stride: int = 1, padding: Any = 0) -> Tensor:
-    state = {key.removeprefix(f"{name}."): value for key, value in block.state_dict().items() if key.startswith(f"{name}.")}
+    state = {
+        key.removeprefix(f"{name}."): value
+        for key, value in block.state_dict().items()
+        if key.startswith(f"{name}.")
+    }
     y = F.conv2d(x, state["conv.weight"], stride=stride, padding=padding)
-    mean, var, gain, bias = (state[f"bn.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias"))
+    mean, var, gain, bias = (
+        state[f"bn.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+    )
     return ((y - mean) / (var + 1e-3).sqrt() * gain + bias).clamp_min(0)
 
 
@@ -116,12 +128,20 @@ def block_7a(b: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([three, cross, F.max_pool2d(x, 3, 2)], dim=1)
 
 
-def block_7c(b: nn.Module, x: Tensor, pool: Callable[[Tensor], Tensor] = lambda x: F.max_pool2d(x, 3, 1, 1)) -> Tensor:
+def block_7c(
+    b: nn.Module, x: Tensor, pool: Callable[[Tensor], Tensor] = lambda x: F.max_pool2d(x, 3, 1, 1)
+) -> Tensor:
     row, column = (0, 1), (1, 0)
-    three, double = conv(b, "branch3x3_1", x), conv(b, "branch3x3dbl_2", conv(b, "branch3x3dbl_1", x), padding=1)
-    three = torch.cat([conv(b, "branch3x3_2a", three, padding=row), conv(b, "branch3x3_2b", three, padding=column)], dim=1)
+    three, double = (
+        conv(b, "branch3x3_1", x),
+        conv(b, "branch3x3dbl_2", conv(b, "branch3x3dbl_1", x), padding=1),
+    )
+    three = torch.cat(
+        [conv(b, "branch3x3_2a", three, padding=row), conv(b, "branch3x3_2b", three, padding=column)], dim=1
+    )
     double = torch.cat(
-        [conv(b, "branch3x3dbl_3a", double, padding=row), conv(b, "branch3x3dbl_3b", double, padding=column)], dim=1
+        [conv(b, "branch3x3dbl_3a", double, padding=row), conv(b, "branch3x3dbl_3b", double, padding=column)],
+        dim=1,
     )
     return torch.cat([conv(b, "branch1x1", x), three, double, conv(b, "branch_pool", pool(x))], dim=1)
 
@@ -164,7 +184,9 @@ def test_pictures_are_resized_as_tensorflow_1_did(length: int, side: int) -> Non
             assert torch.allclose(found[..., row, column], upper * (1 - y + top) + lower * (y - top))
 
 
-def test_the_inception_of_a_file_sees_eight_bit_pictures_around_128(inception: backbones.Inception, tmp_path: Path) -> None:
+def test_the_inception_of_a_file_sees_eight_bit_pictures_around_128(
+    inception: backbones.Inception, tmp_path: Path
+) -> None:
     torch.save(inception.state_dict(), tmp_path / "inception.pth")
     loaded = networks.load_inception(str(tmp_path / "inception.pth"))
     assert loaded.label.sha256 == file_sha256(tmp_path / "inception.pth") and "299" in loaded.label.resize
@@ -192,8 +214,20 @@ def written_out(kind: str) -> nn.Sequential:
             else:
                 layers.append(nn.MaxPool2d(2, 2))
         return nn.Sequential(*layers)
-    layers = [nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()]
-    layers += [nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()]
+    layers = [
+        nn.Conv2d(3, 64, 11, 4, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+    ]
+    layers += [
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2))
 
 
@@ -201,7 +235,9 @@ READ = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
 
 
 @pytest.fixture(scope="module", params=["vgg", "alex"])
-def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, nn.Sequential, Path]:
+def backbone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, nn.Sequential, Path]:
     """Name, the network written out, and a file as torchvision publishes it, with a classifier."""
     network = shaken(written_out(request.param), 3)
     state = {f"features.{name}": value for name, value in network.state_dict().items()}
@@ -213,16 +249,25 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_backbones_have_the_published_numbers_of_weights(backbone: Any) -> None:
     kind, network, _ = backbone
     count = sum(weight.numel() for weight in backbones.TappedNet(kind).parameters())
-    assert count == sum(weight.numel() for weight in network.parameters()) == {"vgg": 14_714_688, "alex": 2_469_696}[kind]
+    assert (
+        count
+        == sum(weight.numel() for weight in network.parameters())
+        == {"vgg": 14_714_688, "alex": 2_469_696}[kind]
+    )
 
 
 def test_lpips_equals_the_written_out_formula(backbone: Any) -> None:
     kind, network, path = backbone
     lpips, given = networks.load_lpips(str(path)), pictures(2, 64)
     linear = networks._linear_file(kind)
-    assert lpips.label.sha256 == f"{file_sha256(path)}+{file_sha256(linear)}" and kind in lpips.label.name.lower()
+    assert (
+        lpips.label.sha256 == f"{file_sha256(path)}+{file_sha256(linear)}"
+        and kind in lpips.label.name.lower()
+    )
     layers = torch.load(linear, map_location="cpu", weights_only=True)
-    x = (given - torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)) / torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1)
+    x = (given - torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)) / torch.tensor(
+        [0.458, 0.448, 0.450]
+    ).view(1, 3, 1, 1)
     total = torch.zeros(())
     for number, place in enumerate(READ[kind]):
         y = network[: place + 1](x)
@@ -239,9 +284,14 @@ def test_lpips_equals_the_written_out_formula(backbone: Any) -> None:
 
 def test_hed_equals_the_written_out_network_and_reads_both_generations_of_names(tmp_path: Path) -> None:
     network, given = shaken(backbones.Hed(), 4), pictures(1, 32)
-    torch.save({name.replace("net", "module", 1): value for name, value in network.state_dict().items()}, tmp_path / "hed")
+    torch.save(
+        {name.replace("net", "module", 1): value for name, value in network.state_dict().items()},
+        tmp_path / "hed",
+    )
     edges = networks.load_hed(str(tmp_path / "hed")).edges(given)
-    bgr = (given[:, [2, 1, 0]] + 1) / 2 * 255 - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
+    bgr = (given[:, [2, 1, 0]] + 1) / 2 * 255 - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(
+        1, 3, 1, 1
+    )
     vgg, state, sides, place = written_out("vgg"), network.state_dict(), [], 0
     names = [f"netVgg{stage[0]}" for stage in backbones.Hed.STAGES]
     own = [value for name in names for key, value in state.items() if key.startswith(name)]
@@ -276,14 +326,20 @@ def test_a_small_face_network_is_written_and_read_with_its_sizes(tmp_path: Path)
     network, given = shaken(IrSe(SMALL, crop=False), 5), pictures(3, 32)
     save_ir_se(tmp_path / "identity.safetensors", network, {"data": "renders"})
     loaded, sha256 = load_ir_se(tmp_path / "identity.safetensors")
-    assert loaded.config == SMALL and not loaded.crop and sha256 == file_sha256(tmp_path / "identity.safetensors")
+    assert (
+        loaded.config == SMALL
+        and not loaded.crop
+        and sha256 == file_sha256(tmp_path / "identity.safetensors")
+    )
     assert torch.equal(loaded.embed(given), network.embed(given))
     assert torch.allclose(network.embed(given), network(F.avg_pool2d(given, 2)), atol=1e-6)
 
 
 def test_a_face_network_of_another_program_gets_the_published_crop(tmp_path: Path) -> None:
     network = shaken(IrSe(SMALL), 5)
-    torch.save({f"module.{name}": value for name, value in network.state_dict().items()}, tmp_path / "faces.pth")
+    torch.save(
+        {f"module.{name}": value for name, value in network.state_dict().items()}, tmp_path / "faces.pth"
+    )
     loaded, _ = load_ir_se(tmp_path / "faces.pth")
     big = pictures(1, 256)
     assert loaded.crop and "35:223" in loaded.resize
@@ -310,13 +366,19 @@ def test_a_file_without_a_face_network_is_refused(tmp_path: Path) -> None:
 def test_the_built_in_world_is_seen_by_its_own_judge_alone() -> None:
     opened = networks.open_networks(NetworksConfig(), portraits=True, target="cartoon")
     judge = opened.judge
-    assert isinstance(judge, networks.PortraitsJudge) and opened.features is judge and opened.perceptual is judge
-    assert judge.label.name == "portraits-judge" and judge.label.sha256 == fingerprint(judge.clip.state_dict())
+    assert (
+        isinstance(judge, networks.PortraitsJudge) and opened.features is judge and opened.perceptual is judge
+    )
+    assert judge.label.name == "portraits-judge" and judge.label.sha256 == fingerprint(
+        judge.clip.state_dict()
+    )
     assert isinstance(opened.edges, networks.Sobel)
     given = pictures(3, 64)
     sight = judge.see(given)
     assert torch.allclose(sight.features, judge.features(given), atol=1e-6)
-    assert len(sight.classes) == len(CHOICES) and all(torch.allclose(each.sum(1), torch.ones(3)) for each in sight.classes)
+    assert len(sight.classes) == len(CHOICES) and all(
+        torch.allclose(each.sum(1), torch.ones(3)) for each in sight.classes
+    )
     assert [each.shape[1] for each in sight.classes] == [len(choices) for choices, _ in CHOICES.values()]
     maps = judge.maps(given)
     assert len(maps) == 4 and torch.equal(sight.early, maps[0]) and sight.early.shape[-1] == 16
@@ -380,9 +442,16 @@ def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
         networks.load_inception(path)
 
 
-@pytest.mark.parametrize(("load", "word"), [(networks.load_inception, "fidelity"), (networks.load_lpips, "vgg")])
+@pytest.mark.parametrize(
+    ("load", "word"), [(networks.load_inception, "fidelity"), (networks.load_lpips, "vgg")]
+)
 def test_without_the_extra_its_name_is_told(load: Any, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3", "torchvision", "torchvision.models"):
+    for name in (
+        "torch_fidelity",
+        "torch_fidelity.feature_extractor_inceptionv3",
+        "torchvision",
+        "torchvision.models",
+    ):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtra, match=r"zeroshift\[fidelity\]"):
         load(word)

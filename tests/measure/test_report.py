@@ -69,7 +69,15 @@ def test_the_report_is_well_formed_and_escapes_labels(folder: RunFolder) -> None
 
 def test_the_report_shows_every_option_and_the_environment(folder: RunFolder) -> None:
     text = page(folder)
-    for name in ("lambda_domain", "select_every", "image_floor", "layer_map", "checkpoint_every", "torch", "sha256"):
+    for name in (
+        "lambda_domain",
+        "select_every",
+        "image_floor",
+        "layer_map",
+        "checkpoint_every",
+        "torch",
+        "sha256",
+    ):
         assert name in text
     assert folder.environment["source"]["sha256"] in text
 

@@ -1,4 +1,5 @@
-"""The trainer as a whole: it learns, moves only what it may, stops and resumes without a trace, and refuses in words."""
+"""The trainer as a whole: it learns, moves only what it may, stops and resumes without a trace, and refuses
+in words."""
 
 from __future__ import annotations
 
@@ -81,7 +82,12 @@ def test_a_run_leaves_config_log_weights_and_status(whole: AdaptRun) -> None:
 
     with safe_open(folder.generator_file, "pt") as file:
         facts = file.metadata()
-    assert (facts["method"], facts["source"], facts["target"], facts["seed"]) == ("ipl", "photo", "zombie", "0")
+    assert (facts["method"], facts["source"], facts["target"], facts["seed"]) == (
+        "ipl",
+        "photo",
+        "zombie",
+        "0",
+    )
     assert facts["source_sha256"] == folder.environment["source"]["sha256"]
     assert json.loads(facts["run"])["train"]["steps"] == 5
 
@@ -90,24 +96,36 @@ def test_a_finished_run_is_returned_at_once(whole: AdaptRun) -> None:
     events: list[Event] = []
     again = tiny.run(whole.folder.path, hook=events.append, train={"select_every": 3})
     assert again.finished and again.steps_done == 0 and events == []
-    assert same(again.generator, whole.generator) and same(again.mapper, whole.mapper) and same(again.source, whole.source)
+    assert (
+        same(again.generator, whole.generator)
+        and same(again.mapper, whole.mapper)
+        and same(again.source, whole.source)
+    )
 
 
-@pytest.mark.parametrize("stops", [[(1, 1)], [(1, 3)], [(1, 4)], [(2, 1)], [(2, 3)], [(2, 5)], [(1, 2), (2, 2), (2, 4)]], ids=str)
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(whole: AdaptRun, tmp_path: Path, stops: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "stops", [[(1, 1)], [(1, 3)], [(1, 4)], [(2, 1)], [(2, 3)], [(2, 5)], [(1, 2), (2, 2), (2, 4)]], ids=str
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    whole: AdaptRun, tmp_path: Path, stops: list[Any]
+) -> None:
     for at in stops:
         with pytest.raises(ZeroDivisionError):
             tiny.run(tmp_path / "run", hook=Stop(at, ZeroDivisionError()), train={"select_every": 3})
         assert RunFolder.load(tmp_path / "run").status.state == "failed"
     resumed = tiny.run(tmp_path / "run", train={"select_every": 3})
     assert (
-        same(resumed.generator, whole.generator) and same(resumed.trained, whole.trained) and same(resumed.mapper, whole.mapper)
+        same(resumed.generator, whole.generator)
+        and same(resumed.trained, whole.trained)
+        and same(resumed.mapper, whole.mapper)
     )
     assert lines(resumed) == lines(whole)
 
 
 @pytest.mark.parametrize("at", [(1, 3), (2, 4)])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: AdaptRun, tmp_path: Path, at: tuple[int, int]) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    whole: AdaptRun, tmp_path: Path, at: tuple[int, int]
+) -> None:
     child = os.fork()
     if child == 0:  # ends by its own SIGKILL, without any clean-up
         tiny.run(tmp_path / "run", hook=Stop(at, None), train={"select_every": 3})
@@ -157,8 +175,15 @@ def test_stage_1_lowers_its_loss(tmp_path: Path) -> None:
 
 
 def fifty_steps(out: Path, floor: float) -> tuple[AdaptRun, float]:
-    """A run of 50 steps from target = source without noise, and how far its pictures moved, relative to their contrast."""
-    run = tiny.run(out, method="nada", noise="off", image_floor=floor, train={"steps": 50, "layers": "convolutions", "lr": 0.01})
+    """A run of 50 steps from target = source without noise, and how far its pictures moved, relative to their
+    contrast."""
+    run = tiny.run(
+        out,
+        method="nada",
+        noise="off",
+        image_floor=floor,
+        train={"steps": 50, "layers": "convolutions", "lr": 0.01},
+    )
     assert run.trained is not None
     with torch.no_grad():
         w_BS = run.source.map(draw_z(12, 8, 0, "look", 0))
@@ -183,9 +208,13 @@ def test_adaptive_selection_moves_the_chosen_layers_alone(tmp_path: Path) -> Non
     run = tiny.run(tmp_path / "run", method="nada", hook=events.append, train={"steps": 1, "top_k": 2})
     (event,) = events
     assert len(event["chosen"]) == 2 and set(event["chosen"]) == set(event["scores"].topk(2).indices.tolist())
-    allowed = {name for layer in run.source.layers() if layer.latent in event["chosen"] for name in layer.parameters}
+    allowed = {
+        name for layer in run.source.layers() if layer.latent in event["chosen"] for name in layer.parameters
+    }
     assert moved(run.source, run.trained) and moved(run.source, run.trained) <= allowed
-    assert event["layers"] == tuple(layer.name for layer in run.source.layers() if layer.latent in event["chosen"])
+    assert event["layers"] == tuple(
+        layer.name for layer in run.source.layers() if layer.latent in event["chosen"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +225,9 @@ def test_adaptive_selection_moves_the_chosen_layers_alone(tmp_path: Path) -> Non
         ({"layers": "convs.3", "free_rgb": True}, {"convs.3", "to_rgb1", "to_rgbs.0", "to_rgbs.1"}),
     ],
 )
-def test_named_layers_and_phases_move_alone(tmp_path: Path, options: dict[str, Any], expected: set[str]) -> None:
+def test_named_layers_and_phases_move_alone(
+    tmp_path: Path, options: dict[str, Any], expected: set[str]
+) -> None:
     run = tiny.run(tmp_path / "run", method="nada", train={"steps": 2} | options)
     owners = {name: layer.name for layer in run.source.layers() for name in layer.parameters}
     assert {owners[name] for name in moved(run.source, run.trained)} == expected
@@ -214,7 +245,9 @@ def test_the_result_is_the_running_average(tmp_path: Path) -> None:
 def test_frozen_tensors_are_skipped_or_decayed_by_adam(tmp_path: Path) -> None:
     counts = {}
     for kind in ("skip", "decay"):
-        run = tiny.run(tmp_path / kind, method="nada", frozen_adam=kind, train={"steps": 4, "top_k": 2}, noise="off")
+        run = tiny.run(
+            tmp_path / kind, method="nada", frozen_adam=kind, train={"steps": 4, "top_k": 2}, noise="off"
+        )
         tensors, _ = run.folder.load_checkpoint() or ({}, {})
         counts[kind] = [int(value) for name, value in tensors.items() if name.endswith("/step")]
     assert set(counts["decay"]) == {4} and len(counts["decay"]) > len(counts["skip"])
@@ -258,7 +291,9 @@ def test_the_hook_sees_directions_and_gradients_where_it_asks(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("broken", ["stage2_z", "select_z"])
-def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path: Path, broken: str) -> None:
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(
+    tmp_path: Path, broken: str
+) -> None:
     z = torch.stack([draw_z(12, 2, 0, "given", step) for step in range(5)])
     bad = z.clone()
     bad[3] = float("nan")
@@ -270,10 +305,16 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
 
 def test_out_of_memory_names_the_batch_to_try(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"out of memory in stage 1 at step 2 with mapper.batch 4; try mapper.batch 2"):
+    with pytest.raises(
+        RunError, match=r"out of memory in stage 1 at step 2 with mapper.batch 4; try mapper.batch 2"
+    ):
         tiny.run(tmp_path / "a", hook=Stop((1, 1), torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(RunError, match=r"with train.batch 2; try train.select_batch 4, or train.batch 1"):
-        tiny.run(tmp_path / "b", hook=Stop((2, 1), RuntimeError("can't allocate memory")), train={"select_batch": 8})
+        tiny.run(
+            tmp_path / "b",
+            hook=Stop((2, 1), RuntimeError("can't allocate memory")),
+            train={"select_batch": 8},
+        )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +326,9 @@ def test_out_of_memory_names_the_batch_to_try(tmp_path: Path) -> None:
         ({"clip_weights": (1.0, 1.0, 1.0), "clip": ("a", "b", "c")}, "2 CLIPs were given for 3 weights"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_folder_is_made(tmp_path: Path, options: dict[str, Any], part: str) -> None:
+def test_what_cannot_work_is_refused_before_the_folder_is_made(
+    tmp_path: Path, options: dict[str, Any], part: str
+) -> None:
     with pytest.raises(InputError, match=part):
         tiny.run(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -303,7 +346,9 @@ def test_an_unknown_generator_is_refused_before_the_folder_is_made(tmp_path: Pat
 
 
 def test_a_word_that_clips_never_learned_is_named_once_for_their_vocabulary(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"tiny-1 never learned 'stone', 'gargoyle'.* it knows a, photo") as told:
+    with pytest.warns(
+        UserWarning, match=r"tiny-1 never learned 'stone', 'gargoyle'.* it knows a, photo"
+    ) as told:
         tiny.run(tmp_path / "run", target="stone gargoyle", method="nada", train={"steps": 1})
     assert sum("never learned" in str(each.message) for each in told) == 1
     with warnings.catch_warnings():
@@ -314,9 +359,18 @@ def test_a_word_that_clips_never_learned_is_named_once_for_their_vocabulary(tmp_
 def test_a_clip_with_byte_pairs_guides_too(tmp_path: Path) -> None:
     tokenizer = BytePairTokenizer()
     model = build_dual_encoder(
-        tokenizer.vocab_size, widths=(8, 8), depths=(1, 1), text_width=8, text_layers=1, text_heads=1, resolution=16
+        tokenizer.vocab_size,
+        widths=(8, 8),
+        depths=(1, 1),
+        text_width=8,
+        text_layers=1,
+        text_heads=1,
+        resolution=16,
     )
-    clips = [tiny.clip(1), ClipModel(model, tokenizer, resolution=16, name="byte-pairs", templates=tiny.TEMPLATES)]
+    clips = [
+        tiny.clip(1),
+        ClipModel(model, tokenizer, resolution=16, name="byte-pairs", templates=tiny.TEMPLATES),
+    ]
     run = tiny.run(tmp_path / "run", state=tiny.given(clips=clips), mapper={"steps": 1}, train={"steps": 1})
     assert run.mapper is not None and not same(run.generator, run.source)
     assert [each.shape[-1] for each in run.mapper(run.source.map(draw_z(12, 2, 0, "look", 0)))] == [16, 8]
@@ -327,7 +381,9 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> Non
     source = tiny.generator()
     assert planned.parameters["generator"] == sum(each.numel() for each in source.parameters())
     assert planned.parameters["movable"] == sum(
-        parameter.numel() for name, parameter in source.named_parameters() if not name.startswith(("style.", "input."))
+        parameter.numel()
+        for name, parameter in source.named_parameters()
+        if not name.startswith(("style.", "input."))
     )
     assert planned.select == 4 and planned.layers[0] == "conv1" and planned.resumes_at is None
     assert planned.memory_bytes > 4 * 3 * planned.parameters["generator"]
@@ -346,7 +402,10 @@ def test_models_given_by_name_are_loaded_recorded_and_found_again(tmp_path: Path
     save_generator(tmp_path / "g.safetensors", tiny.generator())
     for index, each in enumerate(tiny.clips()):
         save_clip(each, tmp_path / f"clip{index}")
-    names = {"generator": str(tmp_path / "g.safetensors"), "clip": (str(tmp_path / "clip0"), str(tmp_path / "clip1"))}
+    names = {
+        "generator": str(tmp_path / "g.safetensors"),
+        "clip": (str(tmp_path / "clip0"), str(tmp_path / "clip1")),
+    }
     config = tiny.config(tmp_path / "run", **names, train={"steps": 1})
     by_name, by_hand = adapt(config), tiny.run(tmp_path / "hand", train={"steps": 1})
     assert same(by_name.generator, by_hand.generator)
@@ -354,7 +413,9 @@ def test_models_given_by_name_are_loaded_recorded_and_found_again(tmp_path: Path
 
 
 def test_learned_words_may_start_at_the_context(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path / "run", prompt_init="tokens", mapper={"steps": 1, "lr": 1e-9}, train={"steps": 1})
+    run = tiny.run(
+        tmp_path / "run", prompt_init="tokens", mapper={"steps": 1, "lr": 1e-9}, train={"steps": 1}
+    )
     assert run.mapper is not None
     words: list[Tensor] = run.mapper(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
     tokens = tiny.clip(1).embed_tokens("a photo of a")
@@ -362,7 +423,9 @@ def test_learned_words_may_start_at_the_context(tmp_path: Path) -> None:
     assert same(load_mapper(run.folder.mapper_file), run.mapper)
 
 
-def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_the_folder(tmp_path: Path) -> None:
+def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_the_folder(
+    tmp_path: Path,
+) -> None:
     directions: list[Tensor] = []
 
     def hook(event: Event) -> None:
@@ -389,7 +452,10 @@ def test_bf16_runs_stay_near_fp32(tmp_path: Path) -> None:
     runs = [tiny.run(tmp_path / kind, run={"precision": kind}, noise="off") for kind in ("fp32", "bf16")]
     first = [[line["loss"] for line in run.folder.metrics()][0] for run in runs]
     assert abs(first[0] - first[1]) < 0.05 * first[0] and first[0] != first[1]
-    assert all(torch.isfinite(each).all() and each.dtype == torch.float32 for each in runs[1].generator.state().values())
+    assert all(
+        torch.isfinite(each).all() and each.dtype == torch.float32
+        for each in runs[1].generator.state().values()
+    )
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -406,13 +472,17 @@ def test_stage_1_can_show_the_same_pictures_again_in_new_orders(tmp_path: Path) 
     first = [again.seen(step) for step in (1, 2)]
     for step, (w, features) in enumerate(first, start=1):
         expected_w, expected = fresh.seen(step)
-        assert torch.equal(w, expected_w) and all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
+        assert torch.equal(w, expected_w) and all(
+            torch.equal(a, b) for a, b in zip(features, expected, strict=True)
+        )
     album_w, rounds = torch.cat([w for w, _ in first]), []
     for steps in ((3, 4), (5, 6)):
         shown = [again.seen(step) for step in steps]
         w, features = torch.cat([page[0] for page in shown]), torch.cat([page[1][1] for page in shown])
         order = [int((album_w == row).all(dim=1).nonzero()) for row in w]
-        assert sorted(order) == list(range(8)) and torch.equal(features, torch.cat([page[1][1] for page in first])[order])
+        assert sorted(order) == list(range(8)) and torch.equal(
+            features, torch.cat([page[1][1] for page in first])[order]
+        )
         rounds.append(order)
     assert rounds[0] != rounds[1] != list(range(8))
 
@@ -427,7 +497,9 @@ def test_a_stopped_run_that_shows_pictures_again_goes_on_as_if_nothing_had_happe
         tiny.config(tmp_path / "x", mapper={"pictures": 3})
 
 
-def test_pictures_drawn_in_parts_equal_those_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_drawn_in_parts_equal_those_drawn_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = StyleTrainer(tiny.config(tmp_path / "run"), tiny.given(dtype=torch.float64))
     run.load()
     w = run.codes(1)

@@ -1,4 +1,5 @@
-"""The trainer against slow formulas in float64: whole trajectories of both stages, written out picture by picture."""
+"""The trainer against slow formulas in float64: whole trajectories of both stages, written out picture by
+picture."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Event = dict[str, Any]
 
 @dataclass
 class Step:
-    """What a step should tell: the loss, that of each CLIP before its weight, and the norm of each tensor's gradient."""
+    """What a step should tell: the loss, that of each CLIP before its weight, and the norm of each tensor's
+    gradient."""
 
     loss: Tensor
     per_clip: list[Tensor]
@@ -37,8 +39,13 @@ class Step:
         assert set(got) == set(same)
         return (
             math.isclose(event["losses"]["loss"], self.loss, rel_tol=1e-9)
-            and all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(event["per_clip"], self.per_clip, strict=True))
-            and all(math.isclose(got[name], value, rel_tol=1e-8, abs_tol=1e-14) for name, value in same.items())
+            and all(
+                math.isclose(a, b, rel_tol=1e-9)
+                for a, b in zip(event["per_clip"], self.per_clip, strict=True)
+            )
+            and all(
+                math.isclose(got[name], value, rel_tol=1e-8, abs_tol=1e-14) for name, value in same.items()
+            )
         )
 
 
@@ -73,7 +80,9 @@ class SlowAdam:
     @torch.no_grad()
     def step(self, weights: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
         for name, gradient in gradients.items():
-            count, mean, square = self.memory.get(name, (0, torch.zeros_like(gradient), torch.zeros_like(gradient)))
+            count, mean, square = self.memory.get(
+                name, (0, torch.zeros_like(gradient), torch.zeros_like(gradient))
+            )
             count += 1
             mean = self.beta1 * mean + (1 - self.beta1) * gradient
             square = self.beta2 * square + (1 - self.beta2) * gradient**2
@@ -88,7 +97,9 @@ def latents(seed: int, batch: int) -> Tensor:
 
 def started(clips: Sequence[ClipModel]) -> list[dict[str, Tensor]]:
     """Weights of one mapper head per CLIP."""
-    return [LatentMapper(16, 4, each.text_width, seed=7 + i).double().state_dict() for i, each in enumerate(clips)]
+    return [
+        LatentMapper(16, 4, each.text_width, seed=7 + i).double().state_dict() for i, each in enumerate(clips)
+    ]
 
 
 def heads_of(states: Sequence[dict[str, Tensor]], clips: Sequence[ClipModel]) -> list[LatentMapper]:
@@ -107,14 +118,18 @@ def shifted() -> dict[str, Tensor]:
     source = tiny.generator().double()
     draw = torch.Generator().manual_seed(3)
     return {
-        name: each + 0.1 * torch.randn(each.shape, generator=draw, dtype=DOUBLE) if name.endswith("conv.weight") else each
+        name: each + 0.1 * torch.randn(each.shape, generator=draw, dtype=DOUBLE)
+        if name.endswith("conv.weight")
+        else each
         for name, each in source.state().items()
     }
 
 
 def prompt(clip: ClipModel, words_MD: Tensor, label: str, residual: str) -> Tensor:
     """Unit feature of one learned prompt."""
-    return n(clip.encode_prompts(words_MD[None], f"a photo of a {label}")[0] + clip.encode_text([residual])[0])
+    return n(
+        clip.encode_prompts(words_MD[None], f"a photo of a {label}")[0] + clip.encode_text([residual])[0]
+    )
 
 
 def slow_words(
@@ -134,18 +149,31 @@ def slow_words(
             ]
             images = [n(clip.encode_image(picture[None])[0]) for picture in pictures]
             words = head(w_BS)
-            h = [[prompt(clip, each, label, f"a photo of a {label}.") for each in words] for label in ("photo", "zombie")]
+            h = [
+                [prompt(clip, each, label, f"a photo of a {label}.") for each in words]
+                for label in ("photo", "zombie")
+            ]
             count = len(images)
             scores = [[clip.logit_scale * (image @ text) for text in h[0]] for image in images]
-            rows = plus(-scores[i][i] + torch.stack(scores[i]).exp().sum().log() for i in range(count)) / count
+            rows = (
+                plus(-scores[i][i] + torch.stack(scores[i]).exp().sum().log() for i in range(count)) / count
+            )
             columns = (
-                plus(-scores[i][i] + torch.stack([row[i] for row in scores]).exp().sum().log() for i in range(count)) / count
+                plus(
+                    -scores[i][i] + torch.stack([row[i] for row in scores]).exp().sum().log()
+                    for i in range(count)
+                )
+                / count
             )
             domain = [plus(1 - each @ n(mean) for each in h[k]) / count for k, mean in enumerate(means)]
             regular = config.mapper.lambda_domain * (domain[1] + config.mapper.lambda_source * domain[0])
             per_clip.append((rows + columns) / 2 + regular)
         total = plus(weight * each for weight, each in zip(config.weights, per_clip, strict=True))
-        named = {f"heads.{i}.{name}": each for i, head in enumerate(heads) for name, each in head.named_parameters()}
+        named = {
+            f"heads.{i}.{name}": each
+            for i, head in enumerate(heads)
+            for name, each in head.named_parameters()
+        }
         gradients = dict(zip(named, torch.autograd.grad(total, list(named.values())), strict=True))
         adam.step(named, gradients)
         history.append(Step(total.detach(), [each.detach() for each in per_clip], gradients))
@@ -153,8 +181,8 @@ def slow_words(
 
 
 def driven(latent: int) -> list[str]:
-    """Layers of the 16 px generator that a latent drives: conv1 by 0; level j's up-sampling convolution by 2j + 1, its second one
-    by 2j + 2, its to-RGB by 2j + 3, and the first to-RGB by 1.
+    """Layers of the 16 px generator that a latent drives: conv1 by 0; level j's up-sampling convolution by 2j
+    + 1, its second one by 2j + 2, its to-RGB by 2j + 3, and the first to-RGB by 1.
     """
     names = ["conv1"] if latent == 0 else [f"convs.{latent - 1}"] if latent < 5 else []
     return [*names, *({1: ["to_rgb1"], 3: ["to_rgbs.0"], 5: ["to_rgbs.1"]}.get(latent, []))]
@@ -167,7 +195,9 @@ def slow_choice(config: Any, source: Any, target: Any, clips: Sequence[ClipModel
     loss = torch.zeros((), dtype=DOUBLE)
     for clip, weight in zip(clips, config.weights, strict=True):
         label = n(clip.encode_text(["zombie"])[0])
-        loss = loss + weight * plus(1 - n(clip.encode_image(picture[None])[0]) @ label for picture in pictures) / len(pictures)
+        loss = loss + weight * plus(
+            1 - n(clip.encode_image(picture[None])[0]) @ label for picture in pictures
+        ) / len(pictures)
     (gradient,) = torch.autograd.grad(loss, rows)
     ways = [float(gradient[:, k].abs().sum()) for k in range(6)]
     best = sorted(range(6), key=lambda k: -ways[k])[: config.train.top_k]
@@ -178,9 +208,16 @@ def slow_direction(config: Any, clip: ClipModel, word: Tensor | None) -> Tensor:
     """Text direction of one picture: of its own words, or without words the one of the two labels."""
     if word is None:
         texts = [[t.replace("{}", label) for t in clip.templates.templates] for label in ("photo", "zombie")]
-        return n(plus(n(clip.encode_text([b])[0]) - n(clip.encode_text([a])[0]) for a, b in zip(*texts, strict=True)))
+        return n(
+            plus(
+                n(clip.encode_text([b])[0]) - n(clip.encode_text([a])[0]) for a, b in zip(*texts, strict=True)
+            )
+        )
     ends = [" photo.", " zombie."] if config.quirks.residual == "corrected" else ["", ""]
-    h = [prompt(clip, word, label, f"a photo of a{end}") for label, end in zip(("photo", "zombie"), ends, strict=True)]
+    h = [
+        prompt(clip, word, label, f"a photo of a{end}")
+        for label, end in zip(("photo", "zombie"), ends, strict=True)
+    ]
     return n(h[1] - h[0]).detach()
 
 
@@ -205,16 +242,24 @@ def slow_pictures(
         before, after = source.synthesize(w_BS, "off").detach(), target.synthesize(w_BS, "off")
         per_clip = []
         for i, clip in enumerate(clips):
-            words = heads_of(states, clips)[i](w_BS).detach() if config.method == "ipl" else [None] * len(w_BS)
+            words = (
+                heads_of(states, clips)[i](w_BS).detach() if config.method == "ipl" else [None] * len(w_BS)
+            )
             ways = [
-                n(n(clip.encode_image(b[None])[0]) - n(clip.encode_image(a[None])[0])) for a, b in zip(before, after, strict=True)
+                n(n(clip.encode_image(b[None])[0]) - n(clip.encode_image(a[None])[0]))
+                for a, b in zip(before, after, strict=True)
             ]
             pairs = zip(ways, words, strict=True)
-            per_clip.append(plus(1 - way @ slow_direction(config, clip, word) for way, word in pairs) / len(ways))
+            per_clip.append(
+                plus(1 - way @ slow_direction(config, clip, word) for way, word in pairs) / len(ways)
+            )
         total = plus(weight * each for weight, each in zip(config.weights, per_clip, strict=True))
         gradients = dict(zip(movable, torch.autograd.grad(total, list(movable.values())), strict=True))
         adam.step(movable, gradients)
-        mean = {name: config.train.ema * each + (1 - config.train.ema) * target.state()[name] for name, each in mean.items()}
+        mean = {
+            name: config.train.ema * each + (1 - config.train.ema) * target.state()[name]
+            for name, each in mean.items()
+        }
         history.append(Step(total.detach(), [each.detach() for each in per_clip], gradients))
     return history, target.state(), mean
 
@@ -235,12 +280,16 @@ def test_stage_1_follows_the_formulas(tmp_path: Path) -> None:
     )
     history, expected = slow_words(config, states, clips, z)
     seen = Keep(stage=1)
-    run = tiny.adapt(config, state=tiny.given(clips=clips, mapper=joined(states), stage1_z=z, dtype=DOUBLE), hook=seen)
+    run = tiny.adapt(
+        config, state=tiny.given(clips=clips, mapper=joined(states), stage1_z=z, dtype=DOUBLE), hook=seen
+    )
     assert run.mapper is not None
     assert all(step.told_by(event) for step, event in zip(history, seen, strict=True))
     final = run.mapper.state_dict()
     assert all(close(final[name], each) for name, each in joined(expected).items())
-    assert not any(torch.equal(final[name], each) for name, each in joined(states).items() if name.endswith("weight"))
+    assert not any(
+        torch.equal(final[name], each) for name, each in joined(states).items() if name.endswith("weight")
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,7 +313,8 @@ def test_stage_2_follows_the_formulas(tmp_path: Path, method: str, residual: str
         noise="off",
         image_floor=0.0,
         mapper={"steps": 1, "lr": 1e-30},
-        train={"steps": STEPS, "layers": layers, "select_batch": 3} | ({"top_k": 2} if layers == "adaptive" else {}),
+        train={"steps": STEPS, "layers": layers, "select_batch": 3}
+        | ({"top_k": 2} if layers == "adaptive" else {}),
     )
     history, weights, mean = slow_pictures(config, states, clips, z, select_z)
     given: dict[str, Any] = {"mapper": joined(states)} if method == "ipl" else {}
@@ -278,18 +328,28 @@ def test_stage_2_follows_the_formulas(tmp_path: Path, method: str, residual: str
 
 
 def large(seed: int) -> StyleGAN2Generator:
-    """A generator of 1024 px, which the patch loss needs, with two channels a layer and one and the same mapping."""
+    """A generator of 1024 px, which the patch loss needs, with two channels a layer and one and the same
+    mapping."""
     config = StyleGAN2Config(size=1024, latent_dim=12, style_dim=16, mapping_depth=2, channel_max=2)
     made, first = StyleGAN2Generator(config, seed=seed), StyleGAN2Generator(config)
-    made.load_state_dict(made.state() | {name: each for name, each in first.state().items() if name.startswith("style.")})
+    made.load_state_dict(
+        made.state() | {name: each for name, each in first.state().items() if name.startswith("style.")}
+    )
     return made.double()
 
 
 def slow_terms(config: Any, clip: ClipModel, before: Tensor, after: Tensor) -> dict[str, Tensor]:
-    """All weighted terms of stage 2 but the patch loss in one CLIP, pair by pair, with the global one as published."""
-    means = [n(plus(n(clip.encode_text([t.replace("{}", x)])[0]) for t in clip.templates.templates)) for x in ("photo", "zombie")]
+    """All weighted terms of stage 2 but the patch loss in one CLIP, pair by pair, with the global one as
+    published."""
+    means = [
+        n(plus(n(clip.encode_text([t.replace("{}", x)])[0]) for t in clip.templates.templates))
+        for x in ("photo", "zombie")
+    ]
     whole = n(clip.encode_text(["a zombie"])[0])
-    pairs = [(n(clip.encode_image(a[None])[0]), n(clip.encode_image(b[None])[0])) for a, b in zip(before, after, strict=True)]
+    pairs = [
+        (n(clip.encode_image(a[None])[0]), n(clip.encode_image(b[None])[0]))
+        for a, b in zip(before, after, strict=True)
+    ]
     return {
         "direction": plus(1 - n(b - a) @ slow_direction(config, clip, None) for a, b in pairs) / len(pairs),
         "global_clip": plus(1 - clip.logit_scale / 100 * (b @ whole) for _, b in pairs) / len(pairs),
@@ -301,8 +361,13 @@ def slow_patch(config: Any, clip: ClipModel, before: Tensor, after: Tensor) -> T
     """The patch loss in one CLIP: one square of 510 px per picture, all parts."""
     parts = []
     for part in PARTS.templates:
-        texts = [[t.replace("{}", part.replace("{}", x)) for t in clip.templates.templates] for x in ("photo", "zombie")]
-        way = plus(n(clip.encode_text([b])[0]) - n(clip.encode_text([a])[0]) for a, b in zip(*texts, strict=True))
+        texts = [
+            [t.replace("{}", part.replace("{}", x)) for t in clip.templates.templates]
+            for x in ("photo", "zombie")
+        ]
+        way = plus(
+            n(clip.encode_text([b])[0]) - n(clip.encode_text([a])[0]) for a, b in zip(*texts, strict=True)
+        )
         # To a CLIP that knows neither plural both texts are the same.
         parts.append(n(way) if way.any() else way)
     centers = torch.randint(255, 1024 - 255, (len(after), 2), generator=rng("patch", config.run.seed, 1))
@@ -336,7 +401,10 @@ def test_weighted_terms_follow_the_formulas(tmp_path: Path, patch: bool) -> None
     before, after = source.synthesize(w_BS, "off").detach(), target.synthesize(w_BS, "off")
     terms = [slow_terms(config, clip, before, after) for clip in clips]
     if patch:
-        terms = [each | {"patch": slow_patch(config, clip, before, after)} for each, clip in zip(terms, clips, strict=True)]
+        terms = [
+            each | {"patch": slow_patch(config, clip, before, after)}
+            for each, clip in zip(terms, clips, strict=True)
+        ]
     per_clip = [plus(weight * each[name] for name, weight in weights.items()) for each in terms]
     total = per_clip[0] + 0.7 * per_clip[1]
     free = {
@@ -350,4 +418,6 @@ def test_weighted_terms_follow_the_formulas(tmp_path: Path, patch: bool) -> None
     tiny.adapt(config, state=given, hook=seen)
     assert Step(total.detach(), [each.detach() for each in per_clip], gradients).told_by(seen[0])
     for name in weights:
-        assert math.isclose(seen[0]["losses"][name], float((terms[0][name] + 0.7 * terms[1][name]).detach()), rel_tol=1e-9), name
+        assert math.isclose(
+            seen[0]["losses"][name], float((terms[0][name] + 0.7 * terms[1][name]).detach()), rel_tol=1e-9
+        ), name

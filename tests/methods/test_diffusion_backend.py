@@ -1,4 +1,5 @@
-"""Runs of diffusion models: the same loop, method by method; resumed without a trace, in both modes; refused in words."""
+"""Runs of diffusion models: the same loop, method by method; resumed without a trace, in both modes; refused
+in words."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield folder
 
 
-def run(out: Path, method: str = "diffusionclip", hook: Any = None, parts: Any = None, **overrides: Any) -> AdaptRun:
+def run(
+    out: Path, method: str = "diffusionclip", hook: Any = None, parts: Any = None, **overrides: Any
+) -> AdaptRun:
     return adapt(tiny.tune(out, method, **overrides), hook=hook, state=tiny.given_diffusion(**(parts or {})))
 
 
@@ -76,14 +79,25 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(method: str, mode: str
     again = run(tmp_path / "run", method, diffusion=tuning)
     assert same(again.generator, whole.generator) and logged(again) == logged(whole)
     assert not same(whole.generator, tiny.diffusion()) and same(whole.source, tiny.diffusion())
-    assert (whole.mapper is None) == (method == "diffusionclip") and [look["step"] for look in whole.folder.looks()] == [3, 6]
+    assert (whole.mapper is None) == (method == "diffusionclip") and [
+        look["step"] for look in whole.folder.looks()
+    ] == [3, 6]
 
 
 def test_a_finished_run_is_all_there_and_samples_from_its_folder(tmp_path: Path) -> None:
     done = run(tmp_path / "run", run={"grid_every": 3})
     names = {path.name for path in done.folder.path.iterdir()}
-    assert {"generator.safetensors", "before_after.png", "report.html", "metrics.jsonl", "best.safetensors"} <= names
-    assert sorted(path.name for path in (done.folder.path / "samples").iterdir()) == ["step_000003.png", "step_000006.png"]
+    assert {
+        "generator.safetensors",
+        "before_after.png",
+        "report.html",
+        "metrics.jsonl",
+        "best.safetensors",
+    } <= names
+    assert sorted(path.name for path in (done.folder.path / "samples").iterdir()) == [
+        "step_000003.png",
+        "step_000006.png",
+    ]
     assert run(tmp_path / "run", run={"grid_every": 3}).steps_done == 0
     source, target = tiny.diffusion(), done.generator
     assert torch.equal(sample(done, range(2), strength=0.0), source.sample(range(2), 6))
@@ -103,7 +117,10 @@ def test_a_finished_run_is_all_there_and_samples_from_its_folder(tmp_path: Path)
 
 def test_codes_are_what_each_clip_sees_and_directions_are_of_each_picture(tmp_path: Path) -> None:
     own = events(tmp_path / "ipl", "ipl")
-    fixed, shared = events(tmp_path / "fixed", train={"steps": 1}), events(tmp_path / "shared", "coop", train={"steps": 1})
+    fixed, shared = (
+        events(tmp_path / "fixed", train={"steps": 1}),
+        events(tmp_path / "shared", "coop", train={"steps": 1}),
+    )
     assert torch.equal(*shared[0]["text_directions"][0]) and not torch.equal(*own[0]["text_directions"][0])
     assert all(len(event["text_directions"][0]) == 2 for event in own)
     assert all(len(event["text_directions"][0]) == 1 for event in fixed)
@@ -115,7 +132,9 @@ def test_codes_are_what_each_clip_sees_and_directions_are_of_each_picture(tmp_pa
     seeds = torch.randint(2**31, (4,), generator=rng("pictures", 0, "train")).tolist()
     pictures = made_pictures(tiny.diffusion(), seeds, 6)
     codes = [normalize(clip.encode_image(pictures[:2])) for clip in tiny.clips()]
-    assert torch.equal(own[0]["pictures"][0], pictures[:2]) and torch.equal(own[1]["pictures"][0], pictures[2:])
+    assert torch.equal(own[0]["pictures"][0], pictures[:2]) and torch.equal(
+        own[1]["pictures"][0], pictures[2:]
+    )
     for head, code, width in zip(again.mapper.heads, codes, (24, 20), strict=True):
         assert code.shape == (2, width) and head(code).shape[0] == 2
     heads: list[Any] = list(again.mapper.heads)
@@ -123,7 +142,11 @@ def test_codes_are_what_each_clip_sees_and_directions_are_of_each_picture(tmp_pa
 
 
 def test_a_run_with_learned_words_sees_every_picture_in_stage_1(tmp_path: Path) -> None:
-    lines = [line for line in run(tmp_path / "run", "ipl", mapper={"batch": 2}).folder.metrics() if line["stage"] == 1]
+    lines = [
+        line
+        for line in run(tmp_path / "run", "ipl", mapper={"batch": 2}).folder.metrics()
+        if line["stage"] == 1
+    ]
     assert len(lines) == 4 and all({"contrastive", "domain"} <= set(line) for line in lines)
     with pytest.raises(InputError, match="mapper.batch is 9, but there are 4 pictures"):
         run(tmp_path / "x", "ipl", mapper={"batch": 9})
@@ -137,11 +160,15 @@ def test_the_loss_is_the_published_one_written_out(tmp_path: Path) -> None:
     for clip, words in zip(tiny.clips(), first["text_directions"], strict=True):
         cosines = []
         for x0, x in zip(before, after, strict=True):
-            change = [row / row.norm() for row in (clip.encode_image(x0[None])[0], clip.encode_image(x[None])[0])]
+            change = [
+                row / row.norm() for row in (clip.encode_image(x0[None])[0], clip.encode_image(x[None])[0])
+            ]
             change = change[1] - change[0]
             cosines.append(float(change @ words[0] / change.norm()))
         direction = 1 - sum(cosines) / 2
-        total += 3 * -float(torch.tensor((2 - direction) / 2).log()) + 0.5 * float((before - after).abs().mean())
+        total += 3 * -float(torch.tensor((2 - direction) / 2).log()) + 0.5 * float(
+            (before - after).abs().mean()
+        )
     assert float(first["losses"]["loss"]) == pytest.approx(total, rel=1e-4)
 
 
@@ -156,9 +183,15 @@ def test_the_rate_grows_with_every_round_and_pictures_come_in_order(tmp_path: Pa
 
 def test_checkpointing_changes_no_number_and_shorter_back_propagation_does(tmp_path: Path) -> None:
     plain = run(tmp_path / "a", train={"steps": 2})
-    assert same(plain.generator, run(tmp_path / "b", train={"steps": 2}, diffusion={"checkpointing": True}).generator)
-    assert same(plain.generator, run(tmp_path / "c", train={"steps": 2}, diffusion={"backprop_steps": 3}).generator)
-    assert not same(plain.generator, run(tmp_path / "d", train={"steps": 2}, diffusion={"backprop_steps": 1}).generator)
+    assert same(
+        plain.generator, run(tmp_path / "b", train={"steps": 2}, diffusion={"checkpointing": True}).generator
+    )
+    assert same(
+        plain.generator, run(tmp_path / "c", train={"steps": 2}, diffusion={"backprop_steps": 3}).generator
+    )
+    assert not same(
+        plain.generator, run(tmp_path / "d", train={"steps": 2}, diffusion={"backprop_steps": 1}).generator
+    )
     with pytest.raises(InputError, match="backprop_steps is for train.diffusion.mode 'through'"):
         tiny.tune(tmp_path / "e", diffusion={"backprop_steps": 1, "mode": "per-step"})
 
@@ -168,14 +201,18 @@ def test_bf16_computes_about_the_same(mode: str, tmp_path: Path) -> None:
     plain = events(tmp_path / "a", train={"steps": 1}, diffusion={"mode": mode})[0]
     tuning = {"mode": mode, "checkpointing": True}
     rough = events(tmp_path / "b", train={"steps": 1}, diffusion=tuning, run={"precision": "bf16"})[0]
-    assert rough["pictures"][1].dtype == torch.float32 and not torch.equal(plain["pictures"][1], rough["pictures"][1])
+    assert rough["pictures"][1].dtype == torch.float32 and not torch.equal(
+        plain["pictures"][1], rough["pictures"][1]
+    )
     assert float((plain["pictures"][1] - rough["pictures"][1]).abs().max()) < 0.1
     assert float(rough["losses"]["loss"]) == pytest.approx(float(plain["losses"]["loss"]), rel=0.1)
 
 
 def test_the_identity_loss_teaches_unless_it_is_detached_as_published(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = IrSe(IrSeConfig(widths=(4, 6), units=(1, 1), first=4, squeeze=2, embed_dim=8, size=8), crop=False)
+    network = IrSe(
+        IrSeConfig(widths=(4, 6), units=(1, 1), first=4, squeeze=2, embed_dim=8, size=8), crop=False
+    )
     save_ir_se(tmp_path / "face.safetensors", network)
     face = {"identity": 2.0, "identity_network": str(tmp_path / "face.safetensors")}
     options: Any = {"train": {"steps": 2}, "diffusion": {"mode": "per-step"}}
@@ -187,7 +224,9 @@ def test_the_identity_loss_teaches_unless_it_is_detached_as_published(tmp_path: 
     with torch.no_grad():
         before, after = (network.eval().embed(each) for each in seen[0]["pictures"])
     # Both CLIPs bring it, by their weights.
-    assert float(seen[0]["losses"]["identity"]) == pytest.approx(2 * float(1 - (before * after).sum(dim=1).mean()), rel=1e-4)
+    assert float(seen[0]["losses"]["identity"]) == pytest.approx(
+        2 * float(1 - (before * after).sum(dim=1).mean()), rel=1e-4
+    )
     with pytest.raises(InputError, match="losses.identity needs a face network"):
         run(tmp_path / "none", losses={"identity": 1.0})
 
@@ -198,7 +237,10 @@ def test_pictures_of_a_folder_are_learned_from_and_must_stay_as_they_were(tmp_pa
     for number, picture in enumerate(pictures):
         folder.mkdir(exist_ok=True)
         write_png(folder / f"{number}.png", picture)
-    options: Any = {"diffusion": {"picture_folder": folder, "num_pictures": 3}, "train": {"steps": 3, "batch": 3}}
+    options: Any = {
+        "diffusion": {"picture_folder": folder, "num_pictures": 3},
+        "train": {"steps": 3, "batch": 3},
+    }
     seen: list[Event] = []
 
     def hook(event: Event) -> None:
@@ -232,7 +274,10 @@ def test_a_plan_makes_no_picture_and_writes_nothing(tmp_path: Path, cache: Path)
     kept_before = sorted(cache.rglob("*.safetensors"))
     options = {"train": {"batch": 1}, "diffusion": {"t0": 123}}
     through, per_step = (
-        plan(tiny.tune(tmp_path / "a", "ipl", **options | {"diffusion": {"t0": 123, "mode": mode}}), state=tiny.given_diffusion())
+        plan(
+            tiny.tune(tmp_path / "a", "ipl", **options | {"diffusion": {"t0": 123, "mode": mode}}),
+            state=tiny.given_diffusion(),
+        )
         for mode in ("through", "per-step")
     )
     weights = sum(weight.numel() for weight in tiny.diffusion().parameters())
@@ -241,7 +286,9 @@ def test_a_plan_makes_no_picture_and_writes_nothing(tmp_path: Path, cache: Path)
     assert sorted(cache.rglob("*.safetensors")) == kept_before and not (tmp_path / "a").exists()
 
 
-def test_inversions_are_kept_by_model_picture_time_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inversions_are_kept_by_model_picture_time_and_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ZEROSHIFT_CACHE", str(tmp_path / "cache"))
     model, pictures = tiny.diffusion(), tiny.diffusion(1).sample(range(2), 4)
     files: list[int] = []
@@ -259,7 +306,9 @@ def test_inversions_are_kept_by_model_picture_time_and_steps(tmp_path: Path, mon
     invert(model, pictures[:1], 300, 5)
     invert(tiny.diffusion(1), pictures[:1], 300, 4)
     invert(model, pictures[:1] + 1e-3, 300, 4)
-    assert files == [2, 2, 3, 4, 5, 6] and model_key(model) != model_key(tiny.diffusion(betas=model.betas * 0.9))
+    assert files == [2, 2, 3, 4, 5, 6] and model_key(model) != model_key(
+        tiny.diffusion(betas=model.betas * 0.9)
+    )
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-10])
     assert torch.equal(invert(model, pictures, 300, 4), first)

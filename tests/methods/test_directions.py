@@ -18,7 +18,9 @@ BANK = TemplateBank("test", ("{}", "a {}", "a {} face"))
 @pytest.fixture(scope="module")
 def clip() -> ClipModel:
     words = WordTokenizer(["a photo of a face", "pencil sketch ."])
-    model = build_dual_encoder(words.vocab_size, widths=(8, 16), depths=(1, 1), embed_dim=12, text_width=16, text_heads=2)
+    model = build_dual_encoder(
+        words.vocab_size, widths=(8, 16), depths=(1, 1), embed_dim=12, text_width=16, text_heads=2
+    )
     return ClipModel(model, words, resolution=64, templates=BANK, context="a photo of a").double()
 
 
@@ -35,7 +37,9 @@ def test_normalised_rows_have_length_one_and_a_zero_row_stays_zero() -> None:
 def test_the_text_direction_is_the_unit_mean_of_differences_of_unit_features(clip: ClipModel) -> None:
     total = 0
     for template in BANK.templates:
-        target, source = (clip.encode_text([template.replace("{}", label)])[0] for label in ("pencil sketch", "photo"))
+        target, source = (
+            clip.encode_text([template.replace("{}", label)])[0] for label in ("pencil sketch", "photo")
+        )
         total = total + target / target.norm() - source / source.norm()
     assert isinstance(total, torch.Tensor)
     ours = directions.text_direction(clip, "photo", "pencil sketch")
@@ -63,14 +67,20 @@ def test_recentred_directions_keep_what_is_individual_about_the_labels_direction
         slow = label[0] + each - sum(found) / 6
         torch.testing.assert_close(row, slow / slow.norm())
     same = found[:1].expand(6, -1)
-    torch.testing.assert_close(directions.recentred(same, same.mean(dim=0, keepdim=True), label), label.expand(6, -1))
+    torch.testing.assert_close(
+        directions.recentred(same, same.mean(dim=0, keepdim=True), label), label.expand(6, -1)
+    )
 
 
 def test_the_corrected_residual_names_the_label_and_the_published_one_does_not(clip: ClipModel) -> None:
     context = "a photo of a"
-    torch.testing.assert_close(directions.residual_feature(clip, context, "sketch"), clip.encode_text(["a photo of a sketch."]))
+    torch.testing.assert_close(
+        directions.residual_feature(clip, context, "sketch"), clip.encode_text(["a photo of a sketch."])
+    )
     assert not directions.residual_feature(clip, context, "sketch", "none").any()
-    published = [directions.residual_feature(clip, context, label, "published") for label in ("sketch", "face")]
+    published = [
+        directions.residual_feature(clip, context, label, "published") for label in ("sketch", "face")
+    ]
     assert torch.equal(*published) and torch.equal(published[0], clip.encode_text([context]))
     with pytest.raises(InputError, match="corrected"):
         directions.residual_feature(clip, context, "sketch", "right")  # pyright: ignore[reportArgumentType]  # the wrong value
@@ -139,6 +149,8 @@ def test_a_divisor_that_is_hardly_bounded_poisons_adam() -> None:
 
 def test_a_picture_set_direction_goes_from_mean_to_mean() -> None:
     target, source = draw(3, 6), draw(7, 6)
-    means = [torch.stack([row / math.sqrt(float(row @ row)) for row in rows]).mean(0) for rows in (target, source)]
+    means = [
+        torch.stack([row / math.sqrt(float(row @ row)) for row in rows]).mean(0) for rows in (target, source)
+    ]
     expected = (means[0] - means[1]) / (means[0] - means[1]).norm()
     torch.testing.assert_close(directions.picture_set_direction(source, target), expected[None])

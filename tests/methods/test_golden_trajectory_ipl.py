@@ -1,4 +1,5 @@
-"""IPL through our own trainer against trajectories of the authors' code: words of stage 1, generators of stage 2."""
+"""IPL through our own trainer against trajectories of the authors' code: words of stage 1, generators of
+stage 2."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from zeroshift.methods.prompts import mapper_from_official
 
 NAME = "ipl_trajectory"
 
-# Float32 deviations, three times those of the golden README: losses of stage 1, and those of later steps of stage 2.
+# Float32 deviations, three times those of the golden README: losses of stage 1, and those of later steps of
+# stage 2.
 WORDS, LATE = 1.2e-6, 1.8e-3
 
 # A rate at which a step of stage 1 leaves the given mapper as it is.
@@ -100,7 +102,9 @@ def test_runs_of_both_stages_are_there_and_begin_as_officially() -> None:
         tokens[f"tokens_residual_{side}"] = [context_sentence(context, label, period=True)]
         tokens[f"tokens_templates_{side}"] = templates().sentences(label)
     numbers = {f"source_w_stage{i}_step0": shared.source.map(shared.arrays[f"stage{i}_z"][0]) for i in (1, 2)}
-    mapper = mapper_from_official(goldenlib.fill(shared.meta["mapper_keys"], shared.meta["seed_mapper"]), words["n_ctx"])
+    mapper = mapper_from_official(
+        goldenlib.fill(shared.meta["mapper_keys"], shared.meta["seed_mapper"]), words["n_ctx"]
+    )
     numbers["mapper_output_fixed_w_initial"] = mapper(shared.arrays["fixed_w"]).flatten(1)
     check_start(shared, tokens, numbers)
     assert len(STAGE_1) > 1 and len(STAGE_2) > 1
@@ -118,14 +122,20 @@ def test_stage_1_learns_the_words_of_the_golden_run(run: Path, steps: int) -> No
         "domain_source": "domain_source",
     }.items():
         found.steps(golden, done.loss(ours), arrays[golden])
-    found.steps("halves", done.loss("contrastive"), (arrays["ce_image_to_text"] + arrays["ce_text_to_image"]) / 2)
+    found.steps(
+        "halves", done.loss("contrastive"), (arrays["ce_image_to_text"] + arrays["ce_text_to_image"]) / 2
+    )
     for step, event in enumerate(done.events):
         compare_gradients(event["gradients"], renamed(meta["grad_norms_per_step"][step]), step, found)
     if len(done.events) == len(arrays["loss"]):
         assert done.mapper is not None
         state = done.mapper.state_dict()
         found.numbers("final_mapper_l2", norms_of(state, state), renamed(meta["final_mapper_l2"]))
-        found.numbers("final_mapper_delta_l2", norms_of(state, state, shared.mapper), renamed(meta["final_mapper_delta_l2"]))
+        found.numbers(
+            "final_mapper_delta_l2",
+            norms_of(state, state, shared.mapper),
+            renamed(meta["final_mapper_delta_l2"]),
+        )
         words = done.mapper(shared.arrays["fixed_w"].to(dtype))[0].flatten(1)
         found.array("mapper_output_fixed_w", words, arrays["mapper_output_fixed_w"])
     known = {"loss", "contrastive", "domain_target", "domain_source", "ce_image_to_text", "ce_text_to_image"}
@@ -134,10 +144,14 @@ def test_stage_1_learns_the_words_of_the_golden_run(run: Path, steps: int) -> No
 
 
 @pytest.mark.parametrize(("run", "steps"), STAGE_2)
-def test_stage_2_moves_the_generator_as_the_golden_run(run: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_2_moves_the_generator_as_the_golden_run(
+    run: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (meta, arrays), shared = goldenlib.load(run), group(NAME)
     if len(meta["clip_models"]) > 1:
-        pytest.skip("with two CLIPs the authors' code adds the residual twice: the record of a bug, not a method")
+        pytest.skip(
+            "with two CLIPs the authors' code adds the residual twice: the record of a bug, not a method"
+        )
     dtype = torch.from_numpy(arrays["loss"]).dtype
     config = configure(
         **options(meta["clip_models"], meta["clip_model_weights"], shared.words),

@@ -1,4 +1,5 @@
-"""NADA through our own trainer against trajectories of the authors' code: one and two CLIPs, mixed losses, a fixed phase."""
+"""NADA through our own trainer against trajectories of the authors' code: one and two CLIPs, mixed losses, a
+fixed phase."""
 
 from __future__ import annotations
 
@@ -40,13 +41,18 @@ RUNS = goldenlib.cases(NAME, is_run, {"two_clip_mixed_losses_*_float64": 2, "two
 def test_runs_of_nada_are_there_and_begin_as_officially() -> None:
     goldenlib.require(NAME, "clip_text_image")
     words = group(NAME).words
-    tokens = {f"tokens_templates_{side}": templates().sentences(words[f"{side}_class"]) for side in ("source", "target")}
+    tokens = {
+        f"tokens_templates_{side}": templates().sentences(words[f"{side}_class"])
+        for side in ("source", "target")
+    }
     check_start(group(NAME), tokens | {"tokens_target": [words["target_class"]]}, {})
     assert len(RUNS) > 1
 
 
 @pytest.mark.parametrize(("run", "steps"), RUNS)
-def test_the_generator_moves_as_in_the_golden_run(run: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generator_moves_as_in_the_golden_run(
+    run: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (meta, arrays), shared = goldenlib.load(run), group(NAME)
     facts, weights = {**shared.words, **meta}, meta["lambdas"]
     if weights["lambda_texture"]:

@@ -13,7 +13,9 @@ from zeroshift.methods.directions import normalize
 
 
 def units(rows: int, seed: int, width: int = 5) -> torch.Tensor:
-    return normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    return normalize(
+        torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -26,7 +28,9 @@ def close(ours: torch.Tensor, expected: float) -> bool:
 
 def test_directional_is_the_mean_of_one_minus_the_product() -> None:
     image, text = units(4, 1), units(4, 2)
-    assert close(losses.directional(image, text), sum(1 - dot(i, t) for i, t in zip(image, text, strict=True)) / 4)
+    assert close(
+        losses.directional(image, text), sum(1 - dot(i, t) for i, t in zip(image, text, strict=True)) / 4
+    )
     assert close(losses.directional(image, text[:1]), sum(1 - dot(i, text[0]) for i in image) / 4)
 
 
@@ -69,7 +73,9 @@ def test_domain_is_one_minus_the_cosine_to_a_mean_of_any_length() -> None:
 
 def test_global_is_one_minus_the_scaled_cosine() -> None:
     image, text = units(4, 9), units(1, 10)
-    assert close(losses.global_clip(image, text, 0.14), sum(1 - 0.14 * dot(row, text[0]) for row in image) / 4)
+    assert close(
+        losses.global_clip(image, text, 0.14), sum(1 - 0.14 * dot(row, text[0]) for row in image) / 4
+    )
     assert close(losses.global_clip(image, text), sum(1 - dot(row, text[0]) for row in image) / 4)
 
 
@@ -84,14 +90,18 @@ def test_patch_weighs_every_part_by_how_near_it_is() -> None:
     total = 0.0
     for e in patches:
         weights = [math.exp(dot(e, d)) for d in parts]
-        total += sum((1 - dot(e, d)) * weight / sum(weights) for d, weight in zip(parts, weights, strict=True))
+        total += sum(
+            (1 - dot(e, d)) * weight / sum(weights) for d, weight in zip(parts, weights, strict=True)
+        )
     assert close(losses.patch(patches, parts), total / 12)
 
 
 def test_texture_is_the_mean_square_difference_of_whole_features() -> None:
     wanted, image = 3 * units(4, 17), 2 * units(4, 18)
     expected = sum(
-        (a - b) ** 2 for row, other in zip(wanted.tolist(), image.tolist(), strict=True) for a, b in zip(row, other, strict=True)
+        (a - b) ** 2
+        for row, other in zip(wanted.tolist(), image.tolist(), strict=True)
+        for a, b in zip(row, other, strict=True)
     )
     assert close(losses.texture(wanted, image), expected / 20)
     alone = [losses.texture(wanted[:1], each[None]) for each in image]
@@ -107,7 +117,8 @@ def test_raster_is_the_mean_square_of_what_repeats_from_block_to_block() -> None
         for channel in picture:
             for left, right in ((0, 8), (8, 12)):
                 means = [
-                    math.fsum(row[x] for row in channel[down::2] for x in range(left + across, right, 2)) / (2 * (right - left))
+                    math.fsum(row[x] for row in channel[down::2] for x in range(left + across, right, 2))
+                    / (2 * (right - left))
                     for down in range(2)
                     for across in range(2)
                 ]

@@ -16,7 +16,13 @@ from zeroshift.methods.prompts import LatentMapper, PromptMapper, mapper_from_of
 def clip_of(text_width: int) -> ClipModel:
     words = WordTokenizer(["a photo of a face"])
     model = build_dual_encoder(
-        words.vocab_size, widths=(8, 16), depths=(1, 1), embed_dim=12, text_width=text_width, text_heads=2, text_layers=1
+        words.vocab_size,
+        widths=(8, 16),
+        depths=(1, 1),
+        embed_dim=12,
+        text_width=text_width,
+        text_heads=2,
+        text_layers=1,
     )
     return ClipModel(model, words, resolution=64)
 
@@ -64,7 +70,9 @@ def test_words_that_start_at_tokens_are_the_context_plus_a_learned_share() -> No
     without = prompt_mapper([clip], "a photo of a", 10, start="random", seed=3).heads[0]
     expected = clip.embed_tokens("a photo of a") + 0.2 * without(w)
     torch.testing.assert_close(with_tokens(w), expected)
-    names = {name for name, _ in with_tokens.named_parameters()} - {name for name, _ in without.named_parameters()}
+    names = {name for name, _ in with_tokens.named_parameters()} - {
+        name for name, _ in without.named_parameters()
+    }
     assert names == {"scaled_gamma"}
 
 
@@ -82,10 +90,19 @@ def test_every_clip_gets_a_head_of_its_own_width_and_number_of_words() -> None:
     clips = [clip_of(16), clip_of(24)]
     mapper = prompt_mapper(clips, "a photo of a", 10)
     words = mapper(draw(3, 10).float())
-    assert isinstance(mapper, PromptMapper) and [tuple(each.shape) for each in words] == [(3, 4, 16), (3, 4, 24)]
-    features = [clip.encode_prompts(each, "a photo of a face") for clip, each in zip(clips, words, strict=True)]
+    assert isinstance(mapper, PromptMapper) and [tuple(each.shape) for each in words] == [
+        (3, 4, 16),
+        (3, 4, 24),
+    ]
+    features = [
+        clip.encode_prompts(each, "a photo of a face") for clip, each in zip(clips, words, strict=True)
+    ]
     torch.stack(features).sum().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for name, p in mapper.named_parameters() if name.endswith("weight"))
+    assert all(
+        p.grad is not None and bool(p.grad.any())
+        for name, p in mapper.named_parameters()
+        if name.endswith("weight")
+    )
     assert not any(p.requires_grad for clip in clips for p in clip.parameters())
 
 
@@ -99,7 +116,10 @@ def test_shared_words_are_the_same_for_every_style_and_start_at_tokens_or_near_z
 
 
 def test_the_number_of_words_is_that_of_the_context_or_the_one_given() -> None:
-    assert [prompt_mapper([clip_of(8)], "a photo", 6, words=n).heads[0](draw(1, 6).float()).shape[1] for n in (0, 7)] == [2, 7]
+    assert [
+        prompt_mapper([clip_of(8)], "a photo", 6, words=n).heads[0](draw(1, 6).float()).shape[1]
+        for n in (0, 7)
+    ] == [2, 7]
     with pytest.raises(InputError, match="7 words cannot start at the 2 tokens"):
         prompt_mapper([clip_of(8)], "a photo", 6, words=7, start="tokens")
 

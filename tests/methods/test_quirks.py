@@ -1,4 +1,5 @@
-"""Every choice of the authors' code is an option of its own: changed alone, it changes what it is about and nothing before it."""
+"""Every choice of the authors' code is an option of its own: changed alone, it changes what it is about and
+nothing before it."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def shifted() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """CLIPs of 16 px as folders, so that the run opens them itself; the generator has 32 px, so that pictures are resized."""
+    """CLIPs of 16 px as folders, so that the run opens them itself; the generator has 32 px, so that pictures
+    are resized."""
     folders = [tmp_path_factory.mktemp("clips") / name for name in ("one", "two")]
     for each, folder in zip(tiny.clips(), folders, strict=True):
         save_clip(each, folder)
@@ -89,7 +91,10 @@ def test_the_published_residual_changes_the_text_directions_of_stage_2_alone(car
     assert quirky.losses(1) == plain.losses(1)
     for a, b in zip(plain.of(2)[0]["text_directions"], quirky.of(2)[0]["text_directions"], strict=True):
         assert (a - b).abs().max() > 1e-3
-    assert all(torch.equal(a, b) for a, b in zip(plain.of(2)[0]["pictures"], quirky.of(2)[0]["pictures"], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.of(2)[0]["pictures"], quirky.of(2)[0]["pictures"], strict=True)
+    )
     assert quirky.losses(2)[0] != plain.losses(2)[0]
 
 
@@ -105,7 +110,9 @@ def test_the_published_layer_map_frees_other_layers_for_the_same_scores(carry_ou
 def test_every_kind_of_noise_gives_other_pictures(carry_out: Runs, noise: str) -> None:
     plain, quirky = carry_out(), carry_out(quirks={"noise": noise})
     before, after = quirky.of(2)[0]["pictures"]
-    assert not torch.equal(before, plain.of(2)[0]["pictures"][0]) and not torch.equal(after, plain.of(2)[0]["pictures"][1])
+    assert not torch.equal(before, plain.of(2)[0]["pictures"][0]) and not torch.equal(
+        after, plain.of(2)[0]["pictures"][1]
+    )
     assert quirky.losses(1)[0] != plain.losses(1)[0] and quirky.losses(2)[0] != plain.losses(2)[0]
 
 
@@ -147,7 +154,10 @@ def test_the_logit_scale_scales_the_distance_of_the_global_loss(carry_out: Runs)
     a, b = plain.of(2)[0], quirky.of(2)[0]
     assert plain.losses(1) == quirky.losses(1) and a["losses"]["direction"] == b["losses"]["direction"]
     # Two CLIPs: 2 - sum of cosines, against 2 - scale times it.
-    for got, cosine in ((b["losses"]["global_clip"], a["losses"]["global_clip"]), (b["selection_loss"], a["selection_loss"])):
+    for got, cosine in (
+        (b["losses"]["global_clip"], a["losses"]["global_clip"]),
+        (b["selection_loss"], a["selection_loss"]),
+    ):
         assert float(got) == pytest.approx(2 - scale * (2 - float(cosine)), abs=1e-5)
     assert scale != 1
 
@@ -162,12 +172,19 @@ def test_the_weight_of_a_clip_weighs_its_losses_and_its_say_in_selection(carry_o
     assert not torch.equal(a["scores"], b["scores"])
 
 
-def test_the_official_bundle_is_a_run_with_every_quirk_named(carry_out: Runs, tmp_path: Path, files: tuple[str, ...]) -> None:
+def test_the_official_bundle_is_a_run_with_every_quirk_named(
+    carry_out: Runs, tmp_path: Path, files: tuple[str, ...]
+) -> None:
     named = carry_out(quirks=to_dict(OFFICIAL_QUIRKS))
     events: list[Event] = []
     config = configure(named.run.config, out=tmp_path / "run", compat="official")
-    bundle = adapt(config, hook=events.append, state=tiny.Injected(generator=tiny.generator(size=32), target=shifted()))
+    bundle = adapt(
+        config, hook=events.append, state=tiny.Injected(generator=tiny.generator(size=32), target=shifted())
+    )
     assert [event["losses"] for event in events] == [event["losses"] for event in named.events]
-    assert all(torch.equal(value, named.run.generator.state()[name]) for name, value in bundle.generator.state().items())
+    assert all(
+        torch.equal(value, named.run.generator.state()[name])
+        for name, value in bundle.generator.state().items()
+    )
     defaults = to_dict(QuirkConfig())
     assert all(value != defaults[name] for name, value in to_dict(OFFICIAL_QUIRKS).items())

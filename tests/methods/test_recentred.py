@@ -30,8 +30,20 @@ def test_directions_about_the_label_have_its_mean_and_those_of_the_words_have_no
     # All codes that the mean is taken over, in one step, so that the mean of what is used is known.
     z = draw_z(12, MEAN_CODES, 0, "monitor", 0)[None]
     own, about, nada = (
-        texts({"out": tmp_path / name, "mapper": {"lr": 0.5, **mapper}, "train": {"steps": 1, "batch": MEAN_CODES}, **more}, z)
-        for name, mapper, more in (("own", {}, {}), ("about", {"mean": "label"}, {}), ("nada", {}, {"method": "nada"}))
+        texts(
+            {
+                "out": tmp_path / name,
+                "mapper": {"lr": 0.5, **mapper},
+                "train": {"steps": 1, "batch": MEAN_CODES},
+                **more,
+            },
+            z,
+        )
+        for name, mapper, more in (
+            ("own", {}, {}),
+            ("about", {"mean": "label"}, {}),
+            ("nada", {}, {"method": "nada"}),
+        )
     )
     label = nada[:1]
     slow = torch.stack([row + label[0] - own.mean(dim=0) for row in own])

@@ -59,7 +59,9 @@ def slow_texture(clip: ClipModel, wanted: list[Tensor], pictures: Tensor) -> flo
 
 def test_by_default_the_first_convolutional_guide_keeps_pictures_near_their_source(tmp_path: Path) -> None:
     clips = [vit(), *tiny.clips()]
-    got, before, after = first_step(tmp_path / "run", clips, {"direction": 1.0, "texture": 0.5}, clip_weights=(1.0, 0.7, 0.2))
+    got, before, after = first_step(
+        tmp_path / "run", clips, {"direction": 1.0, "texture": 0.5}, clip_weights=(1.0, 0.7, 0.2)
+    )
     texture = slow_texture(clips[1], list(before), after)
     assert texture > 0 and math.isclose(got["texture"], 1.9 * texture, rel_tol=1e-10)
     # Both terms are already weighted by CLIP.
@@ -71,7 +73,12 @@ def test_another_clip_can_be_named_and_the_texture_can_come_from_a_picture(tmp_p
     save_clip(named, tmp_path / "texture")
     wanted = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
     write_png(tmp_path / "wool.png", wanted)
-    losses = {"direction": 0.0, "texture": 2.0, "texture_clip": str(tmp_path / "texture"), "texture_image": tmp_path / "wool.png"}
+    losses = {
+        "direction": 0.0,
+        "texture": 2.0,
+        "texture_clip": str(tmp_path / "texture"),
+        "texture_image": tmp_path / "wool.png",
+    }
     got, _, after = first_step(tmp_path / "run", tiny.clips(), losses)
     rounded = ((wanted.double() + 1) * 127.5).round() / 127.5 - 1
     texture = slow_texture(named.double(), [rounded] * len(after), after)
@@ -100,7 +107,9 @@ def vit() -> ClipModel:
         ({"texture_clip": "portraits-clip-a"}, "above 0"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_the_run(tmp_path: Path, losses: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_compared_is_refused_before_the_run(
+    tmp_path: Path, losses: dict[str, Any], said: str
+) -> None:
     with pytest.raises(InputError, match=said):
         first_step(tmp_path / "run", [vit()], losses)
     assert not (tmp_path / "run").exists()

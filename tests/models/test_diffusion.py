@@ -41,7 +41,9 @@ class Formula(nn.Module):
         return (self.formula(x, t),)
 
 
-def by_formula(formula: Callable[[Tensor, Tensor], Tensor], size: int = 4, **options: Any) -> DiffusionGenerator:
+def by_formula(
+    formula: Callable[[Tensor, Tensor], Tensor], size: int = 4, **options: Any
+) -> DiffusionGenerator:
     return DiffusionGenerator(Formula(formula), image_size=size, **options)
 
 
@@ -93,7 +95,9 @@ def test_a_step_is_that_of_the_scheduler_of_diffusers_where_both_exist(eta: floa
     theirs.set_timesteps(10)
     ours, x, eps, noise = ideal(), draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1), draw(2, 3, 4, 4, seed=2)
     for t, t_next in ((900, 800), (100, 0), (0, -1)):
-        expected = theirs.step(eps, t, x, eta=eta, variance_noise=noise if eta else None, return_dict=False)[0]
+        expected = theirs.step(eps, t, x, eta=eta, variance_noise=noise if eta else None, return_dict=False)[
+            0
+        ]
         assert torch.allclose(ours.step(x, t, t_next, eps, eta, noise), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -108,7 +112,8 @@ def test_a_step_up_is_that_of_the_inverse_scheduler_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variance", "named"), [("fixedsmall", "fixed_small"), ("fixedlarge", "fixed_large"), ("learned", "learned_range")]
+    ("variance", "named"),
+    [("fixedsmall", "fixed_small"), ("fixedlarge", "fixed_large"), ("learned", "learned_range")],
 )
 def test_an_ancestral_step_is_that_of_the_scheduler_of_diffusers(variance: Any, named: Any) -> None:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -164,7 +169,10 @@ def test_where_everything_can_be_written_out_more_steps_come_closer_to_the_exact
 
 def test_generation_undoes_inversion_better_with_more_steps() -> None:
     made, pictures = ideal(), SPREAD * draw(4, 3, 4, 4)
-    errors = [float((made.generate(made.invert(pictures, 500, s), 500, s) - pictures).abs().mean()) for s in (10, 40, 160)]
+    errors = [
+        float((made.generate(made.invert(pictures, 500, s), 500, s) - pictures).abs().mean())
+        for s in (10, 40, 160)
+    ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.01
 
 
@@ -211,7 +219,10 @@ def test_a_patched_network_sees_blocks_of_pixels_as_channels() -> None:
 
 
 def test_a_patched_network_with_learned_variance_keeps_its_halves_apart() -> None:
-    made, x = tiny.diffusion(size=16, channels=12, outputs=24, patch=2, variance="learned"), draw(1, 3, 16, 16)
+    made, x = (
+        tiny.diffusion(size=16, channels=12, outputs=24, patch=2, variance="learned"),
+        draw(1, 3, 16, 16),
+    )
     eps, place = made.predict(x, 7)
     found = made.unet(torch.nn.functional.pixel_unshuffle(x, 2), torch.tensor([7]), return_dict=False)[0]
     assert place is not None and place.shape == x.shape
@@ -222,7 +233,9 @@ def test_a_patched_network_with_learned_variance_keeps_its_halves_apart() -> Non
 def test_a_network_that_predicts_velocity_tells_the_same_noise() -> None:
     pictures, noise, t = draw(2, 3, 4, 4).tanh(), draw(2, 3, 4, 4, seed=1), 600
     abar = torch.cumprod(1 - linear_betas(), 0)[t]
-    made = by_formula(lambda x, t: abar.sqrt() * noise - (1 - abar).sqrt() * pictures, prediction="v_prediction")
+    made = by_formula(
+        lambda x, t: abar.sqrt() * noise - (1 - abar).sqrt() * pictures, prediction="v_prediction"
+    )
     assert torch.allclose(made.predict_noise(made.add_noise(pictures, t, noise), t), noise, atol=1e-5)
 
 
@@ -230,7 +243,9 @@ def test_another_predictor_can_stand_in_for_the_network() -> None:
     first, second = tiny.diffusion(1), tiny.diffusion(2)
     x = first.latents([0])
     with torch.no_grad():
-        mixed = first.generate(x, 300, 3, predict=lambda x, t: 0.5 * (first.predict_noise(x, t) + second.predict_noise(x, t)))
+        mixed = first.generate(
+            x, 300, 3, predict=lambda x, t: 0.5 * (first.predict_noise(x, t) + second.predict_noise(x, t))
+        )
         alone = first.generate(x, 300, 3, predict=first.predict_noise)
         assert torch.equal(alone, first.generate(x, 300, 3))
     assert not torch.allclose(mixed, alone, atol=1e-4)
@@ -244,7 +259,9 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
         made.generate(x, 300, 3, checkpointing=checkpointing).square().mean().backward()
         assert x.grad is not None
         gradients.append([x.grad, *(value.grad for value in made.parameters())])
-    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-8) for one, other in zip(*gradients, strict=True))
+    assert all(
+        torch.allclose(one, other, rtol=1e-5, atol=1e-8) for one, other in zip(*gradients, strict=True)
+    )
     assert all(each.abs().max() > 0 for each in gradients[0][:1])
 
 
@@ -305,7 +322,9 @@ def test_heads_of_one_number_are_as_wide_as_their_layer_allows() -> None:
     x = draw(1, 3, 8, 8)
     with torch.no_grad():
         outputs = [unet(x, 9, return_dict=False)[0] for unet in (heads, eight, whole)]
-    assert torch.allclose(outputs[0], outputs[1], atol=1e-6) and not torch.allclose(outputs[0], outputs[2], atol=1e-5)
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-6) and not torch.allclose(
+        outputs[0], outputs[2], atol=1e-5
+    )
 
 
 def test_latents_are_keyed_by_seed() -> None:

@@ -1,4 +1,5 @@
-"""The official numbers of diffusion models: networks of DDPM and guided-diffusion, steps of DDIM and DDPM, blends of models."""
+"""The official numbers of diffusion models: networks of DDPM and guided-diffusion, steps of DDIM and DDPM,
+blends of models."""
 
 from __future__ import annotations
 
@@ -39,14 +40,22 @@ def steps() -> tuple[dict[str, Any], Arrays, list[DiffusionGenerator]]:
     """Description, arrays, and the three models."""
     meta, arrays = loaded(STEPS[0])
     seeds = [meta[name] for name in ("seed", "seed_second_model", "seed_third_model")]
-    return meta, arrays, [ddpm_generator(goldenlib.fill(meta["keys"], seed)).eval().requires_grad_(False) for seed in seeds]
+    return (
+        meta,
+        arrays,
+        [ddpm_generator(goldenlib.fill(meta["keys"], seed)).eval().requires_grad_(False) for seed in seeds],
+    )
 
 
 @pytest.fixture(scope="module")
 def guided() -> tuple[dict[str, Any], Arrays, DiffusionGenerator]:
     meta, arrays = loaded(GUIDED[0])
     facts = {"head_channels": str(meta["config"]["num_head_channels"])}
-    return meta, arrays, guided_generator(goldenlib.fill(meta["keys"], meta["seed"]), facts).eval().requires_grad_(False)
+    return (
+        meta,
+        arrays,
+        guided_generator(goldenlib.fill(meta["keys"], meta["seed"]), facts).eval().requires_grad_(False),
+    )
 
 
 def embedding(model: DiffusionGenerator, times: Tensor) -> Tensor:
@@ -64,20 +73,32 @@ def parts(model: DiffusionGenerator, x: Tensor, times: Tensor) -> list[Tensor]:
 
 def test_the_architectures_are_read_off_the_weights(steps: Any, guided: Any) -> None:
     config, made = steps[0]["config"], steps[2][0]
-    assert (made.image_size, made.channels, made.variance) == (config["res"], config["out_ch"], config["var_type"])
+    assert (made.image_size, made.channels, made.variance) == (
+        config["res"],
+        config["out_ch"],
+        config["var_type"],
+    )
     assert made.config.unet["block_out_channels"] == tuple(config["ch"] * each for each in config["ch_mult"])
     config, made = guided[0]["config"], guided[2]
     assert (made.image_size, made.channels, made.variance) == (config["image_size"], 3, "learned")
-    assert made.config.unet["resnet_time_scale_shift"] == "scale_shift" and made.config.unet["downsample_type"] == "resnet"
+    assert (
+        made.config.unet["resnet_time_scale_shift"] == "scale_shift"
+        and made.config.unet["downsample_type"] == "resnet"
+    )
 
 
 @pytest.mark.parametrize("which", ["ddpm", "guided-diffusion"])
-def test_weights_go_back_to_the_layout_they_came_from_bit_for_bit(which: str, steps: Any, guided: Any) -> None:
+def test_weights_go_back_to_the_layout_they_came_from_bit_for_bit(
+    which: str, steps: Any, guided: Any
+) -> None:
     meta, _, made = steps if which == "ddpm" else guided
     written = to_ddpm(made[0]) if which == "ddpm" else to_guided(made)
     expected = goldenlib.fill(meta["keys"], meta["seed"])
     assert set(written) == set(expected) == set(meta["keys"])
-    assert all(torch.equal(written[name], value) and written[name].shape == value.shape for name, value in expected.items())
+    assert all(
+        torch.equal(written[name], value) and written[name].shape == value.shape
+        for name, value in expected.items()
+    )
 
 
 def test_the_noise_schedule_and_its_variances(steps: Any) -> None:
@@ -136,7 +157,12 @@ def test_a_blend_of_two_models_by_a_ratio(steps: Any) -> None:
         return 0.6 * second.predict_noise(x, t) + 0.4 * first.predict_noise(x, t)
 
     assert deviation(first.step(x, 400, 320, blended(400)), arrays["ratio06_400_320"]) < CLOSE
-    assert deviation(first.ancestral_step(x, 250, blended(250), arrays["step_noise"]), arrays["ratio06_ddpm_250"]) < CLOSE
+    assert (
+        deviation(
+            first.ancestral_step(x, 250, blended(250), arrays["step_noise"]), arrays["ratio06_ddpm_250"]
+        )
+        < CLOSE
+    )
 
 
 def test_a_blend_of_two_models_that_changes_with_time(steps: Any) -> None:
@@ -144,7 +170,10 @@ def test_a_blend_of_two_models_that_changes_with_time(steps: Any) -> None:
     x = arrays["x"][:1]
     for name, t, t_next in (("hybrid_400_320", 400, 320), ("hybrid_80_0", 80, 0)):
         ratios = next(value for key, value in meta["hybrid_config"].items() if t >= int(key))
-        eps = sum(share / sum(ratios) * made.predict_noise(x, t) for share, made in zip(ratios, models[1:], strict=True))
+        eps = sum(
+            share / sum(ratios) * made.predict_noise(x, t)
+            for share, made in zip(ratios, models[1:], strict=True)
+        )
         assert deviation(models[0].step(x, t, t_next, eps), arrays[name]) < CLOSE
 
 
@@ -156,9 +185,34 @@ def test_noise_added_to_clean_pictures(steps: Any) -> None:
 
 
 def test_every_array_is_compared(steps: Any, guided: Any) -> None:
-    known = {"x", "x0", "eps_t", "eps_0", "eps_1", "eps_2", "time_embedding", "betas", "alphas_cumprod", "step_noise"}
-    known |= {"logvar_fixedsmall", "logvar_fixedlarge", "ddim_400_320", "ddim_400_320_x0", "ddim_0_m1", "ddim_inv_80_160"}
-    known |= {"ddim_eta05_400_320", "ddim_eta1_80_m1", "ddpm_250", "ddpm_0", "ddpm_mixed_t", "ratio06_400_320"}
+    known = {
+        "x",
+        "x0",
+        "eps_t",
+        "eps_0",
+        "eps_1",
+        "eps_2",
+        "time_embedding",
+        "betas",
+        "alphas_cumprod",
+        "step_noise",
+    }
+    known |= {
+        "logvar_fixedsmall",
+        "logvar_fixedlarge",
+        "ddim_400_320",
+        "ddim_400_320_x0",
+        "ddim_0_m1",
+        "ddim_inv_80_160",
+    }
+    known |= {
+        "ddim_eta05_400_320",
+        "ddim_eta1_80_m1",
+        "ddpm_250",
+        "ddpm_0",
+        "ddpm_mixed_t",
+        "ratio06_400_320",
+    }
     known |= {"ratio06_ddpm_250", "hybrid_400_320", "hybrid_80_0", "q_sample_t0"}
     assert set(steps[1]) == known
     assert set(guided[1]) == {"x", "t", "output_0", "output_1", "output_2", "time_embedding", "ddim_400_320"}

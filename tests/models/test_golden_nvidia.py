@@ -1,4 +1,5 @@
-"""The official numbers of NVIDIA's StyleGAN2: its weights under its names, read into ours, give its pictures and logits."""
+"""The official numbers of NVIDIA's StyleGAN2: its weights under its names, read into ours, give its pictures
+and logits."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def filled(meta: dict[str, Any]) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module", params=GENERATORS, ids=goldenlib.run_name)
-def run(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], StyleGAN2Generator]:
+def run(
+    request: pytest.FixtureRequest,
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], StyleGAN2Generator]:
     """Description, arrays, NVIDIA's weights, and our generator of them."""
     meta, arrays = goldenlib.load(request.param)
     state = filled(meta)
@@ -61,7 +64,11 @@ def test_the_architecture_is_read_off_the_weights(run: Any) -> None:
         config["num_layers"],
         config["c_dim"],
     )
-    assert (found.latent_dim, found.style_dim, generator.num_latents) == (config["z_dim"], config["w_dim"], meta["num_ws"])
+    assert (found.latent_dim, found.style_dim, generator.num_latents) == (
+        config["z_dim"],
+        config["w_dim"],
+        meta["num_ws"],
+    )
     sides = [4 << level for level in range(found.size.bit_length() - 2)]
     assert [found.channels(side) for side in sides] == [
         min(config["channel_base"] // side, config["channel_max"]) for side in sides
@@ -135,7 +142,9 @@ def test_weights_go_back_to_nvidias_names_unchanged(run: Any) -> None:
 def test_discriminator_logits(path: Path) -> None:
     meta, arrays = goldenlib.load(path)
     discriminator = checkpoints.discriminator_of(Content("torch", filled(meta)))
-    logits = {name: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("logits_batch")}
+    logits = {
+        name: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("logits_batch")
+    }
     assert logits
     with torch.no_grad():
         for name, expected in logits.items():
@@ -143,7 +152,11 @@ def test_discriminator_logits(path: Path) -> None:
             assert deviation(discriminator(image), expected) < CLOSE, name
 
 
-ROSINALITY = [run for run in goldenlib.runs("stylegan2_rosinality") if "style.1.weight" in goldenlib.load(run)[0]["keys"]]
+ROSINALITY = [
+    run
+    for run in goldenlib.runs("stylegan2_rosinality")
+    if "style.1.weight" in goldenlib.load(run)[0]["keys"]
+]
 
 
 @pytest.mark.parametrize("path", ROSINALITY, ids=goldenlib.run_name)
@@ -155,8 +168,14 @@ def test_rosinalitys_pictures_come_out_after_the_way_through_nvidias_layout(path
     first = tiny.styled(checkpoints.generator_of(Content("torch", {"g_ema": state, "latent_avg": average})))
     back = layouts.to_rosinality(first.state())
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
-    second = tiny.styled(checkpoints.generator_of(Content("torch", layouts.to_nvidia(first.state())))).requires_grad_(False)
+    second = tiny.styled(
+        checkpoints.generator_of(Content("torch", layouts.to_nvidia(first.state())))
+    ).requires_grad_(False)
     w = second.map(torch.from_numpy(arrays["z"]))
     truncated = latent.truncate(w, second.latent_avg, meta["truncation"])
-    for name, styles in {"image": w, "image_trunc": truncated, "image_w_plus": torch.from_numpy(arrays["w_plus"])}.items():
+    for name, styles in {
+        "image": w,
+        "image_trunc": truncated,
+        "image_w_plus": torch.from_numpy(arrays["w_plus"]),
+    }.items():
         assert deviation(second.synthesize(styles), torch.from_numpy(arrays[name])) < CLOSE, name

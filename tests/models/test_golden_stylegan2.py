@@ -1,4 +1,5 @@
-"""The official StyleGAN2 numbers: pictures, activations, logits and gradients of every run found, in both modulation paths."""
+"""The official StyleGAN2 numbers: pictures, activations, logits and gradients of every run found, in both
+modulation paths."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ GENERATORS = [run for run in RUNS if "style.1.weight" in goldenlib.load(run)[0][
 DISCRIMINATORS = [run for run in RUNS if "final_linear.1.weight" in goldenlib.load(run)[0]["keys"]]
 PATHS: list[Modulation] = ["scale", "grouped"]
 
-# Tolerances of the golden README, section B: relative to the largest element; norm-wise where leaky-ReLU kinks flip.
+# Tolerances of the golden README, section B: relative to the largest element; norm-wise where leaky-ReLU
+# kinks flip.
 CLOSE = 1e-5
 KINKS = 1e-2
 NOISE_STRENGTH = 8e-2
@@ -124,9 +126,12 @@ def test_generator_gradients(run: Path, modulation: Modulation) -> None:
     assert set(norms) == set(expected)
     strongest = max(norm for name, norm in expected.items() if name.endswith("noise.weight"))
     for name, norm in norms.items():
-        # A noise strength's gradient is one sum with strong cancellation, so it is also judged by the scale of its like.
+        # A noise strength's gradient is one sum with strong cancellation, so it is also judged by the scale
+        # of its like.
         noise = name.endswith("noise.weight")
-        assert norm == pytest.approx(expected[name], rel=NOISE_STRENGTH if noise else 1e-3, abs=2e-3 * strongest * noise), name
+        assert norm == pytest.approx(
+            expected[name], rel=NOISE_STRENGTH if noise else 1e-3, abs=2e-3 * strongest * noise
+        ), name
 
 
 @pytest.mark.parametrize("run", DISCRIMINATORS, ids=goldenlib.run_name)

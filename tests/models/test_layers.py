@@ -1,4 +1,5 @@
-"""What may move: the exact map against perturbed latents, the published list, phases, and the scores against one SGD step."""
+"""What may move: the exact map against perturbed latents, the published list, phases, and the scores against
+one SGD step."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ def layer_outputs(generator: StyleGAN2Generator, rows: Tensor) -> dict[str, Tens
     fixed = latent.z_from_seeds([5], 12).unsqueeze(1).expand(-1, generator.num_latents, -1)
     inputs: dict[str, tuple[object, ...]] = {}
     modules = {
-        name: generator.get_submodule(name) for name in (layer.name for layer in generator.layers() if layer.latent is not None)
+        name: generator.get_submodule(name)
+        for name in (layer.name for layer in generator.layers() if layer.latent is not None)
     }
     hooks = [
-        m.register_forward_hook(lambda _, args, __, name=name: inputs.__setitem__(name, args)) for name, m in modules.items()
+        m.register_forward_hook(lambda _, args, __, name=name: inputs.__setitem__(name, args))
+        for name, m in modules.items()
     ]
     generator.synthesize(fixed)
     clean = dict(inputs)
@@ -47,7 +50,9 @@ def test_exact_map_names_the_layers_that_change_when_a_latent_is_perturbed(size:
         perturbed = rows.clone()
         perturbed[:, index] += 1.0
         after = layer_outputs(generator, perturbed)
-        assert {layer.name for layer in entry} == {name for name in before if not torch.equal(before[name], after[name])}
+        assert {layer.name for layer in entry} == {
+            name for name in before if not torch.equal(before[name], after[name])
+        }
 
 
 def test_exact_map_covers_every_style_driven_layer_once() -> None:
@@ -80,7 +85,9 @@ def test_layers_hold_every_parameter_exactly_once() -> None:
 def test_phases_free_the_published_layers(phase: str, expected: list[str]) -> None:
     generator = small()
     parameters = trainable.select(generator, phase)
-    assert parameters == [n for n, _ in generator.named_parameters() if any(n.startswith(name + ".") for name in expected)]
+    assert parameters == [
+        n for n, _ in generator.named_parameters() if any(n.startswith(name + ".") for name in expected)
+    ]
 
 
 def test_no_fine_stops_at_the_tenth_convolution() -> None:
@@ -97,7 +104,9 @@ def test_phase_all_frees_everything() -> None:
 
 def test_free_rgb_adds_every_to_rgb_layer_to_a_choice() -> None:
     generator = small()
-    added = set(trainable.select_latents(generator, [0], free_rgb=True)) - set(trainable.select_latents(generator, [0]))
+    added = set(trainable.select_latents(generator, [0], free_rgb=True)) - set(
+        trainable.select_latents(generator, [0])
+    )
     assert added == {name for name, _ in generator.named_parameters() if name.startswith("to_rgb")}
 
 
@@ -152,7 +161,9 @@ def test_scoring_a_batch_in_parts_changes_nothing(noise: str) -> None:
     def loss(image: Tensor) -> Tensor:
         return (image - 0.2).square().mean()
 
-    whole, in_parts = (trainable.score_layers(generator, w, loss, noise=maps, part=part) for part in (None, 2))
+    whole, in_parts = (
+        trainable.score_layers(generator, w, loss, noise=maps, part=part) for part in (None, 2)
+    )
     torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=0)
 
 
@@ -165,7 +176,9 @@ def test_scoring_leaves_no_gradient_in_the_generator() -> None:
 def test_scoring_works_inside_no_grad() -> None:
     generator = small()
     with torch.no_grad():
-        scores, _ = trainable.score_layers(generator, generator.map(latent.z_from_seeds([1], 8)), lambda image: image.mean())
+        scores, _ = trainable.score_layers(
+            generator, generator.map(latent.z_from_seeds([1], 8)), lambda image: image.mean()
+        )
     assert scores.shape == (8,) and bool((scores > 0).all())
 
 

@@ -25,12 +25,15 @@ def slow_filter(x: Tensor, kernel: Tensor, before: int, after: int, stride: int 
     out = torch.zeros(batch, channels, rows, columns, dtype=x.dtype)
     for i in range(rows):
         for j in range(columns):
-            out[:, :, i, j] = (padded[:, :, i * stride : i * stride + 4, j * stride : j * stride + 4] * kernel).sum(dim=(2, 3))
+            out[:, :, i, j] = (
+                padded[:, :, i * stride : i * stride + 4, j * stride : j * stride + 4] * kernel
+            ).sum(dim=(2, 3))
     return out
 
 
 def slow_modulated(x: Tensor, weight: Tensor, style: Tensor, up: bool) -> Tensor:
-    """Per sample: modulated and demodulated weights, then an ordinary convolution (after zero insertion when enlarging)."""
+    """Per sample: modulated and demodulated weights, then an ordinary convolution (after zero insertion when
+    enlarging)."""
     results = []
     for sample, own_style in zip(x, style, strict=True):
         own = weight * own_style[None, :, None, None]
@@ -61,7 +64,9 @@ def test_the_kernel_is_symmetric_and_sums_to_its_gain() -> None:
 @pytest.mark.parametrize(("padding", "stride"), [(1, 1), (2, 1), (1, 2)])
 def test_filtering_equals_sums_over_a_padded_picture(padding: int, stride: int) -> None:
     x, kernel = draw(2, 3, 8, 6), ops.fir_kernel().double()
-    torch.testing.assert_close(ops.fir_filter(x, kernel, padding, stride), slow_filter(x, kernel, padding, padding, stride))
+    torch.testing.assert_close(
+        ops.fir_filter(x, kernel, padding, stride), slow_filter(x, kernel, padding, padding, stride)
+    )
 
 
 def test_enlarging_equals_zero_insertion_and_filtering() -> None:
@@ -106,7 +111,9 @@ def test_modulated_convolution_is_differentiable_twice(path: ops.ModulationPath)
 @pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2)])
 def test_filtering_is_differentiable_twice(padding: int, stride: int) -> None:
     x, kernel = draw(1, 2, 4, 4).requires_grad_(), ops.fir_kernel().double()
-    assert torch.autograd.gradgradcheck(lambda value: ops.fir_filter(value, kernel, padding, stride).square(), (x,))
+    assert torch.autograd.gradgradcheck(
+        lambda value: ops.fir_filter(value, kernel, padding, stride).square(), (x,)
+    )
 
 
 def test_styled_activation_equals_scale_offset_and_leaky_relu_in_steps() -> None:
@@ -123,7 +130,10 @@ def test_styled_activation_is_differentiable_twice() -> None:
 
 def test_scaled_leaky_relu_is_differentiable_twice_and_leaves_its_input_alone() -> None:
     x, bias = draw(2, 3, 2, 2), draw(3)
-    before, expected = x.clone(), torch.nn.functional.leaky_relu(x + bias[None, :, None, None], 0.2) * math.sqrt(2)
+    before, expected = (
+        x.clone(),
+        torch.nn.functional.leaky_relu(x + bias[None, :, None, None], 0.2) * math.sqrt(2),
+    )
     torch.testing.assert_close(ops.scaled_leaky_relu(x, bias), expected)
     assert torch.equal(x, before)
     assert torch.autograd.gradgradcheck(
@@ -149,8 +159,12 @@ def test_minibatch_deviation_takes_the_largest_group_that_divides_the_batch() ->
 
 
 def test_minibatch_deviation_of_one_picture_is_the_guard() -> None:
-    torch.testing.assert_close(ops.minibatch_std(draw(1, 2, 2, 2))[0, 2], torch.full((2, 2), 1e-4, dtype=torch.float64))
+    torch.testing.assert_close(
+        ops.minibatch_std(draw(1, 2, 2, 2))[0, 2], torch.full((2, 2), 1e-4, dtype=torch.float64)
+    )
 
 
 def test_pixel_norm_gives_mean_square_one() -> None:
-    torch.testing.assert_close(ops.pixel_norm(draw(4, 50)).square().mean(dim=1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        ops.pixel_norm(draw(4, 50)).square().mean(dim=1), torch.ones(4, dtype=torch.float64)
+    )

@@ -1,4 +1,5 @@
-"""Seeds -> noise: what a draw depends on, and truncation, mixing and the average style by their definitions."""
+"""Seeds -> noise: what a draw depends on, and truncation, mixing and the average style by their
+definitions."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ def test_draws_leave_the_global_random_state_alone() -> None:
 
 
 def test_training_draws_differ_between_seeds_stages_steps_and_samples() -> None:
-    draws = [latent.draw_z(8, 2, *key) for key in [(0, "stage1", 1), (1, "stage1", 1), (0, "stage2", 1), (0, "stage1", 2)]]
+    draws = [
+        latent.draw_z(8, 2, *key)
+        for key in [(0, "stage1", 1), (1, "stage1", 1), (0, "stage2", 1), (0, "stage1", 2)]
+    ]
     rows = [tuple(row.tolist()) for batch in draws for row in batch]
     assert len(set(rows)) == 8
 
@@ -66,7 +70,10 @@ def test_truncation_moves_between_the_average_and_the_style() -> None:
 
 
 def test_mixing_takes_rows_below_the_index_from_the_first() -> None:
-    first, second = latent.z_from_seeds([1, 2], 6), latent.z_from_seeds([3, 4], 6).unsqueeze(1).repeat(1, 5, 1)
+    first, second = (
+        latent.z_from_seeds([1, 2], 6),
+        latent.z_from_seeds([3, 4], 6).unsqueeze(1).repeat(1, 5, 1),
+    )
     mixed = latent.mix(first, second, 2, 5)
     assert mixed.shape == (2, 5, 6)
     for k in range(5):
@@ -81,7 +88,9 @@ def test_an_impossible_mixing_index_is_refused(index: int) -> None:
 
 
 def test_the_average_style_is_the_mean_over_many_draws() -> None:
-    generator = StyleGAN2Generator(StyleGAN2Config(size=16, latent_dim=8, style_dim=8, mapping_depth=2, channel_max=2))
+    generator = StyleGAN2Generator(
+        StyleGAN2Config(size=16, latent_dim=8, style_dim=8, mapping_depth=2, channel_max=2)
+    )
     with torch.no_grad():
         independent = generator.map(torch.randn(20000, 8, generator=latent.rng("independent"))).mean(dim=0)
     torch.testing.assert_close(latent.average_style(generator), independent, rtol=0, atol=0.06)

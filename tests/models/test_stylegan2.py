@@ -1,4 +1,5 @@
-"""The networks by their own promises: sizes, paths, precision, noise, refusals. Their numbers are in test_golden_stylegan2."""
+"""The networks by their own promises: sizes, paths, precision, noise, refusals. Their numbers are in
+test_golden_stylegan2."""
 
 from __future__ import annotations
 
@@ -58,7 +59,13 @@ def test_channels_follow_the_published_table() -> None:
     sides = (4, 32, 64, 128, 256, 512, 1024)
     full = StyleGAN2Config(size=1024)
     assert [full.channels(side) for side in sides] == [512, 512, 512, 256, 128, 64, 32]
-    assert [StyleGAN2Config(size=256, channel_multiplier=1).channels(side) for side in sides[:5]] == [512, 512, 256, 128, 64]
+    assert [StyleGAN2Config(size=256, channel_multiplier=1).channels(side) for side in sides[:5]] == [
+        512,
+        512,
+        256,
+        128,
+        64,
+    ]
 
 
 def test_channels_follow_the_base_where_it_is_given() -> None:
@@ -69,7 +76,12 @@ def test_channels_follow_the_base_where_it_is_given() -> None:
 def test_the_generator_meets_the_protocol() -> None:
     generator = StyleGAN2Generator(config())
     assert isinstance(generator, Generator)
-    assert (generator.image_size, generator.latent_dim, generator.style_dim, generator.num_latents) == (32, 6, 10, 8)
+    assert (generator.image_size, generator.latent_dim, generator.style_dim, generator.num_latents) == (
+        32,
+        6,
+        10,
+        8,
+    )
     assert generator.latent_avg.shape == (10,)
 
 
@@ -80,7 +92,9 @@ def test_equal_seeds_give_equal_networks() -> None:
 
 
 def test_random_weights_have_unit_variance_at_run_time() -> None:
-    wide = StyleGAN2Generator(StyleGAN2Config(size=16, latent_dim=64, style_dim=64, mapping_depth=4, channel_max=64))
+    wide = StyleGAN2Generator(
+        StyleGAN2Config(size=16, latent_dim=64, style_dim=64, mapping_depth=4, channel_max=64)
+    )
     w = wide.map(torch.randn(64, 64, generator=latent.rng("w")))
     assert 0.7 < w.square().mean().item() < 1.4
 
@@ -111,7 +125,9 @@ def test_both_modulation_paths_give_the_same_picture_and_gradients() -> None:
         gradients = {name: p.grad for name, p in generator.named_parameters()}
         results.append({"picture": generator(z(1, 2).double()), **gradients})
     for name in results[0]:
-        torch.testing.assert_close(results[0][name], results[1][name], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            results[0][name], results[1][name], msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_one_picture_alone_equals_itself_in_a_batch() -> None:
@@ -127,7 +143,9 @@ def test_registered_noise_equals_the_same_maps_given_and_off_equals_zero_maps() 
     maps = [generator.get_buffer(f"noises.noise_{index}") for index in range(len(shapes))]
     assert [tuple(each.shape) for each in maps] == shapes
     assert torch.equal(generator.synthesize(w), generator.synthesize(w, maps))
-    torch.testing.assert_close(generator.synthesize(w, "off"), generator.synthesize(w, [torch.zeros(shape) for shape in shapes]))
+    torch.testing.assert_close(
+        generator.synthesize(w, "off"), generator.synthesize(w, [torch.zeros(shape) for shape in shapes])
+    )
     assert not torch.equal(generator.synthesize(w), generator.synthesize(w, "off"))
 
 
@@ -231,7 +249,9 @@ def test_r1_gradients_equal_finite_differences_of_the_penalty() -> None:
     above = penalty().item()
     with torch.no_grad():
         bias.sub_(2e-6 * step)
-    torch.testing.assert_close((above - penalty().item()) / 2e-6, (exact * step).sum().item(), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        (above - penalty().item()) / 2e-6, (exact * step).sum().item(), rtol=1e-4, atol=1e-9
+    )
 
 
 def test_discriminator_features_come_twice_per_block() -> None:

@@ -1,4 +1,5 @@
-"""Pictures from seeds: the same whatever stands beside them, between source and target, in files that know their seed."""
+"""Pictures from seeds: the same whatever stands beside them, between source and target, in files that know
+their seed."""
 
 from __future__ import annotations
 
@@ -38,7 +39,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     save_generator(folder / "source.safetensors", tiny.generator(), {})
     state = tiny.Injected(clips=tiny.clips())
-    tiny.run(folder / "run", state=state, generator=str(folder / "source.safetensors"), method="nada", train={"lr": 0.05})
+    tiny.run(
+        folder / "run",
+        state=state,
+        generator=str(folder / "source.safetensors"),
+        method="nada",
+        train={"lr": 0.05},
+    )
     return folder / "run"
 
 
@@ -48,7 +55,8 @@ def test_seeds_are_read_as_numbers_and_ranges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("", "''"), ("1,,2", "''"), ("a-b", "'a-b'"), ("-1", "'-1'"), ("5-2", "2-5"), ("0-99999999", "10000")]
+    ("text", "named"),
+    [("", "''"), ("1,,2", "''"), ("a-b", "'a-b'"), ("-1", "'-1'"), ("5-2", "2-5"), ("0-99999999", "10000")],
 )
 def test_seeds_that_cannot_be_read_are_named(text: str, named: str) -> None:
     with pytest.raises(InputError, match=named):
@@ -57,7 +65,10 @@ def test_seeds_that_cannot_be_read_are_named(text: str, named: str) -> None:
 
 def test_a_seed_gives_the_same_picture_alone_and_in_any_batch() -> None:
     generator = tiny.generator()
-    together, alone = draw(generator, range(5), batch=5), torch.cat([draw(generator, [seed]) for seed in range(5)])
+    together, alone = (
+        draw(generator, range(5), batch=5),
+        torch.cat([draw(generator, [seed]) for seed in range(5)]),
+    )
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together, draw(generator, range(5), batch=2), atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=0.1)
@@ -98,7 +109,9 @@ def test_a_strength_out_of_range_is_refused() -> None:
 def test_a_loaded_run_draws_its_generator_and_at_strength_zero_its_source(run: Path) -> None:
     loaded = zs.load(run)
     assert torch.equal(loaded.sample(range(3), truncation=1.0), draw(loaded.generator, range(3)))
-    assert torch.allclose(loaded.sample(range(3), truncation=1.0, strength=0.0), draw(tiny.generator(), range(3)), atol=1e-6)
+    assert torch.allclose(
+        loaded.sample(range(3), truncation=1.0, strength=0.0), draw(tiny.generator(), range(3)), atol=1e-6
+    )
     assert not torch.allclose(loaded.sample(range(3)), loaded.sample(range(3), strength=0.0), atol=1e-3)
     assert loaded.config.target == "zombie"
 
@@ -108,7 +121,11 @@ def test_a_run_its_folder_and_its_result_draw_the_same_pictures(run: Path) -> No
     assert torch.equal(sampling_function(run, range(2)), expected)
     assert torch.equal(sampling_function(str(run), range(2)), expected)
     again = tiny.run(
-        run, state=tiny.Injected(), generator=str(run.parent / "source.safetensors"), method="nada", train={"lr": 0.05}
+        run,
+        state=tiny.Injected(),
+        generator=str(run.parent / "source.safetensors"),
+        method="nada",
+        train={"lr": 0.05},
     )
     assert torch.equal(sampling_function(again, range(2), strength=1.0), expected)
     assert not torch.equal(sampling_function(again, range(2), strength=0.5), expected)
@@ -147,13 +164,18 @@ def test_saved_pictures_are_a_grid_and_one_file_per_seed(tmp_path: Path) -> None
 def test_a_grid_keeps_every_picture_in_its_place() -> None:
     pictures = torch.arange(5.0).div(4).mul(2).sub(1)[:, None, None, None].expand(5, 3, 128, 128)
     sheet = grid(pictures, columns=3)
-    cells = [sheet[0, 4 + row * 132 + 5, 4 + column * 132 + 5].item() for row, column in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
+    cells = [
+        sheet[0, 4 + row * 132 + 5, 4 + column * 132 + 5].item()
+        for row, column in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
+    ]
     assert cells == pytest.approx([-1, -0.5, 0, 0.5, 1])
     assert sheet.shape == (3, 2 * 132 + 4, 3 * 132 + 4)
 
 
 def test_labels_stand_beside_their_rows() -> None:
-    sheet = labelled_rows([("photo", -torch.ones(2, 3, 64, 64)), ("pencil sketch", -torch.ones(1, 3, 64, 64))])
+    sheet = labelled_rows(
+        [("photo", -torch.ones(2, 3, 64, 64)), ("pencil sketch", -torch.ones(1, 3, 64, 64))]
+    )
     margin = sheet.shape[-1] - 2 * 132 - 4
     assert margin > 30
     assert (sheet[:, :132, :margin] < 0).any() and (sheet[:, 136:264, :margin] < 0).any()
@@ -165,7 +187,9 @@ def test_before_and_after_holds_source_target_and_truth_untruncated() -> None:
     two = before_after(source, target, ("photo", "zombie"), range(2), 0.5)
     three = before_after(source, target, ("photo", "zombie"), range(2), 0.5, truth)
     assert three.shape[-2] - two.shape[-2] == 132
-    assert torch.allclose(three[:, 4:132, -264:-136:][:, ::8, ::8][:, 0, 0], draw(source, [0])[0, :, 0, 0], atol=1e-6)
+    assert torch.allclose(
+        three[:, 4:132, -264:-136:][:, ::8, ::8][:, 0, 0], draw(source, [0])[0, :, 0, 0], atol=1e-6
+    )
 
 
 def test_the_truth_of_a_seed_is_the_render_of_its_noise() -> None:
@@ -175,10 +199,27 @@ def test_the_truth_of_a_seed_is_the_render_of_its_noise() -> None:
     assert true_pictures(range(2), 64, "a city at night", 32) is None
 
 
-def test_a_bare_generator_is_sampled_by_name_and_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bare_generator_is_sampled_by_name_and_by_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "mine.bin"
     save_generator(file, tiny.generator())
-    assert main(["sample", str(file), "--seeds", "3,1", "--truncation", "0.5", "--out", str(tmp_path / "p"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                str(file),
+                "--seeds",
+                "3,1",
+                "--truncation",
+                "0.5",
+                "--out",
+                str(tmp_path / "p"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     shown = json.loads(capsys.readouterr().out)
     with Image.open(shown["pictures"][0]) as picture:
         assert [picture.info[key] for key in ("seed", "generator", "truncation")] == ["3", "mine.bin", "0.5"]

@@ -1,4 +1,5 @@
-"""One's own pictures through runs of diffusion models: strength, mixtures, unseen kinds, evaluation on true people, in words."""
+"""One's own pictures through runs of diffusion models: strength, mixtures, unseen kinds, evaluation on true
+people, in words."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[AdaptRun]:
     save_generator(folder / "source.safetensors", tiny.diffusion())
     made = []
     for target in ("zombie", "sketch"):
-        config = tiny.tune(folder / target, target=target, generator=str(folder / "source.safetensors"), train={"lr": 0.01})
+        config = tiny.tune(
+            folder / target, target=target, generator=str(folder / "source.safetensors"), train={"lr": 0.01}
+        )
         made.append(adapt(config, state=tiny.given_diffusion(generator=None)))
     return made
 
@@ -65,7 +68,9 @@ def there_and_back(source: DiffusionGenerator, target: DiffusionGenerator, pictu
     return x[0].clamp(-1, 1)
 
 
-def test_a_picture_goes_to_noise_with_the_source_and_back_with_the_adapted_model(runs: list[AdaptRun], pictures: Tensor) -> None:
+def test_a_picture_goes_to_noise_with_the_source_and_back_with_the_adapted_model(
+    runs: list[AdaptRun], pictures: Tensor
+) -> None:
     run = runs[0]
     made = translate(run, pictures)
     slow = torch.stack([there_and_back(run.source, run.generator, picture) for picture in pictures])
@@ -86,7 +91,9 @@ def test_strength_mixes_the_predictions(runs: list[AdaptRun], pictures: Tensor) 
     def mixed(x: Tensor, t: int) -> Tensor:
         return 0.3 * run.generator.predict_noise(x, t) + 0.7 * run.source.predict_noise(x, t)
 
-    torch.testing.assert_close(made, translated(run.source, pictures, Route(300, 4, 6), mixed), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        made, translated(run.source, pictures, Route(300, 4, 6), mixed), atol=1e-5, rtol=0
+    )
     with pytest.raises(InputError, match="strength must be between 0"):
         translate(run, pictures, strength=3.0)
 
@@ -110,7 +117,9 @@ def test_unseen_pictures_are_drawn_into_the_domain_of_the_source(pictures: Tenso
     source, x = tiny.diffusion(), pictures
     with torch.no_grad():
         for repeat in range(2):
-            noise = torch.stack([torch.randn(3, 8, 8, generator=rng("unseen", 4, repeat, i)) for i in range(3)])
+            noise = torch.stack(
+                [torch.randn(3, 8, 8, generator=rng("unseen", 4, repeat, i)) for i in range(3)]
+            )
             # The time that is gone down from, not the one before it.
             share = source.alphas_bar[200]
             x = share.sqrt() * x + (1 - share).sqrt() * noise
@@ -127,7 +136,16 @@ def test_the_command_writes_a_picture_for_each_and_a_sheet(
     folder = tmp_path / "mine"
     for number, picture in enumerate(pictures):
         write_png(folder / f"me{number}.png", picture)
-    words = ["translate", str(runs[0].folder.path), str(folder), "--ratio", "0.5", "--out", str(tmp_path / "out"), "--json"]
+    words = [
+        "translate",
+        str(runs[0].folder.path),
+        str(folder),
+        "--ratio",
+        "0.5",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     assert main(words) == 0
     told = json.loads(capsys.readouterr().out)
     assert [Path(path).name for path in told["pictures"]] == ["me0.png", "me1.png", "me2.png"]
@@ -135,7 +153,21 @@ def test_the_command_writes_a_picture_for_each_and_a_sheet(
     expected = zs.translate(runs[0], folder, strength=0.5)
     torch.testing.assert_close(made, expected, atol=0.51 / 127.5, rtol=0)
     assert Path(told["sheet"]).is_file()
-    assert main([*words[:2], str(folder / "me0.png"), "--unseen", "1", "--t0", "200", "--out", str(tmp_path / "other")]) == 0
+    assert (
+        main(
+            [
+                *words[:2],
+                str(folder / "me0.png"),
+                "--unseen",
+                "1",
+                "--t0",
+                "200",
+                "--out",
+                str(tmp_path / "other"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "other" / "me0.png").is_file()
     assert main([*words[:2], str(tmp_path / "nothing.png")]) == 2
 
@@ -146,10 +178,15 @@ def test_the_command_mixes_runs_by_a_schedule(
     write_png(tmp_path / "me.png", pictures[0])
     first, second = (str(run.folder.path) for run in runs)
     words = ["translate", first, str(tmp_path / "me.png"), "--out", str(tmp_path / "out")]
-    for schedule, meant in ((["--schedule", "200:1,0", "0:1,3"], {200: [1, 0], 0: [1, 3]}), ([], {0: [0.5, 0.5]})):
+    for schedule, meant in (
+        (["--schedule", "200:1,0", "0:1,3"], {200: [1, 0], 0: [1, 3]}),
+        ([], {0: [0.5, 0.5]}),
+    ):
         assert main([*words, "--mix", second, *schedule]) == 0
         made = read_pictures(tmp_path / "out" / "me.png", 8)[0]
-        torch.testing.assert_close(made, translate_mixed(runs, tmp_path / "me.png", meant), atol=0.51 / 127.5, rtol=0)
+        torch.testing.assert_close(
+            made, translate_mixed(runs, tmp_path / "me.png", meant), atol=0.51 / 127.5, rtol=0
+        )
         assert not torch.equal(made, translate(runs[0], tmp_path / "me.png"))
     assert Image.open(tmp_path / "out" / "me.png").info["target"] == "zombie + sketch"
     capsys.readouterr()
@@ -169,9 +206,13 @@ def test_the_command_mixes_runs_by_a_schedule(
         assert why in capsys.readouterr().err
 
 
-def test_the_report_of_a_run_says_how_to_translate_and_that_of_a_gan_does_not(runs: list[AdaptRun], tmp_path: Path) -> None:
+def test_the_report_of_a_run_says_how_to_translate_and_that_of_a_gan_does_not(
+    runs: list[AdaptRun], tmp_path: Path
+) -> None:
     folder = runs[0].folder
-    assert folder.diffuses and f"zeroshift translate {folder.path} me.png" in (folder.path / "report.html").read_text("utf-8")
+    assert folder.diffuses and f"zeroshift translate {folder.path} me.png" in (
+        folder.path / "report.html"
+    ).read_text("utf-8")
     gan = tiny.run(tmp_path / "gan", method="nada", train={"steps": 1}, monitor={"every": 0}).folder
     assert not gan.diffuses and "zeroshift translate" not in (gan.path / "report.html").read_text("utf-8")
 
@@ -188,9 +229,13 @@ def test_what_is_transparent_in_a_picture_counts_as_white(tmp_path: Path) -> Non
     assert torch.equal(seen, wanted)
 
 
-def test_what_cannot_be_translated_is_said_in_words(runs: list[AdaptRun], pictures: Tensor, tmp_path: Path) -> None:
+def test_what_cannot_be_translated_is_said_in_words(
+    runs: list[AdaptRun], pictures: Tensor, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="translate needs runs of diffusion models"):
-        translate(tiny.run(tmp_path / "gan", method="nada", train={"steps": 1}, monitor={"every": 0}), pictures)
+        translate(
+            tiny.run(tmp_path / "gan", method="nada", train={"steps": 1}, monitor={"every": 0}), pictures
+        )
     with pytest.raises(InputError, match="t0 must be a time between 1 and 999"):
         translate(runs[0], pictures, t0=1000)
     with pytest.raises(InputError, match="steps must be between 2 and the 1000 times"):
@@ -220,17 +265,28 @@ def test_a_run_is_measured_on_the_source_s_pictures_or_on_a_folder(
     for number, picture in enumerate(pictures):
         write_png(tmp_path / "mine" / f"{number}.png", picture)
     done = evaluate(run.folder.path, source=str(tmp_path / "mine"), seeds="0-1")
-    assert done.record["settings"]["pictures"] == 3 and "inverted to time 300 on 4 points" in done.record["settings"]["route"]
+    assert (
+        done.record["settings"]["pictures"] == 3
+        and "inverted to time 300 on 4 points" in done.record["settings"]["route"]
+    )
     assert "inverted to time 300" in done.text() and (run.folder.path / "evaluation.json").is_file()
 
 
-def test_people_of_the_built_in_world_are_measured_against_their_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_of_the_built_in_world_are_measured_against_their_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(GENERATORS, "given", "none")
-    run = adapt(tiny.tune(tmp_path / "run", target="cartoon", monitor={"every": 0}), state=tiny.given_diffusion())
+    run = adapt(
+        tiny.tune(tmp_path / "run", target="cartoon", monitor={"every": 0}), state=tiny.given_diffusion()
+    )
     subject = open_subject(run, EvaluateConfig(seeds="7,9"))
     z = z_from_seeds([7, 9], 64)
-    torch.testing.assert_close(subject.sets["source"].part(slice(0, 2)), render(z, "photo", 8), atol=0.51 / 127.5, rtol=0)
-    torch.testing.assert_close(subject.sets["truth"].part(slice(0, 2)), render(z, "cartoon", 8), atol=0.51 / 127.5, rtol=0)
+    torch.testing.assert_close(
+        subject.sets["source"].part(slice(0, 2)), render(z, "photo", 8), atol=0.51 / 127.5, rtol=0
+    )
+    torch.testing.assert_close(
+        subject.sets["truth"].part(slice(0, 2)), render(z, "cartoon", 8), atol=0.51 / 127.5, rtol=0
+    )
     assert subject.people and len(subject.target) == 2
     bare = open_subject(run.source, EvaluateConfig(seeds="7,9", labels=("photo", "cartoon")))
     assert "truth" not in bare.sets and not bare.people

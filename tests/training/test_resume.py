@@ -1,4 +1,5 @@
-"""Killed with signal 9 at random moments of either stage, a run that is continued equals one that never stopped."""
+"""Killed with signal 9 at random moments of either stage, a run that is continued equals one that never
+stopped."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def reached(out: Path) -> Place:
 
 
 def kill_after(out: Path, place: Place, pause: float) -> Place:
-    """Carries the run on until a step is logged, kills it a moment later, and gives the last step logged then."""
+    """Carries the run on until a step is logged, kills it a moment later, and gives the last step logged
+    then."""
     number, deadline = child(out), time.monotonic() + 60
     while reached(out) < place and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -61,12 +63,15 @@ def kill_after(out: Path, place: Place, pause: float) -> Place:
 
 
 def equal(out: Path, whole: AdaptRun) -> bool:
-    """Whether a run, carried on to its end, equals the uninterrupted one in every bit that does not tell the time."""
+    """Whether a run, carried on to its end, equals the uninterrupted one in every bit that does not tell the
+    time."""
     run = tiny.run(out, train=TRAIN)
     pairs: list[tuple[Any, Any]] = [(run.generator, whole.generator), (run.mapper, whole.mapper)]
     states = [(a.state_dict(), b.state_dict()) for a, b in pairs]
     logs = [[{**line, "seconds": 0} for line in each.folder.metrics()] for each in (run, whole)]
-    return logs[0] == logs[1] and all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in states)
+    return logs[0] == logs[1] and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in states
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -79,7 +84,8 @@ def test_killed_at_random_moments_of_both_stages(whole: AdaptRun, tmp_path: Path
 
 
 class Dying:
-    """Stands for `os.replace`, by which our files take their place: leaves one of them half-written and ends the process."""
+    """Stands for `os.replace`, by which our files take their place: leaves one of them half-written and ends
+    the process."""
 
     def __init__(self, name: str, count: int) -> None:
         self.name, self.left, self.plain = name, count, os.replace

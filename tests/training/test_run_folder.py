@@ -20,7 +20,15 @@ from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.registry import load_generator
-from zeroshift.training.run_folder import SCHEMA, RunFolder, Status, environment, fingerprint, write_bytes, write_tensors
+from zeroshift.training.run_folder import (
+    SCHEMA,
+    RunFolder,
+    Status,
+    environment,
+    fingerprint,
+    write_bytes,
+    write_tensors,
+)
 
 SOURCE = {"name": "tiny", "sha256": "a" * 64}
 CLIPS = [{"name": "tiny-1", "sha256": "b" * 64}, {"name": "tiny-2", "sha256": "c" * 64}]
@@ -57,7 +65,10 @@ def test_a_run_folder_holds_its_config_and_environment(tmp_path: Path) -> None:
     folder = RunFolder.load(tmp_path / "run")
     assert folder.config == configure(config, clip_weights=(1.0, 1.0))
     assert folder.environment["source"] == SOURCE and folder.environment["clips"] == CLIPS
-    assert folder.environment["torch"] == torch.__version__ and folder.environment["threads"] == torch.get_num_threads()
+    assert (
+        folder.environment["torch"] == torch.__version__
+        and folder.environment["threads"] == torch.get_num_threads()
+    )
     assert folder.read_json("config.json")["schema"] == SCHEMA
     assert not folder.finished
 
@@ -176,7 +187,10 @@ def test_scalars_go_to_tensorboard_where_asked_for(tmp_path: Path) -> None:
 def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
     folder = begun(tiny.config(tmp_path / "run"))
     assert folder.load_checkpoint() is None
-    tensors = {"a/x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "a/step": torch.tensor(7.0)}
+    tensors = {
+        "a/x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+        "a/step": torch.tensor(7.0),
+    }
     folder.save_checkpoint(tensors, {"stage": 2, "step": 7, "chosen": [3, 1]})
     found = folder.load_checkpoint()
     folder.close()
@@ -219,7 +233,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         ({"clips": [CLIPS[0], CLIPS[1] | {"sha256": "f" * 64}]}, "CLIP tiny-2 is not the one"),
     ],
 )
-def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+def test_other_weights_under_the_same_name_are_refused(
+    tmp_path: Path, changes: dict[str, Any], part: str
+) -> None:
     left(tiny.config(tmp_path / "run"))
     with pytest.raises(InputError, match=part):
         begun(tiny.config(tmp_path / "run"), **changes)
@@ -241,11 +257,15 @@ def test_the_source_is_found_again_by_name_or_asked_for(tmp_path: Path) -> None:
     save_generator(path, tiny.generator())
     config = tiny.config(tmp_path / "run", generator=str(path))
     folder = left(config, source={"name": str(path), "sha256": load_generator(path)[1].sha256})
-    assert torch.equal(folder.find_source()[0].state()["input.input"], tiny.generator().state()["input.input"])
+    assert torch.equal(
+        folder.find_source()[0].state()["input.input"], tiny.generator().state()["input.input"]
+    )
     path.rename(tmp_path / "elsewhere.safetensors")
     with pytest.raises(InputError, match="was not found: .* --generator PATH"):
         folder.find_source()
-    assert folder.find_source(str(tmp_path / "elsewhere.safetensors"))[1].name.endswith("elsewhere.safetensors")
+    assert folder.find_source(str(tmp_path / "elsewhere.safetensors"))[1].name.endswith(
+        "elsewhere.safetensors"
+    )
     save_generator(path, tiny.generator(seed=9))
     with pytest.raises(InputError, match="is not the source generator"):
         folder.find_source()
@@ -261,7 +281,12 @@ def test_a_status_is_read_back(tmp_path: Path) -> None:
 def test_a_fingerprint_knows_every_bit_name_and_shape() -> None:
     state = {"a": torch.zeros(2, 3), "b": torch.tensor(1.0)}
     flipped = {"a": torch.zeros(2, 3), "b": torch.tensor(1.0 + 2**-23)}
-    others = [flipped, {"a": torch.zeros(3, 2), "b": state["b"]}, {"c": state["a"], "b": state["b"]}, {"a": state["a"]}]
+    others = [
+        flipped,
+        {"a": torch.zeros(3, 2), "b": state["b"]},
+        {"c": state["a"], "b": state["b"]},
+        {"a": state["a"]},
+    ]
     prints = [fingerprint(each) for each in [state, *others]]
     assert len(set(prints)) == 5
     assert fingerprint(dict(reversed(state.items()))) == prints[0]

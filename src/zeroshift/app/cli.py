@@ -1,4 +1,5 @@
-"""The command line: one thin function per verb, options read off the configs. Heavy libraries load when the verb runs."""
+"""The command line: one thin function per verb, options read off the configs. Heavy libraries load when the
+verb runs."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return VERBS[type(command)](command)
     except SystemExit as stop:
         if stop.code and "--json" in words:
-            print(json.dumps({"error": "the options could not be read; standard error says why", "exit_code": 2}))
+            print(
+                json.dumps(
+                    {"error": "the options could not be read; standard error says why", "exit_code": 2}
+                )
+            )
         return 2 if stop.code else 0
     except InputError as error:
         return _fail(error, 2, "--json" in words)
@@ -47,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
 
 
-def parse(words: list[str]) -> Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor:
+def parse(
+    words: list[str],
+) -> Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor:
     """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
     verbs = {made.__name__.lower(): made for made in VERBS}
     if not words or words[0] not in verbs:
@@ -61,13 +68,20 @@ def parse(words: list[str]) -> Adapt | Sample | Translate | Convert | Push | Eva
         return replace(config, shared=_shared(rest))
     if words[0] == "adapt":
         compat = _value_of("--compat", words)
-        start = _start(_value_of("--recipe", words), _value_of("--generator", words), compat, _value_of("--method", words))
+        start = _start(
+            _value_of("--recipe", words),
+            _value_of("--generator", words),
+            compat,
+            _value_of("--method", words),
+        )
         options["default"] = Adapt(config=start, compat="official" if compat == "official" else "corrected")
     command: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"zeroshift {words[0]}", **options)
     return command
 
 
-def _start(name: str | None, generator: str | None, compat: str | None, method: str | None = None) -> AdaptConfig:
+def _start(
+    name: str | None, generator: str | None, compat: str | None, method: str | None = None
+) -> AdaptConfig:
     """Config of the chosen recipe, with the target still to be given."""
     generator = generator or "portraits"
     config = recipe(name or recipe_for(generator, method or ""), target="unset", generator=generator)
@@ -85,7 +99,9 @@ def _shared(words: list[str]) -> dict[str, Any]:
     name, compat, generator = _value_of("--recipe", words), given.compat, given.config.generator
     start = _start(name, generator, compat)
     object.__setattr__(start, "target", "unset")
-    return {"recipe": name or "", "compat": compat, "generator": generator} | changes(to_dict(start), to_dict(given.config))
+    return {"recipe": name or "", "compat": compat, "generator": generator} | changes(
+        to_dict(start), to_dict(given.config)
+    )
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:
@@ -111,10 +127,18 @@ def adapt(command: Adapt) -> int:
     began = time.monotonic()
     with Display(sys.stderr if command.json else sys.stdout) as display:
         run = run_adapt(command.config, progress=display)
-    names = {"picture": "before_after.png", "weights": run.folder.generator_file.name, "report": "report.html"}
+    names = {
+        "picture": "before_after.png",
+        "weights": run.folder.generator_file.name,
+        "report": "report.html",
+    }
     files = {what: str(run.folder.path / name) for what, name in names.items()}
     if command.json:
-        print(json.dumps({"run": str(run.folder.path), "finished": run.finished, "steps_done": run.steps_done, **files}))
+        print(
+            json.dumps(
+                {"run": str(run.folder.path), "finished": run.finished, "steps_done": run.steps_done, **files}
+            )
+        )
         return 0
     took = f"Done in {duration(time.monotonic() - began)}."
     print(took if run.steps_done else f"The run in {run.folder.path} is finished; there was nothing to do.")
@@ -133,11 +157,17 @@ def sample(command: Sample) -> int:
         pictures = draw(run, seeds, command.truncation, command.strength, how, meter)
     folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
     try:
-        paths = save_pictures(pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength, how))
+        paths = save_pictures(
+            pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength, how)
+        )
     except OSError as error:
-        raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
+        raise InputError(
+            f"cannot write pictures to {folder}: {error.strerror}; choose another --out."
+        ) from error
     if command.json:
-        print(json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]], "seeds": seeds}))
+        print(
+            json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]], "seeds": seeds})
+        )
     else:
         print(f"{len(seeds)} pictures in {folder}\n  grid     {paths[0]}")
     return 0
@@ -150,7 +180,9 @@ def translate(command: Translate) -> int:
     from zeroshift.pictures.translate import translate as run_translate
 
     if command.mix and command.strength != 1:
-        raise InputError("strength is of one run; with --mix the ratios of --schedule say how much of each run is taken.")
+        raise InputError(
+            "strength is of one run; with --mix the ratios of --schedule say how much of each run is taken."
+        )
     if command.schedule and not command.mix:
         raise InputError("--schedule mixes several runs; give the others with --mix.")
     schedule = parse_schedule(command.schedule, 1 + len(command.mix)) if command.mix else None
@@ -160,9 +192,13 @@ def translate(command: Translate) -> int:
         if schedule:
             made = translate_mixed(runs, command.pictures, schedule, progress=meter, **options)
         else:
-            made = run_translate(runs[0], command.pictures, strength=command.strength, progress=meter, **options)
+            made = run_translate(
+                runs[0], command.pictures, strength=command.strength, progress=meter, **options
+            )
     facts = {**options, "schedule": " ".join(command.schedule) or None, "strength": command.strength}
-    paths = save_translated(runs, command.pictures, made, command.out or Path(command.run) / "translated", facts)
+    paths = save_translated(
+        runs, command.pictures, made, command.out or Path(command.run) / "translated", facts
+    )
     if command.json:
         print(json.dumps({"sheet": str(paths[0]), "pictures": [str(path) for path in paths[1:]]}))
     else:
@@ -175,7 +211,9 @@ def convert(command: Convert) -> int:
     from zeroshift.files.export import NetworkOptions
     from zeroshift.files.export import convert as run_convert
 
-    options = NetworkOptions(part=command.part, batch=command.batch, noise=command.noise, modulation=command.modulation)
+    options = NetworkOptions(
+        part=command.part, batch=command.batch, noise=command.noise, modulation=command.modulation
+    )
     done = run_convert(
         command.generator,
         command.out,
@@ -186,7 +224,11 @@ def convert(command: Convert) -> int:
         overwrite=command.overwrite,
     )
     if command.json:
-        print(json.dumps({"path": str(done.path), "to": done.to, "bytes": done.size, "difference": done.difference}))
+        print(
+            json.dumps(
+                {"path": str(done.path), "to": done.to, "bytes": done.size, "difference": done.difference}
+            )
+        )
         return 0
     print(f"{done.path}  {done.to}, {megabytes(done.size)}")
     if done.difference is not None:
@@ -204,9 +246,13 @@ def push(command: Push) -> int:
     done = push_to_hub(command.run, command.repository, dry_run=command.dry_run, **chosen)
     if command.json:
         place = None if done.folder is None else str(done.folder)
-        print(json.dumps({"repository": done.repository, "url": done.url, "folder": place, "files": done.files}))
+        print(
+            json.dumps({"repository": done.repository, "url": done.url, "folder": place, "files": done.files})
+        )
         return 0
-    print(done.url or f"Would upload to {done.repository}. Nothing was uploaded; the files are in {done.folder}")
+    print(
+        done.url or f"Would upload to {done.repository}. Nothing was uploaded; the files are in {done.folder}"
+    )
     print("\n".join(f"  {name:22} {megabytes(size):>9}" for name, size in done.files.items()))
     if done.licence_open:
         print(f"Fill in the licence of the source weights in {CARD} before others use them.")
@@ -219,7 +265,9 @@ def evaluate(command: Evaluate) -> int:
     from zeroshift.training.run_folder import write_bytes
 
     if command.csv is not None and not command.csv.parent.is_dir():
-        raise InputError(f"the folder of --csv {command.csv} is not there; make it first, or choose another place.")
+        raise InputError(
+            f"the folder of --csv {command.csv} is not there; make it first, or choose another place."
+        )
     with Meter(sys.stderr if command.json else sys.stdout) as meter:
         done = run_evaluate(command.what, command.config, progress=meter)
     if command.csv is not None:
@@ -238,9 +286,16 @@ def compare(command: Compare) -> int:
         done = run_compare(command.config, shared=command.shared, progress=tour)
     files = {what: str(path) for what, path in done.files.items()}
     if command.json:
-        print(json.dumps({"done": len(done.standings.done), "failed": done.failed, "missing": done.missing, **files}))
+        print(
+            json.dumps(
+                {"done": len(done.standings.done), "failed": done.failed, "missing": done.missing, **files}
+            )
+        )
     else:
-        print("\n".join([*(f"failed: {name}: {why}" for name, why in done.failed.items())]), end="\n" if done.failed else "")
+        print(
+            "\n".join([*(f"failed: {name}: {why}" for name, why in done.failed.items())]),
+            end="\n" if done.failed else "",
+        )
         print("\n".join(f"  {what:8} {path}" for what, path in files.items()))
     return 1 if done.failed else 0
 
@@ -296,7 +351,9 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         shown: Callable[..., None] = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        def show(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+        ) -> None:
             if "zeroshift" in filename or category is UserWarning:
                 print(f"warning: {message}", file=sys.stderr)
             else:

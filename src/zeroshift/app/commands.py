@@ -1,4 +1,5 @@
-"""The options of every verb of the command line, as tyro reads them; the docstring under a field is its help text."""
+"""The options of every verb of the command line, as tyro reads them; the docstring under a field is its help
+text."""
 
 from __future__ import annotations
 
@@ -38,10 +39,11 @@ class Sample:
     truncation: float | None = None
     """1 is the full variety, 0 the average picture; unset: as in the run, 1 for a generator."""
     strength: float = 1.0
-    """0 is the source generator, 1 the adapted one, between them a blend (of weights, of predictions of diffusion models), up to
-    2 beyond."""
+    """0 is the source generator, 1 the adapted one, between them a blend (of weights, of predictions of
+    diffusion models), up to 2 beyond."""
     generator: str | None = None
-    """Where the source generator is now, if not where the run found it. Needed only for a strength other than 1."""
+    """Where the source generator is now, if not where the run found it. Needed only for a strength other than
+    1."""
     steps: int | None = None
     """Diffusion models: steps from noise to picture; unset: as in the run, 50 for a generator."""
     eta: float | None = None
@@ -56,25 +58,29 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Translate:
-    """Change pictures of one's own with a run of a diffusion model: into noise with the source, back with the adapted one."""
+    """Change pictures of one's own with a run of a diffusion model: into noise with the source, back with the
+    adapted one."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Picture files, or folders of them. The middle square is taken; what is transparent is white."""
     strength: Annotated[float, tyro.conf.arg(aliases=("--ratio",))] = 1.0
-    """0 is the source model, 1 the adapted one, between them a mixture of their predictions, up to 2 beyond."""
+    """0 is the source model, 1 the adapted one, between them a mixture of their predictions, up to 2
+    beyond."""
     t0: int | None = None
-    """Time to which pictures are made noisy, 1 to 999: larger changes more and keeps less; unset: as in the run."""
+    """Time to which pictures are made noisy, 1 to 999: larger changes more and keeps less; unset: as in the
+    run."""
     steps: int | None = None
     """Steps from noise to picture; unset: as in the run."""
     mix: tuple[str, ...] = ()
     """Folders of further runs of the same source: their changes together with the first run's."""
     schedule: tuple[str, ...] = ()
-    """With --mix: TIME:RATIO,RATIO,... for the first run and the others, from that time up; the last time is 0, as in
-    300:1,0 0:0.2,0.8. Unset: equal parts."""
+    """With --mix: TIME:RATIO,RATIO,... for the first run and the others, from that time up; the last time is
+    0, as in 300:1,0 0:0.2,0.8. Unset: equal parts."""
     unseen: int = 0
-    """Times that pictures of another kind (strokes, paintings) are first drawn into the source's domain; 8 to 10 are usual."""
+    """Times that pictures of another kind (strokes, paintings) are first drawn into the source's domain; 8 to
+    10 are usual."""
     seed: int = 0
     """Seed of the noise of --unseen."""
     out: Path | None = None
@@ -93,7 +99,9 @@ class Convert:
     """A file, a run folder, a built-in name or a hub reference (hf:owner/name)."""
     out: Annotated[Path, tyro.conf.Positional]
     """File to write."""
-    to: Literal["safetensors", "rosinality", "nvidia-state", "ddpm", "guided-diffusion", "onnx", "torchscript"]
+    to: Literal[
+        "safetensors", "rosinality", "nvidia-state", "ddpm", "guided-diffusion", "onnx", "torchscript"
+    ]
     """Weights in a layout (of diffusion models ddpm, guided-diffusion), or a network (onnx, torchscript)."""
     label: int | None = None
     """Class to choose of a generator with classes; what is written then has none."""
@@ -138,7 +146,8 @@ class Evaluate:
     """Measure a run, a generator or a folder of pictures: every metric for which there is what it needs."""
 
     what: Annotated[str, tyro.conf.Positional]
-    """Folder of a run or of pictures; or a generator: a file, a built-in name or a hub reference (hf:owner/name)."""
+    """Folder of a run or of pictures; or a generator: a file, a built-in name or a hub reference
+    (hf:owner/name)."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = EvaluateConfig()
     csv: Path | None = None
     """Write a table with one line per metric to this file too."""
@@ -148,7 +157,8 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Methods side by side on the same targets and seeds. Every option of `zeroshift adapt` may be added, for all runs."""
+    """Methods side by side on the same targets and seeds. Every option of `zeroshift adapt` may be added, for
+    all runs."""
 
     config: Annotated[CompareConfig, tyro.conf.arg(name="")]
     shared: tyro.conf.Suppress[dict[str, Any]] = field(default_factory=dict)
@@ -158,7 +168,8 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Say what a weights file or folder is, its architecture, and what cannot be used and why. Nothing in it is executed."""
+    """Say what a weights file or folder is, its architecture, and what cannot be used and why. Nothing in it
+    is executed."""
 
     file: Annotated[str, tyro.conf.Positional]
     """A file, a folder, a built-in name or a hub reference (hf:owner/name)."""

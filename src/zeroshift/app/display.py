@@ -18,7 +18,8 @@ STAGES = {1: "learning words", 2: "moving the generator"}
 
 
 class Meter:
-    """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with task, done and total."""
+    """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with task,
+    done and total."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -26,7 +27,9 @@ class Meter:
 
         self.console = Console(file=stream, highlight=False, soft_wrap=True)
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
-        self.bars = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console, transient=True)
+        self.bars = Progress(
+            *columns, TimeRemainingColumn(compact=True), console=self.console, transient=True
+        )
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -48,7 +51,8 @@ class Meter:
 
 
 class Display:
-    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the trainer's events."""
+    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the
+    trainer's events."""
 
     LINES = 20
     """Plain lines per stage."""
@@ -124,13 +128,20 @@ class Display:
         step, steps = event["step"], event["steps"]
         rate = (step - self.first) / max(1e-9, self.heard - self.began)
         if self.bars is not None:
-            self.bars.update(self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s")
-        elif step == steps or step % max(1, steps // self.LINES) == 0 or self.heard - self.told > self.SECONDS:
+            self.bars.update(
+                self.task, completed=step, loss=f"loss {event['loss']:.4f}", rate=f"{rate:.1f} steps/s"
+            )
+        elif (
+            step == steps or step % max(1, steps // self.LINES) == 0 or self.heard - self.told > self.SECONDS
+        ):
             from zeroshift.measure.report import duration
 
             self.told = self.heard
             left = f", {duration((steps - step) / rate)} left" if step < steps else ""
-            self.console.print(f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} steps/s{left}")
+            self.console.print(
+                f"  step {step:>{len(str(steps))}}/{steps}  loss {event['loss']:.4f}  {rate:.1f} "
+                f"steps/s{left}"
+            )
 
 
 def plan_tree(planned: Plan) -> dict[str, Any]:
@@ -150,14 +161,23 @@ def plan_text(planned: Plan) -> str:
     """A plan in words."""
     tree, config = to_dict(planned.config), planned.config
     lines = [
-        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. Nothing was written."
+        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. "
+        "Nothing was written."
     ]
     lines += ["", "config"]
     for name, value in tree.items():
-        pairs = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        pairs = (
+            {f"{name}.{key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
         lines += [f"  {key:24} {json.dumps(item)}" for key, item in pairs.items()]
     lines += ["", "parameters", *(f"  {name:24} {count:>12,}" for name, count in planned.parameters.items())]
-    chosen = "all of them at every step" if planned.select is None else f"those of the {planned.select} best latents at a time"
+    chosen = (
+        "all of them at every step"
+        if planned.select is None
+        else f"those of the {planned.select} best latents at a time"
+    )
     lines += [
         "",
         f"layers that may move ({chosen})",
@@ -165,15 +185,19 @@ def plan_text(planned: Plan) -> str:
     ]
     lines += [
         "",
-        f"memory, estimated         {planned.memory_bytes / 2**20:,.0f} MiB, beside that of Python and PyTorch themselves",
+        f"memory, estimated         {planned.memory_bytes / 2**20:,.0f} MiB, beside that of Python and "
+        "PyTorch themselves",
     ]
     if planned.resumes_at:
-        lines.append(f"resumes                   stage {planned.resumes_at[0]} after step {planned.resumes_at[1]}")
+        lines.append(
+            f"resumes                   stage {planned.resumes_at[0]} after step {planned.resumes_at[1]}"
+        )
     return "\n".join(lines)
 
 
 class Tour:
-    """Progress of many runs: a line when one begins and ends, and in a terminal a bar for its steps. Called with events."""
+    """Progress of many runs: a line when one begins and ends, and in a terminal a bar for its steps. Called
+    with events."""
 
     def __init__(self, stream: TextIO) -> None:
         self.meter = Meter(stream)
@@ -192,9 +216,14 @@ class Tour:
 
         kind = event["kind"]
         left = f", about {duration(event['left'])} left" if event.get("left") else ""
-        name = ", ".join(str(event[part]) for part in ("label", "target") if part in event) + f", seed {event.get('seed')}"
+        name = (
+            ", ".join(str(event[part]) for part in ("label", "target") if part in event)
+            + f", seed {event.get('seed')}"
+        )
         if kind == "compare":
-            self.console.print(f"{event['runs']} runs, {event['finished']} of them finished; everything is in {event['out']}")
+            self.console.print(
+                f"{event['runs']} runs, {event['finished']} of them finished; everything is in {event['out']}"
+            )
         elif kind == "run":
             self.console.print(f"run {event['number']} of {event['runs']}: {name}{left}")
         elif kind == "done":

@@ -1,4 +1,5 @@
-"""Adapted generators put on the Hugging Face hub, with a model card that says what they are and where they came from."""
+"""Adapted generators put on the Hugging Face hub, with a model card that says what they are and where they
+came from."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from zeroshift import __version__
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import export_pt, load_generator_file, save_generator, with_styles
-from zeroshift.files.hub import Reference, endpoint, explained, is_hub_id, is_reference, megabytes, parse_reference, say
+from zeroshift.files.hub import (
+    Reference,
+    endpoint,
+    explained,
+    is_hub_id,
+    is_reference,
+    megabytes,
+    parse_reference,
+    say,
+)
 from zeroshift.files.registry import CLIPS, GENERATORS
 from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, knows_truth
 from zeroshift.models.protocol import Generator
@@ -62,26 +72,36 @@ def push_to_hub(
 ) -> Published:
     """Uploads the adapted generator of a finished run as "owner/name", with a model card, in one commit.
 
-    `rosinality` adds the layout that other programs read. `dry_run` names a folder that gets the files instead. Folders
-    of this computer are named nowhere. InputError where the run is not finished, there is no token, the name is not one of the
-    hub, or the repository holds such files already and `overwrite` is not set.
+    `rosinality` adds the layout that other programs read. `dry_run` names a folder that gets the files
+    instead. Folders of this computer are named nowhere. InputError where the run is not finished, there is no
+    token, the name is not one of the hub, or the repository holds such files already and `overwrite` is not
+    set.
     """
     folder = RunFolder.load(run) if isinstance(run, (str, Path)) else run.folder
     reference = _named(repository)
     if not folder.finished:
         raise InputError(
-            f"the run in {folder.path} is not finished ({folder.status.state}); run the command that began it again."
+            f"the run in {folder.path} is not finished ({folder.status.state}); run the command that began "
+            "it again."
         )
     licence_open = folder.environment["source"]["name"] not in GENERATORS
     if dry_run is not None:
         place = Path(dry_run)
         if place.exists() and (not place.is_dir() or any(place.iterdir())) and not overwrite:
-            raise InputError(f"{place} is there and not an empty folder; choose another one, or allow it with --overwrite.")
+            raise InputError(
+                f"{place} is there and not an empty folder; choose another one, or allow it with --overwrite."
+            )
         return Published(repository, write_folder(folder, repository, place, rosinality), licence_open, place)
     token = _token(reference)
     with tempfile.TemporaryDirectory() as place:
         sizes = write_folder(folder, repository, Path(place), rosinality)
-        return Published(repository, sizes, licence_open, None, _upload(reference, Path(place), sizes, token, private, overwrite))
+        return Published(
+            repository,
+            sizes,
+            licence_open,
+            None,
+            _upload(reference, Path(place), sizes, token, private, overwrite),
+        )
 
 
 def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool = False) -> dict[str, int]:
@@ -91,7 +111,10 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     except OSError as error:
         raise InputError(f"cannot write to {place}: {error.strerror}; choose another folder.") from error
     generator, metadata = load_generator_file(run.generator_file)
-    told = {"source_name": public_name(metadata.get("source_name", "")), "run": json.dumps(public_config(run))}
+    told = {
+        "source_name": public_name(metadata.get("source_name", "")),
+        "run": json.dumps(public_config(run)),
+    }
     save_generator(place / WEIGHTS, generator, metadata | told)
     names = [CARD, CONFIG, WEIGHTS]
     if rosinality:
@@ -100,13 +123,20 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     if (run.path / PICTURE).is_file():
         write_bytes(place / PICTURE, (run.path / PICTURE).read_bytes())
         names.append(PICTURE)
-    write_bytes(place / CONFIG, (json.dumps({"version": __version__, "config": public_config(run)}, indent=2) + "\n").encode())
-    write_bytes(place / CARD, card(run, repository, generator.image_size, names, isinstance(generator, Generator)).encode())
+    write_bytes(
+        place / CONFIG,
+        (json.dumps({"version": __version__, "config": public_config(run)}, indent=2) + "\n").encode(),
+    )
+    write_bytes(
+        place / CARD,
+        card(run, repository, generator.image_size, names, isinstance(generator, Generator)).encode(),
+    )
     return {name: (place / name).stat().st_size for name in names}
 
 
 def card(run: RunFolder, repository: str, size: int, names: Sequence[str], styles: bool = True) -> str:
-    """The model card: README.md of the repository, with its facts for the hub in front. `styles`: the generator has some."""
+    """The model card: README.md of the repository, with its facts for the hub in front. `styles`: the
+    generator has some."""
     config, origin = run.config, run.environment["source"]
     return _template().render(
         facts=_facts(run),
@@ -125,7 +155,9 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
         source_name=plain(public_name(origin["name"])),
         origin=_origin(run),
         numbers=_numbers(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
-        evaluation=[tuple(map(plain, row)) for row in evaluation_rows(run.evaluation)] if run.evaluation else [],
+        evaluation=[tuple(map(plain, row)) for row in evaluation_rows(run.evaluation)]
+        if run.evaluation
+        else [],
         evaluation_text=plain(evaluation_settings(run.evaluation)) if run.evaluation else "",
         config=json.dumps(public_config(run), indent=2),
     )
@@ -138,7 +170,12 @@ def plain(text: str) -> str:
 
 def public_name(spec: str) -> str:
     """A model's name without the folders of this computer."""
-    known = spec in GENERATORS or spec in CLIPS or is_reference(spec) or (is_hub_id(spec) and not Path(spec).exists())
+    known = (
+        spec in GENERATORS
+        or spec in CLIPS
+        or is_reference(spec)
+        or (is_hub_id(spec) and not Path(spec).exists())
+    )
     return spec if known else Path(spec).name
 
 
@@ -185,19 +222,29 @@ def _origin(run: RunFolder) -> list[tuple[str, str]]:
     ]
     for clip in made["clips"]:
         rows.append(("guiding CLIP", f"{plain(public_name(clip['name']))}, sha256 `{clip['sha256']}`"))
-    rows += [("steps", " and ".join([*steps, f"{config.train.steps} of the generator"])), ("seed", str(config.run.seed))]
+    rows += [
+        ("steps", " and ".join([*steps, f"{config.train.steps} of the generator"])),
+        ("seed", str(config.run.seed)),
+    ]
     if seconds := sum(float(line.get("seconds", 0.0)) for line in run.metrics()):
-        rows.append(("training time", f"{duration(seconds)} on {plain(str(made.get('device', 'a computer')))}"))
+        rows.append(
+            ("training time", f"{duration(seconds)} on {plain(str(made.get('device', 'a computer')))}")
+        )
     return [*rows, ("versions", f"zeroshift {made['zeroshift']}, torch {made['torch']}")]
 
 
 def _numbers(lines: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> list[tuple[int, str, str, str]]:
-    """Stage, series, and its means over the first and the last tenth of the steps; a term that is the whole loss is left out."""
+    """Stage, series, and its means over the first and the last tenth of the steps; a term that is the whole
+    loss is left out."""
     rows: list[tuple[int, str, str, str]] = []
     for stage in (1, 2):
         total: list[float] = []
         for name in (each for each in CURVES if each not in hidden):
-            values = [float(line[name]) for line in lines if line["stage"] == stage and isinstance(line.get(name), int | float)]
+            values = [
+                float(line[name])
+                for line in lines
+                if line["stage"] == stage and isinstance(line.get(name), int | float)
+            ]
             tenth = max(1, len(values) // 10)
             if values and values != total:
                 first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
@@ -212,16 +259,19 @@ def _template() -> Template:
 
     text = files("zeroshift").joinpath("app", "assets", "model_card.md.j2").read_text("utf-8")
     # The card is Markdown: words of people are made plain by `plain`.
-    return Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True).from_string(
-        text
-    )
+    return Environment(
+        autoescape=False, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    ).from_string(text)
 
 
 def _named(repository: str) -> Reference:
     """The repository to push to."""
     reference = parse_reference(repository)
     if is_reference(repository) or reference.file or reference.revision:
-        raise InputError(f'"{repository}" must be the plain name of a repository, owner/name; new weights go to its main branch.')
+        raise InputError(
+            f'"{repository}" must be the plain name of a repository, owner/name; new weights go to its main '
+            "branch."
+        )
     return reference
 
 
@@ -230,17 +280,22 @@ def _token(reference: Reference) -> str:
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():
-        raise InputError("offline mode is on (HF_HUB_OFFLINE), so nothing can be uploaded; unset it, or use --dry-run DIR.")
+        raise InputError(
+            "offline mode is on (HF_HUB_OFFLINE), so nothing can be uploaded; unset it, or use --dry-run DIR."
+        )
     token = get_token()
     if token is None:
         raise InputError(
-            f"no access token for {endpoint()} was found, so {reference.repository} cannot be written; log in with "
+            f"no access token for {endpoint()} was found, so {reference.repository} cannot be written; log "
+            "in with "
             "`hf auth login` or set HF_TOKEN to a token that may write, or use --dry-run DIR."
         )
     return token
 
 
-def _upload(reference: Reference, place: Path, sizes: Mapping[str, int], token: str, private: bool, overwrite: bool) -> str:
+def _upload(
+    reference: Reference, place: Path, sizes: Mapping[str, int], token: str, private: bool, overwrite: bool
+) -> str:
     """Address of the repository, which holds the files now."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -251,14 +306,21 @@ def _upload(reference: Reference, place: Path, sizes: Mapping[str, int], token: 
             there = api.model_info(name)
             taken = sorted({each.rfilename for each in there.siblings or ()} & set(sizes))
             if taken and not overwrite:
-                raise InputError(f"{name} holds {', '.join(taken)} already; --overwrite puts a new commit on top of them.")
+                raise InputError(
+                    f"{name} holds {', '.join(taken)} already; --overwrite puts a new commit on top of them."
+                )
             if private and not there.private:
-                raise InputError(f"{name} is there and public; make it private in its settings first, or leave out --private.")
+                raise InputError(
+                    f"{name} is there and public; make it private in its settings first, or leave out "
+                    "--private."
+                )
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             api.create_repo(name, private=private, exist_ok=True)
         say(f"uploading {len(sizes)} files ({megabytes(sum(sizes.values()))}) to {endpoint()}/{name}")
         additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=place / file) for file in sizes]
-        api.create_commit(name, additions, commit_message=f"Upload a generator adapted with zeroshift {__version__}")
+        api.create_commit(
+            name, additions, commit_message=f"Upload a generator adapted with zeroshift {__version__}"
+        )
     return f"{endpoint()}/{name}"

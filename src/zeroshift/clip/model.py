@@ -1,6 +1,8 @@
-"""CLIP: features of pictures, texts and learned words, by any model of `clip_files` or a small untrained one; frozen.
+"""CLIP: features of pictures, texts and learned words, by any model of `clip_files` or a small untrained one;
+frozen.
 
-Pictures come in as BCHW in [-1, 1]; CLIP's own range and size exist only in this file. Features leave un-normalised.
+Pictures come in as BCHW in [-1, 1]; CLIP's own range and size exist only in this file. Features leave
+un-normalised.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ Vision = Literal["resnet", "convnext", "regnet"]
 
 
 class ClipModel(nn.Module):
-    """One CLIP: a CLIPModel or VisionTextDualEncoderModel of transformers or a ResNetClip, with its tokenizer and constants.
+    """One CLIP: a CLIPModel or VisionTextDualEncoderModel of transformers or a ResNetClip, with its tokenizer
+    and constants.
 
-    Frozen and in evaluation mode unless `frozen=False`, which training a built-in CLIP needs. Half-precision models give float32
-    features.
+    Frozen and in evaluation mode unless `frozen=False`, which training a built-in CLIP needs. Half-precision
+    models give float32 features.
     """
 
     first_word = 1
@@ -51,7 +54,9 @@ class ClipModel(nn.Module):
     ) -> None:
         super().__init__()
         if resize not in ("antialias", "noantialias"):
-            raise InputError(f'unknown resize filter "{resize}". Use "antialias" or, for old results, "noantialias".')
+            raise InputError(
+                f'unknown resize filter "{resize}". Use "antialias" or, for old results, "noantialias".'
+            )
         # Sub-modules have no declared type in torch; transformers' towers are reached by name.
         self.model: Any = model
         self.tokenizer, self.name, self.resolution = tokenizer, name, resolution
@@ -62,7 +67,9 @@ class ClipModel(nn.Module):
         self.text_width: int = self._text_projection.in_features
         self.context_length: int = self.model.text_model.config.max_position_embeddings
         # A vision transformer has one convolution, which cuts the patches.
-        self.convolutional = sum(isinstance(each, nn.Conv2d) for each in self.model.vision_model.modules()) > 1
+        self.convolutional = (
+            sum(isinstance(each, nn.Conv2d) for each in self.model.vision_model.modules()) > 1
+        )
         # Convolutional towers run up to a third faster in this layout.
         self.memory_format = torch.channels_last if self.convolutional else torch.contiguous_format
         self.model.vision_model.to(memory_format=self.memory_format)
@@ -90,7 +97,8 @@ class ClipModel(nn.Module):
         return self.model.text_projection
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """CLIP's input from pictures BCHW in [-1, 1]: shorter side to the resolution, centre crop, mean and deviation.
+        """CLIP's input from pictures BCHW in [-1, 1]: shorter side to the resolution, centre crop, mean and
+        deviation.
 
         Differentiable, in the pictures' own precision (float32 at least).
         """
@@ -117,40 +125,58 @@ class ClipModel(nn.Module):
         """Features B,E of texts or token ids B,T, un-normalised, read at the end token."""
         ids_BT = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         end_B = self._ends(ids_BT)
-        return self._read(self.model.text_model.embeddings.token_embedding(self._attended(ids_BT, end_B)), end_B)
+        return self._read(
+            self.model.text_model.embeddings.token_embedding(self._attended(ids_BT, end_B)), end_B
+        )
 
     def encode_prompts(self, prompts: Tensor, text: str, replaced: int | None = None) -> Tensor:
-        """Features B,E of `text` with the embeddings of its first words replaced by `prompts` B,M,D, un-normalised.
+        """Features B,E of `text` with the embeddings of its first words replaced by `prompts` B,M,D,
+        un-normalised.
 
-        As many tokens are `replaced` as there are prompts, unless said otherwise. Positions are added after the replacement; the
-        feature is read at the end token.
+        As many tokens are `replaced` as there are prompts, unless said otherwise. Positions are added after
+        the replacement; the feature is read at the end token.
         """
         batch, num_words, width = prompts.shape
         if width != self.text_width:
             raise InputError(
-                f"prompts are {width} wide, the text tower of {self.name} {self.text_width}. Make one head per CLIP."
+                f"prompts are {width} wide, the text tower of {self.name} {self.text_width}. Make one head "
+                "per CLIP."
             )
         ids_1T, first = self.tokenize(text), self.first_word
         end_1 = self._ends(ids_1T)
         replaced = num_words if replaced is None else replaced
         if replaced > (known := int(end_1) - first):
-            raise InputError(f'"{text}" has {known} tokens, fewer than {replaced} learned words. Use a longer context.')
+            raise InputError(
+                f'"{text}" has {known} tokens, fewer than {replaced} learned words. Use a longer context.'
+            )
         most = self.model.text_model.embeddings.position_embedding.num_embeddings
         if int(end_1) + num_words - replaced >= most:
-            raise InputError(f'"{text}" with {num_words} learned words is longer than the {most} tokens that {self.name} reads.')
-        tokens = self.model.text_model.embeddings.token_embedding(self._attended(ids_1T, end_1)).expand(batch, -1, -1)
-        tokens_BTD = torch.cat([tokens[:, :first], prompts.to(tokens.dtype), tokens[:, first + replaced :]], dim=1)
+            raise InputError(
+                f'"{text}" with {num_words} learned words is longer than the {most} tokens that {self.name} '
+                "reads."
+            )
+        tokens = self.model.text_model.embeddings.token_embedding(self._attended(ids_1T, end_1)).expand(
+            batch, -1, -1
+        )
+        tokens_BTD = torch.cat(
+            [tokens[:, :first], prompts.to(tokens.dtype), tokens[:, first + replaced :]], dim=1
+        )
         return self._read(tokens_BTD, (end_1 + num_words - replaced).expand(batch))
 
     def embed_tokens(self, text: str) -> Tensor:
         """Token embeddings T,D of a text's words, without start and end."""
         ids_1T = self.tokenize(text)
-        return self.model.text_model.embeddings.token_embedding(ids_1T[0, self.first_word : int(self._ends(ids_1T))])
+        return self.model.text_model.embeddings.token_embedding(
+            ids_1T[0, self.first_word : int(self._ends(ids_1T))]
+        )
 
     def _ends(self, ids_BT: Tensor) -> Tensor:
         found_BT = ids_BT == self.tokenizer.end_id
         if not bool(found_BT.any(dim=1).all()):
-            raise InputError(f"token ids without the end token {self.tokenizer.end_id}. Tokenise with this model's tokenizer.")
+            raise InputError(
+                f"token ids without the end token {self.tokenizer.end_id}. Tokenise with this model's "
+                "tokenizer."
+            )
         return found_BT.int().argmax(dim=1)
 
     def _project(self, pooled: Tensor) -> Tensor:
@@ -161,19 +187,25 @@ class ClipModel(nn.Module):
         return ids_BT[:, : int(end_B.max()) + 1]
 
     def _read(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
-        """Text feature B,E from token embeddings: positions, causal blocks, last norm and projection of row `end_B`."""
+        """Text feature B,E from token embeddings: positions, causal blocks, last norm and projection of row
+        `end_B`."""
         from transformers.masking_utils import create_causal_mask
 
         tower = self.model.text_model
         hidden_BTD = tower.embeddings(inputs_embeds=tokens_BTD)
-        mask = create_causal_mask(config=tower.config, inputs_embeds=hidden_BTD, attention_mask=None, past_key_values=None)
-        hidden_BTD = tower.encoder(inputs_embeds=hidden_BTD, attention_mask=mask, is_causal=True).last_hidden_state
+        mask = create_causal_mask(
+            config=tower.config, inputs_embeds=hidden_BTD, attention_mask=None, past_key_values=None
+        )
+        hidden_BTD = tower.encoder(
+            inputs_embeds=hidden_BTD, attention_mask=mask, is_causal=True
+        ).last_hidden_state
         rows_BD = hidden_BTD[torch.arange(len(hidden_BTD), device=end_B.device), end_B]
         return _full(self.model.text_projection(tower.final_layer_norm(rows_BD)))
 
 
 class SiglipClip(ClipModel):
-    """SigLIP: no start token, words that attend to all words and to the padding, and a feature read at the last position.
+    """SigLIP: no start token, words that attend to all words and to the padding, and a feature read at the
+    last position.
 
     Its sigmoid loss has a bias beside the scale, which shifts all logits alike and is not needed here.
     """
@@ -202,18 +234,22 @@ def _full(features: Tensor) -> Tensor:
 
 
 def _resize(images: Tensor, resolution: int, filter_: Resize) -> Tensor:
-    """Bicubic, shorter side to `resolution`, the other truncated to an integer; the same picture where it fits already."""
+    """Bicubic, shorter side to `resolution`, the other truncated to an integer; the same picture where it
+    fits already."""
     height, width = images.shape[-2:]
     short, long = min(height, width), max(height, width)
     if short == resolution:
         return images
     other = int(resolution * long / short)
     size = (resolution, other) if height <= width else (other, resolution)
-    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=filter_ == "antialias")
+    return F.interpolate(
+        images, size=size, mode="bicubic", align_corners=False, antialias=filter_ == "antialias"
+    )
 
 
 def _centre_crop(images: Tensor, resolution: int) -> Tensor:
-    """The middle square; an odd surplus puts the first row at the half rounded to even, as torchvision does."""
+    """The middle square; an odd surplus puts the first row at the half rounded to even, as torchvision
+    does."""
     top, left = (round((side - resolution) / 2) for side in images.shape[-2:])
     return images[..., top : top + resolution, left : left + resolution]
 
@@ -241,15 +277,17 @@ def build_dual_encoder(
     resolution: int = 64,
     seed: int = 0,
 ) -> Any:
-    """A small untrained VisionTextDualEncoderModel: convolutional vision tower, CLIP text tower for a WordTokenizer's ids.
+    """A small untrained VisionTextDualEncoderModel: convolutional vision tower, CLIP text tower for a
+    WordTokenizer's ids.
 
-    The first stage works at a quarter of the side, every later one at half of that before. The defaults cost 60 MFLOP a 64 px
-    picture (a multiplication and an addition are two).
+    The first stage works at a quarter of the side, every later one at half of that before. The defaults cost
+    60 MFLOP a 64 px picture (a multiplication and an addition are two).
 
-    Note. Pictures/s on one core, 64 px, batch 32, channels last, training and gradient to the picture, float32 (bf16 autocast):
-    ResNet 32-256, depths 1 2 2 1, 60 MFLOP: 396 (553) and 516 (801); ConvNeXt 48-192, depths 1 2 2, 56 MFLOP: 273 (356) and
-    486 (735); RegNet 32-256, depths 1 2 2 1, 41 MFLOP: 300 (501) and 627 (902). Depth-wise convolutions make ConvNeXt slow to
-    train. ResNet keeps a max pool and inner ReLUs whatever the activation; the other two are smooth throughout.
+    Note. Pictures/s on one core, 64 px, batch 32, channels last, training and gradient to the picture,
+    float32 (bf16 autocast): ResNet 32-256, depths 1 2 2 1, 60 MFLOP: 396 (553) and 516 (801); ConvNeXt
+    48-192, depths 1 2 2, 56 MFLOP: 273 (356) and 486 (735); RegNet 32-256, depths 1 2 2 1, 41 MFLOP: 300
+    (501) and 627 (902). Depth-wise convolutions make ConvNeXt slow to train. ResNet keeps a max pool and
+    inner ReLUs whatever the activation; the other two are smooth throughout.
     """
     import transformers
 
@@ -266,7 +304,9 @@ def build_dual_encoder(
         eos_token_id=WordTokenizer.end_id,
     )
     tower = _vision_config(vision, list(widths), list(depths), activation, resolution)
-    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(tower, text, projection_dim=embed_dim)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        tower, text, projection_dim=embed_dim
+    )
     with own_randomness(seed):
         model: Any = transformers.VisionTextDualEncoderModel(config)
         if vision == "convnext":
@@ -277,17 +317,24 @@ def build_dual_encoder(
     return model
 
 
-def _vision_config(vision: Vision, widths: list[int], depths: list[int], activation: str, resolution: int) -> Any:
+def _vision_config(
+    vision: Vision, widths: list[int], depths: list[int], activation: str, resolution: int
+) -> Any:
     import transformers
 
-    # transformers' dual encoder asks the vision config for hidden_size, which convolutional configs do not set themselves.
+    # transformers' dual encoder asks the vision config for hidden_size, which convolutional configs do not
+    # set themselves.
     shared: Any = {"hidden_sizes": widths, "depths": depths, "hidden_act": activation}
     shared |= {"image_size": resolution, "hidden_size": widths[-1]}
     if vision == "convnext":
-        return transformers.ConvNextConfig(num_stages=len(widths), patch_size=4, layer_scale_init_value=0.5, **shared)
+        return transformers.ConvNextConfig(
+            num_stages=len(widths), patch_size=4, layer_scale_init_value=0.5, **shared
+        )
     if vision == "resnet":
         return transformers.ResNetConfig(embedding_size=widths[0], layer_type="basic", **shared)
     if vision == "regnet":
         # One group: grouped 3x3 convolutions cost more time than they save at these widths.
-        return transformers.RegNetConfig(embedding_size=widths[0], layer_type="x", groups_width=2 * max(widths), **shared)
+        return transformers.RegNetConfig(
+            embedding_size=widths[0], layer_type="x", groups_width=2 * max(widths), **shared
+        )
     raise InputError(f'unknown vision tower "{vision}". Use "resnet", "convnext" or "regnet".')

@@ -1,8 +1,10 @@
 """OpenAI CLIP's ResNets (RN50, RN101, RN50x4, ...), whose picture tower transformers lacks.
 
-The text side is transformers' CLIP. Attributes are named as in its CLIPModel, weights inside the picture tower as OpenAI's.
+The text side is transformers' CLIP. Attributes are named as in its CLIPModel, weights inside the picture
+tower as OpenAI's.
 
-Source: Radford et al., ICML 2021, section 2.4 (He et al. 2015 with the stem and pools of ResNet-D, and attention pooling).
+Source: Radford et al., ICML 2021, section 2.4 (He et al. 2015 with the stem and pools of ResNet-D, and
+attention pooling).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Pooled(NamedTuple):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; stride 2 is an average pool before the last convolution, on both ways."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; stride 2 is an average pool before the last
+    convolution, on both ways."""
 
     def __init__(self, channels: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -37,7 +40,9 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv2d(planes, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes)
         self.downsample: nn.Sequential | None = None
         if stride > 1 or channels != 4 * planes:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps B,4*planes,H/stride,W/stride."""
@@ -50,7 +55,8 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One vector of a map: multi-head attention over its positions and their mean, asked by the mean alone."""
+    """One vector of a map: multi-head attention over its positions and their mean, asked by the mean
+    alone."""
 
     def __init__(self, side: int, width: int, heads: int) -> None:
         super().__init__()
@@ -61,7 +67,9 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Vectors B,F of maps B,F,H,W."""
         places_BNF = x.flatten(2).transpose(1, 2)
-        tokens_BNF = torch.cat([places_BNF.mean(dim=1, keepdim=True), places_BNF], dim=1) + self.positional_embedding
+        tokens_BNF = (
+            torch.cat([places_BNF.mean(dim=1, keepdim=True), places_BNF], dim=1) + self.positional_embedding
+        )
 
         def by_head(y: Tensor) -> Tensor:
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -71,7 +79,8 @@ class AttentionPool(nn.Module):
 
 
 class ResNetTower(nn.Module):
-    """Stem of three convolutions, four stages of bottlenecks, attention pool; batch norms use their running statistics.
+    """Stem of three convolutions, four stages of bottlenecks, attention pool; batch norms use their running
+    statistics.
 
     Pictures must be `resolution` px, because the pool has a position for every cell of the last map.
     """
@@ -113,7 +122,8 @@ class ResNetClipConfig(NamedTuple):
 
 
 class ResNetClip(nn.Module):
-    """Both towers, their projections and the logit scale, untrained: the counterpart of transformers' CLIPModel."""
+    """Both towers, their projections and the logit scale, untrained: the counterpart of transformers'
+    CLIPModel."""
 
     def __init__(self, config: ResNetClipConfig) -> None:
         from transformers import CLIPTextModel

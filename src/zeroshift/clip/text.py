@@ -1,8 +1,8 @@
 """Sentences and token ids: the only place where a sentence is built.
 
-A label ("pencil sketch") becomes sentences through a template bank, and a sentence becomes token ids through one of the
-tokenizers here. All tokenizers share one call: `tokenizer(texts, context_length) -> LongTensor B,T`, zero padded, with
-`start_id`, `end_id` and `unknown(text)`.
+A label ("pencil sketch") becomes sentences through a template bank, and a sentence becomes token ids through
+one of the tokenizers here. All tokenizers share one call: `tokenizer(texts, context_length) -> LongTensor
+B,T`, zero padded, with `start_id`, `end_id` and `unknown(text)`.
 """
 
 from __future__ import annotations
@@ -138,17 +138,23 @@ _PORTRAITS = (
 
 @dataclass(frozen=True)
 class TemplateBank:
-    """Sentences with one "{}" each, over which a label's text feature is averaged. Raises InputError on a malformed one."""
+    """Sentences with one "{}" each, over which a label's text feature is averaged. Raises InputError on a
+    malformed one."""
 
     name: str
     templates: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.templates:
-            raise InputError(f'template bank "{self.name}" is empty. Give at least one sentence, such as "a photo of a {{}}".')
+            raise InputError(
+                f'template bank "{self.name}" is empty. Give at least one sentence, such as "a photo of a '
+                f'{{}}".'
+            )
         for template in self.templates:
             if template.count("{}") != 1:
-                raise InputError(f'template "{template}" must hold "{{}}" exactly once. Write it like "a photo of a {{}}".')
+                raise InputError(
+                    f'template "{template}" must hold "{{}}" exactly once. Write it like "a photo of a {{}}".'
+                )
 
     def sentences(self, label: str) -> list[str]:
         """The label in every template, in order."""
@@ -162,12 +168,16 @@ BANKS = {each.name: each for each in (IMAGENET, PARTS, PORTRAITS)}
 
 
 def bank(which: str | Sequence[str] | TemplateBank) -> TemplateBank:
-    """A template bank from its name, from a list of templates, or itself. Raises InputError on an unknown name."""
+    """A template bank from its name, from a list of templates, or itself. Raises InputError on an unknown
+    name."""
     if isinstance(which, TemplateBank):
         return which
     if isinstance(which, str):
         if which not in BANKS:
-            raise InputError(f'unknown template bank "{which}". Use {", ".join(BANKS)}, or a list of sentences with "{{}}".')
+            raise InputError(
+                f'unknown template bank "{which}". Use {", ".join(BANKS)}, or a list of sentences with '
+                f'"{{}}".'
+            )
         return BANKS[which]
     return TemplateBank("custom", tuple(which))
 
@@ -184,7 +194,8 @@ def context_sentence(context: str, label: str, period: bool) -> str:
 
 
 def clean(text: str) -> str:
-    """Text as CLIP was trained on it: mojibake repaired, html entities undone twice, white space collapsed, lower case."""
+    """Text as CLIP was trained on it: mojibake repaired, html entities undone twice, white space collapsed,
+    lower case."""
     import ftfy
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -192,7 +203,8 @@ def clean(text: str) -> str:
 
 
 class Tokenizer(Protocol):
-    """What a CLIP asks of its tokenizer; ids start with `start_id`, unless it is negative, and end with `end_id` and padding."""
+    """What a CLIP asks of its tokenizer; ids start with `start_id`, unless it is negative, and end with
+    `end_id` and padding."""
 
     start_id: int
     end_id: int
@@ -202,15 +214,25 @@ class Tokenizer(Protocol):
     def unknown(self, text: str) -> list[str]: ...
 
 
-def _pad(rows: Sequence[Sequence[int]], texts: Sequence[str], start: int, end: int, context_length: int, fill: int = 0) -> Tensor:
-    """Start if it is not negative, ids, end, padding: LongTensor B,T. Raises InputError where a text does not fit."""
+def _pad(
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    start: int,
+    end: int,
+    context_length: int,
+    fill: int = 0,
+) -> Tensor:
+    """Start if it is not negative, ids, end, padding: LongTensor B,T. Raises InputError where a text does not
+    fit."""
     ids_BT = torch.full((len(rows), context_length), fill)
     begin = [start] if start >= 0 else []
     for row_T, ids, text in zip(ids_BT, rows, texts, strict=True):
         whole = [*begin, *ids, end]
         if len(whole) > context_length:
             most = context_length - len(whole) + len(ids)
-            raise InputError(f'"{text}" has {len(ids)} tokens, this CLIP reads at most {most}. Use a shorter text.')
+            raise InputError(
+                f'"{text}" has {len(ids)} tokens, this CLIP reads at most {most}. Use a shorter text.'
+            )
         row_T[: len(whole)] = torch.tensor(whole)
     return ids_BT
 
@@ -218,9 +240,10 @@ def _pad(rows: Sequence[Sequence[int]], texts: Sequence[str], start: int, end: i
 class WordTokenizer:
     """Whole words of a small vocabulary: the tokenizer of the built-in CLIPs.
 
-    Ids: 0 padding, 1 unknown word, 2 never used (transformers reads an end-of-text id of 2 as a legacy case and pools at a
-    random word), 3 start, 4 end, then the words. A word is a run of a-z, 0-9, ' and -; any other mark is a word of its own.
-    Punctuation that the vocabulary lacks is passed over: a full stop must not look like a word never learned.
+    Ids: 0 padding, 1 unknown word, 2 never used (transformers reads an end-of-text id of 2 as a legacy case
+    and pools at a random word), 3 start, 4 end, then the words. A word is a run of a-z, 0-9, ' and -; any
+    other mark is a word of its own. Punctuation that the vocabulary lacks is passed over: a full stop must
+    not look like a word never learned.
     """
 
     start_id = 3
@@ -257,7 +280,9 @@ class WordTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, a list of words, into the folder."""
-        Path(folder, self.file_name).write_text(json.dumps(list(self.vocab), indent=0) + "\n", encoding="utf-8")
+        Path(folder, self.file_name).write_text(
+            json.dumps(list(self.vocab), indent=0) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> WordTokenizer:
@@ -271,7 +296,8 @@ class WordTokenizer:
 
 @lru_cache(maxsize=1)
 def _byte_letters() -> dict[int, str]:
-    """A printable letter for each byte, in the order of CLIP's vocabulary: printable bytes stay, the rest follow 255."""
+    """A printable letter for each byte, in the order of CLIP's vocabulary: printable bytes stay, the rest
+    follow 255."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in printable}
     rest = [byte for byte in range(256) if byte not in letters]
@@ -306,11 +332,16 @@ class BytePairTokenizer:
         self.end_id = self.vocab["<|endoftext|>"]
         self.vocab_size = len(self.vocab)
         self._pattern = regex.compile(self._units, regex.IGNORECASE)
-        self._known: dict[str, list[int]] = {name: [self.vocab[name]] for name in ("<|startoftext|>", "<|endoftext|>")}
+        self._known: dict[str, list[int]] = {
+            name: [self.vocab[name]] for name in ("<|startoftext|>", "<|endoftext|>")
+        }
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
         """Ids, LongTensor B,T."""
-        rows = [[number for unit in self._pattern.findall(clean(text)) for number in self._encode(unit)] for text in texts]
+        rows = [
+            [number for unit in self._pattern.findall(clean(text)) for number in self._encode(unit)]
+            for text in texts
+        ]
         return _pad(rows, texts, self.start_id, self.end_id, context_length)
 
     def unknown(self, text: str) -> list[str]:
@@ -325,9 +356,12 @@ class BytePairTokenizer:
         return self._known[unit]
 
     def _merge(self, parts: list[str]) -> list[str]:
-        """Joins neighbours, the pair of lowest rank first and all its occurrences at once, until no pair is in the list."""
+        """Joins neighbours, the pair of lowest rank first and all its occurrences at once, until no pair is
+        in the list."""
         while len(parts) > 1:
-            best = min(zip(parts, parts[1:], strict=False), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            best = min(
+                zip(parts, parts[1:], strict=False), key=lambda pair: self._ranks.get(pair, len(self._ranks))
+            )
             if best not in self._ranks:
                 break
             joined: list[str] = []
@@ -348,17 +382,32 @@ def without_punctuation(text: str) -> str:
 class HubTokenizer:
     """A transformers tokenizer behind our call, for CLIPs whose vocabulary is not OpenAI's.
 
-    SigLIP's has no start (a negative id), fills with a padding token, and was trained on texts that `prepare` made plain.
+    SigLIP's has no start (a negative id), fills with a padding token, and was trained on texts that `prepare`
+    made plain.
     """
 
-    def __init__(self, tokenizer: Any, start_id: int, end_id: int, fill_id: int = 0, prepare: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        start_id: int,
+        end_id: int,
+        fill_id: int = 0,
+        prepare: Callable[[str], str] = str,
+    ) -> None:
         self._tokenizer, self.start_id, self.end_id = tokenizer, start_id, end_id
         self._fill_id, self._prepare = fill_id, prepare
         self.vocab_size = len(tokenizer)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
         """Ids, LongTensor B,T."""
-        return _pad([self._ids(text) for text in texts], texts, self.start_id, self.end_id, context_length, self._fill_id)
+        return _pad(
+            [self._ids(text) for text in texts],
+            texts,
+            self.start_id,
+            self.end_id,
+            context_length,
+            self._fill_id,
+        )
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(self._prepare(text), add_special_tokens=False)["input_ids"]

@@ -1,4 +1,5 @@
-"""Methods side by side: every method, target and seed adapted and measured, then tables and one page to look at.
+"""Methods side by side: every method, target and seed adapted and measured, then tables and one page to look
+at.
 
     OUT/compare.json        what was asked
     OUT/runs/NAME/          the run folders, as `zeroshift adapt` writes them
@@ -10,8 +11,8 @@
     OUT/summary.csv         one line per method and target
     OUT/wins.csv            one line per pair of methods and metric
 
-What is there is kept: the same call goes on, and more methods, targets or seeds add to it. Delete a record to measure its run
-again.
+What is there is kept: the same call goes on, and more methods, targets or seeds add to it. Delete a record to
+measure its run again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from zeroshift import __version__
-from zeroshift.comparison.jobs import SCHEMA, Clock, Progress, Task, is_done, key_of, one_by_one, read_record, side_by_side
+from zeroshift.comparison.jobs import (
+    SCHEMA,
+    Clock,
+    Progress,
+    Task,
+    is_done,
+    key_of,
+    one_by_one,
+    read_record,
+    side_by_side,
+)
 from zeroshift.comparison.page import write_pages
 from zeroshift.comparison.tables import Standings, runs_csv, summary_csv, wins_csv
 from zeroshift.comparison.variants import CompareConfig, parse_variants, run_name, twice, variant_config
@@ -54,7 +65,13 @@ class Comparison:
     @property
     def files(self) -> dict[str, Path]:
         """What is there to look at."""
-        names = {"page": "compare.html", "vote": "vote.html", "runs": "runs.csv", "summary": "summary.csv", "wins": "wins.csv"}
+        names = {
+            "page": "compare.html",
+            "vote": "vote.html",
+            "runs": "runs.csv",
+            "summary": "summary.csv",
+            "wins": "wins.csv",
+        }
         return {what: self.folder / name for what, name in names.items() if (self.folder / name).is_file()}
 
 
@@ -67,9 +84,10 @@ def compare(
 ) -> Comparison:
     """Every method on every target with every seed, measured; tables and page in the folder.
 
-    Options come from `config` and from `overrides`: compare(methods=["nada", "ipl"], targets=["zombie"], out="runs/compare").
-    What is no option of CompareConfig goes to every run, and `shared` too, which may have full names: {"train.steps": 100}. A
-    run that fails is recorded and does not stop the others. InputError before the first run where an option is wrong.
+    Options come from `config` and from `overrides`: compare(methods=["nada", "ipl"], targets=["zombie"],
+    out="runs/compare"). What is no option of CompareConfig goes to every run, and `shared` too, which may
+    have full names: {"train.steps": 100}. A run that fails is recorded and does not stop the others.
+    InputError before the first run where an option is wrong.
     """
     config, common = _configured(config, overrides)
     common |= shared or {}
@@ -80,9 +98,14 @@ def compare(
     read_votes(config.votes, config.out)
     missing = [task for task in tasks if not is_done(task, config.evaluation)]
     todo = [] if config.page_only else missing
-    tell({"kind": "compare", "runs": len(tasks), "finished": len(tasks) - len(missing), "out": str(config.out)})
+    tell(
+        {"kind": "compare", "runs": len(tasks), "finished": len(tasks) - len(missing), "out": str(config.out)}
+    )
     _made(config.out)
-    write_json(config.out / "compare.json", {"schema": SCHEMA, "version": __version__, "asked": _asked(config, common)})
+    write_json(
+        config.out / "compare.json",
+        {"schema": SCHEMA, "version": __version__, "asked": _asked(config, common)},
+    )
     clock = Clock(tasks, todo, config.jobs, tell)
     try:
         if config.jobs > 1:
@@ -92,7 +115,8 @@ def compare(
     except KeyboardInterrupt:
         write_results(config, tasks, common)
         ended = (
-            f"stopped with {len(clock.waiting)} of {len(tasks)} runs to do; tables and page in {config.out} show what there is."
+            f"stopped with {len(clock.waiting)} of {len(tasks)} runs to do; tables and page in "
+            f"{config.out} show what there is."
         )
         raise KeyboardInterrupt(f"{ended} The same command goes on:") from None
     return write_results(config, tasks, common)
@@ -106,11 +130,19 @@ def _made(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from error
 
 
-def _configured(config: CompareConfig | None, overrides: dict[str, Any]) -> tuple[CompareConfig, dict[str, Any]]:
+def _configured(
+    config: CompareConfig | None, overrides: dict[str, Any]
+) -> tuple[CompareConfig, dict[str, Any]]:
     """The config with overrides, and the overrides that go to every run."""
     config = config or CompareConfig()
-    own = {name: overrides.pop(name) for name in list(overrides) if name in CompareConfig.__dataclass_fields__}
-    inner = {name: str(overrides.pop(name)) for name in list(overrides) if name in NetworksConfig.__dataclass_fields__}
+    own = {
+        name: overrides.pop(name) for name in list(overrides) if name in CompareConfig.__dataclass_fields__
+    }
+    inner = {
+        name: str(overrides.pop(name))
+        for name in list(overrides)
+        if name in NetworksConfig.__dataclass_fields__
+    }
     tree = {name: getattr(config, name) for name in CompareConfig.__dataclass_fields__} | own
     tree["networks"] = NetworksConfig(**(asdict(tree["networks"]) | inner))
     return CompareConfig(**tree), overrides
@@ -145,12 +177,17 @@ def plan_tasks(config: CompareConfig, common: Mapping[str, Any]) -> list[Task]:
 
 
 def check(config: CompareConfig, tasks: Sequence[Task], tell: Progress) -> None:
-    """Everything that can be known to go wrong, found before the first run; unknown words of labels only warn."""
+    """Everything that can be known to go wrong, found before the first run; unknown words of labels only
+    warn."""
     for task in tasks:
         RunFolder.check(task.config)
     steps = {task.config.train.steps for task in tasks}
     if len(steps) > 1:
-        _warn(f"the methods differ in steps of stage 2 ({', '.join(map(str, sorted(steps)))}), so none is compared fairly.", tell)
+        _warn(
+            f"the methods differ in steps of stage 2 ({', '.join(map(str, sorted(steps)))}), so none is "
+            "compared fairly.",
+            tell,
+        )
     fresh, told = [task for task in tasks if not task.folder.finished], set[str]()
     for task in {task.label: task for task in fresh}.values():
         with warnings.catch_warnings():

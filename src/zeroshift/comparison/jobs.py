@@ -1,4 +1,5 @@
-"""The runs of a comparison: each carried out, measured and recorded, one after the other or side by side in processes."""
+"""The runs of a comparison: each carried out, measured and recorded, one after the other or side by side in
+processes."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ class Task:
 
 def key_of(evaluation: EvaluateConfig) -> dict[str, Any]:
     """What a measurement depends on, beside its run."""
-    return {"evaluation": json.loads(json.dumps(to_dict(evaluation))), "known": list(evaluation.metrics or METRICS)}
+    return {
+        "evaluation": json.loads(json.dumps(to_dict(evaluation))),
+        "known": list(evaluation.metrics or METRICS),
+    }
 
 
 def read_record(task: Task) -> dict[str, Any] | None:
@@ -62,11 +66,17 @@ def read_record(task: Task) -> dict[str, Any] | None:
 def is_done(task: Task, evaluation: EvaluateConfig) -> bool:
     """Whether a run is finished and measured in the way that is asked for."""
     record = read_record(task)
-    return record is not None and record["state"] == "done" and record["asked"] == key_of(evaluation) and task.folder.finished
+    return (
+        record is not None
+        and record["state"] == "done"
+        and record["asked"] == key_of(evaluation)
+        and task.folder.finished
+    )
 
 
 def carry_out(task: Task, evaluation: EvaluateConfig, tell: Progress | None = None) -> str:
-    """Carries out and measures one run, and records what came of it; the reason where it failed, "" where it did not."""
+    """Carries out and measures one run, and records what came of it; the reason where it failed, "" where it
+    did not."""
     tell = tell or (lambda event: None)
     before = read_record(task) or {}
     facts: dict[str, Any] = {"asked": key_of(evaluation), "memory": before.get("memory")}
@@ -85,7 +95,9 @@ def carry_out(task: Task, evaluation: EvaluateConfig, tell: Progress | None = No
             facts |= {"state": "failed", "error": str(error)}
         except Exception as error:  # one broken run must not stop the others
             facts |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-    facts["warnings"] = list(dict.fromkeys(str(each.message) for each in told if "zeroshift" in each.filename))
+    facts["warnings"] = list(
+        dict.fromkeys(str(each.message) for each in told if "zeroshift" in each.filename)
+    )
     record_run(task, facts)
     return facts["error"]
 
@@ -104,7 +116,10 @@ def record_run(task: Task, facts: Mapping[str, Any]) -> None:
         "state": "failed",
         "error": "",
         "minutes": sum(float(line.get("seconds", 0.0)) for line in lines) * config.run.log_every / 60,
-        "steps": [max((int(line["step"]) for line in lines if line["stage"] == stage), default=0) for stage in (1, 2)],
+        "steps": [
+            max((int(line["step"]) for line in lines if line["stage"] == stage), default=0)
+            for stage in (1, 2)
+        ],
         "threads": made.get("threads"),
         "device": made.get("device"),
         "versions": {name: made.get(name) for name in ("zeroshift", "python", "torch", "transformers")},
@@ -131,14 +146,22 @@ class Clock:
     def begins(self, task: Task) -> None:
         """Tells that a run begins."""
         place = {"number": self.tasks.index(task) + 1, "runs": len(self.tasks), "left": self.left()}
-        self.tell({"kind": "run", "label": task.label, "target": task.config.target, "seed": task.config.run.seed} | place)
+        self.tell(
+            {"kind": "run", "label": task.label, "target": task.config.target, "seed": task.config.run.seed}
+            | place
+        )
 
     def ends(self, task: Task, seconds: float, error: str) -> None:
         """Tells that a run ended."""
         self.waiting.remove(task)
         if not error:
             self.seconds.setdefault(task.label, []).append(seconds)
-        name = {"label": task.label, "target": task.config.target, "seed": task.config.run.seed, "error": error}
+        name = {
+            "label": task.label,
+            "target": task.config.target,
+            "seed": task.config.run.seed,
+            "error": error,
+        }
         self.tell({"kind": "failed" if error else "done", "seconds": seconds, "left": self.left()} | name)
 
     def left(self) -> float | None:
@@ -165,7 +188,8 @@ CHILD = "import sys; from zeroshift.comparison.jobs import child; sys.exit(child
 
 
 def side_by_side(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock) -> None:
-    """Carries out runs in processes of their own with one thread each, so that one that dies leaves the others alone."""
+    """Carries out runs in processes of their own with one thread each, so that one that dies leaves the
+    others alone."""
     waiting = list(todo)
     running: dict[Task, tuple[subprocess.Popen[str], float, Any]] = {}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -177,7 +201,11 @@ def side_by_side(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock)
                 said = tempfile.TemporaryFile()
                 pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said}
                 process = subprocess.Popen(
-                    [sys.executable, "-c", CHILD], env=os.environ | threads, start_new_session=True, text=True, **pipes
+                    [sys.executable, "-c", CHILD],
+                    env=os.environ | threads,
+                    start_new_session=True,
+                    text=True,
+                    **pipes,
                 )
                 # Left open: its end tells the process to stop, and comes too when this process is killed.
                 assert process.stdin is not None
@@ -205,13 +233,18 @@ RECORDED = 3
 
 
 def _verdict(task: Task, code: int, said: Any) -> str:
-    """Why the process of a run failed; "" where it did not. A process that died without a record gets it here."""
+    """Why the process of a run failed; "" where it did not. A process that died without a record gets it
+    here."""
     said.seek(0)
     last = (said.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {code}"])[-1]
     said.close()
     if code in (0, RECORDED):
         return (read_record(task) or {}).get("error", "its record is gone")
-    error = f"its process was killed (signal {-code}); memory may have run out" if code < 0 else f"its process ended: {last}"
+    error = (
+        f"its process was killed (signal {-code}); memory may have run out"
+        if code < 0
+        else f"its process ended: {last}"
+    )
     record_run(task, {"state": "failed", "error": error})
     return error
 
@@ -224,7 +257,8 @@ def packed(task: Task, evaluation: EvaluateConfig) -> str:
 
 
 def child(orders: TextIO) -> int:
-    """Carries out the task on the first line of `orders`, in a process of its own: 0 done, RECORDED where it failed.
+    """Carries out the task on the first line of `orders`, in a process of its own: 0 done, RECORDED where it
+    failed.
 
     Stops as by Ctrl-C when `orders` ends.
     """
@@ -253,7 +287,8 @@ def begin_peak() -> None:
 
 
 def peak_mib() -> int | None:
-    """Peak of memory since `begin_peak`: of the GPU where it was used, else of this process; None where it is not known."""
+    """Peak of memory since `begin_peak`: of the GPU where it was used, else of this process; None where it is
+    not known."""
     import torch
 
     if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):

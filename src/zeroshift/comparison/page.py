@@ -1,4 +1,5 @@
-"""compare.html: pictures of all methods beside each other, tables, win rates, cost, and the whole record, in one file."""
+"""compare.html: pictures of all methods beside each other, tables, win rates, cost, and the whole record, in
+one file."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ MAIN = (
 """Metrics that come first, and whose tables by target are open."""
 
 ENOUGH = 6
-"""Pairs below which nothing is marked: a bootstrap of so few is too sure of itself, and five wins of five are chance enough."""
+"""Pairs below which nothing is marked: a bootstrap of so few is too sure of itself, and five wins of five are
+chance enough."""
 
 OWN = ("target", "method", "out", "run.seed", "run.recipe")
 """Options that differ between runs without being a choice of the method."""
@@ -56,7 +58,8 @@ OWN = ("target", "method", "out", "run.seed", "run.recipe")
 
 
 def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, Any]]:
-    """Per target, files with the same people in a row: the source, every method's first finished run, and the truth if known.
+    """Per target, files with the same people in a row: the source, every method's first finished run, and the
+    truth if known.
 
     What was drawn before from the same generators is kept.
     """
@@ -76,19 +79,28 @@ def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, An
             truth = _kept(
                 folder / f"truth--{slug(target)}.png",
                 {"seeds": f"0-{count - 1}", "target": target},
-                lambda run=run, target=target: true_pictures(range(count), LATENT_DIM, target, run.source.image_size),
+                lambda run=run, target=target: true_pictures(
+                    range(count), LATENT_DIM, target, run.source.image_size
+                ),
             )
         psi = 1.0 if truth is not None else config.run.truncation
         people = truth is not None
         source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi, people)
         drawn = {
-            label: _strip(Run(task.folder), "target", folder / _name(task), count, psi, people) for label, task in firsts.items()
+            label: _strip(Run(task.folder), "target", folder / _name(task), count, psi, people)
+            for label, task in firsts.items()
         }
         rows = [(label, path) for label, path in drawn.items() if path is not None]
         seeds = sorted({task.config.run.seed for task in firsts.values()})
         route = isinstance(run.source, DiffusionGenerator)
-        how = ("photos" if people else "pictures of the source") + ", inverted and generated" if route else f"truncation {psi:g}"
-        found.append({"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "how": how})
+        how = (
+            ("photos" if people else "pictures of the source") + ", inverted and generated"
+            if route
+            else f"truncation {psi:g}"
+        )
+        found.append(
+            {"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "how": how}
+        )
     return found
 
 
@@ -97,14 +109,21 @@ def _name(task: Task) -> str:
 
 
 def _strip(run: Run, which: str, path: Path, count: int, truncation: float, people: bool) -> Path | None:
-    """File with a row of pictures of the source or the adapted generator of a run; None where it cannot be found or read."""
+    """File with a row of pictures of the source or the adapted generator of a run; None where it cannot be
+    found or read."""
     file = run.folder.generator_file
-    mark = run.folder.environment["source"]["sha256"] if which == "source" else f"{file.stat().st_size} {file.stat().st_mtime_ns}"
+    mark = (
+        run.folder.environment["source"]["sha256"]
+        if which == "source"
+        else f"{file.stat().st_size} {file.stat().st_mtime_ns}"
+    )
     facts = {"seeds": f"0-{count - 1}", "generator": mark, "truncation": f"{truncation:g}"}
 
     def drawn() -> Tensor:
         if isinstance(run.generator, DiffusionGenerator):
-            return pair(run.source, run.generator, run.config.train.diffusion, range(count), people=people)[which == "target"]
+            return pair(run.source, run.generator, run.config.train.diffusion, range(count), people=people)[
+                which == "target"
+            ]
         return draw(run.source if which == "source" else run.generator, range(count), truncation)
 
     try:
@@ -114,7 +133,8 @@ def _strip(run: Run, which: str, path: Path, count: int, truncation: float, peop
 
 
 def _kept(path: Path, facts: dict[str, str], make: Any) -> Path | None:
-    """A file with pictures BCHW in a row, made where it is not there with these facts; None where there are no pictures."""
+    """A file with pictures BCHW in a row, made where it is not there with these facts; None where there are
+    no pictures."""
     from PIL import Image
 
     if path.is_file():
@@ -131,7 +151,9 @@ def _kept(path: Path, facts: dict[str, str], make: Any) -> Path | None:
 # The page.
 
 
-def write_pages(config: CompareConfig, tasks: Sequence[Task], standings: Standings, shared: Mapping[str, Any]) -> None:
+def write_pages(
+    config: CompareConfig, tasks: Sequence[Task], standings: Standings, shared: Mapping[str, Any]
+) -> None:
     """Writes compare.html and, where two methods have pictures, vote.html, from the runs that there are."""
     wall = strips(tasks, config.pictures, config.out / "pictures")
     write_ballot(wall, config.pictures, config.out)
@@ -154,7 +176,8 @@ def _tables(config: CompareConfig, tasks: Sequence[Task], standings: Standings) 
     named = _listed(labels) if len(labels) < 4 else f"{len(labels)} methods"
     return {
         "title": f"{named} on {_counted(len(config.targets), 'target')}",
-        "subtitle": f"{', '.join(labels)}. {first.generator}, from {first.source}, guided by {' and '.join(first.clip)}.",
+        "subtitle": f"{', '.join(labels)}. {first.generator}, from {first.source}, guided by "
+        f"{' and '.join(first.clip)}.",
         "numbers": _numbers(tasks, standings),
         "labels": standings.labels,
         "people": config.pictures,
@@ -184,7 +207,10 @@ def _numbers(tasks: Sequence[Task], standings: Standings) -> list[tuple[str, str
     seeds = dict.fromkeys(task.config.run.seed for task in tasks)
     steps = dict.fromkeys(task.config.train.steps for task in tasks)
     seconds = sum(60 * record["minutes"] for record in standings.done)
-    rows = [("runs measured", f"{len(standings.done)} of {len(tasks)}"), ("seeds", ", ".join(map(str, seeds)))]
+    rows = [
+        ("runs measured", f"{len(standings.done)} of {len(tasks)}"),
+        ("seeds", ", ".join(map(str, seeds))),
+    ]
     rows += [("steps of stage 2", " or ".join(map(str, steps)))]
     return rows + ([("training time", duration(seconds))] if seconds else [])
 
@@ -210,7 +236,8 @@ def number_text(value: float, digits: int | None = None) -> str:
 
 
 def digits_of(spread: float) -> int:
-    """Digits behind the point with which a spread shows two figures, so that mean and spread are read alike."""
+    """Digits behind the point with which a spread shows two figures, so that mean and spread are read
+    alike."""
     return min(5, max(0, 1 - math.floor(math.log10(spread))))
 
 
@@ -262,13 +289,21 @@ def _pair(standings: Standings, first: str, second: str, metrics: Iterable[str])
     for metric in metrics:
         duels = [standings.duel(metric, first, second, group) for group in groups]
         if any(duels):
-            rows.append({"title": METRICS[metric].title, "way": _way(metric), "duels": [each and _duel(each) for each in duels]})
+            rows.append(
+                {
+                    "title": METRICS[metric].title,
+                    "way": _way(metric),
+                    "duels": [each and _duel(each) for each in duels],
+                }
+            )
     return {"first": first, "second": second, "groups": [GROUPS[group] for group in groups], "rows": rows}
 
 
 def _preferences(row: Mapping[str, Any]) -> dict[str, Any]:
     """Shares of votes for one target."""
-    shares = [{"name": f"{one} over {other}", "duel": found and _duel(found)} for one, other, found in row["shares"]]
+    shares = [
+        {"name": f"{one} over {other}", "duel": found and _duel(found)} for one, other, found in row["shares"]
+    ]
     return {"target": row["target"], "shares": shares}
 
 
@@ -308,7 +343,10 @@ def _cost(standings: Standings) -> list[dict[str, str]]:
             if base["minutes"] is not None and base["minutes"].mean:
                 row["times"] = f"{minutes.mean / base['minutes'].mean:.2f}"
         if memory:
-            row |= {"memory": f"{memory:,}", "share": f"{memory / base['memory']:.2f}" if base["memory"] else ""}
+            row |= {
+                "memory": f"{memory:,}",
+                "share": f"{memory / base['memory']:.2f}" if base["memory"] else "",
+            }
         rows.append(row)
     return rows
 
@@ -323,7 +361,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _options(tasks: Sequence[Task], standings: Standings) -> list[tuple[str, list[str]]]:
     """Options in which the methods differ: name, and the value of each method that has results."""
-    configs = {task.label: flat(to_dict(task.config)) for task in reversed(tasks) if task.label in standings.labels}
+    configs = {
+        task.label: flat(to_dict(task.config)) for task in reversed(tasks) if task.label in standings.labels
+    }
     trees = [configs[label] for label in standings.labels]
     names = [name for name in (trees[0] if trees else ()) if name not in OWN]
     differing = ["method", *(name for name in names if len({json.dumps(tree[name]) for tree in trees}) > 1)]
@@ -363,14 +403,19 @@ def _record(standings: Standings) -> list[tuple[str, str]]:
         return rows
     evaluation = standings.done[0]["evaluation"]
     rows.append(("measured on", settings_text(evaluation)))
-    rows += [(role, f"{each['name']} (sha256 {each['sha256'][:12]})") for role, each in evaluation["networks"].items()]
+    rows += [
+        (role, f"{each['name']} (sha256 {each['sha256'][:12]})")
+        for role, each in evaluation["networks"].items()
+    ]
     records = standings.done
     rows += [
         (what, ", ".join(sorted({str(record[what]) for record in records if record[what] is not None})))
         for what in ("device", "threads")
     ]
     names = dict.fromkeys(name for record in records for name in record["versions"])
-    rows += [(name, ", ".join(sorted({str(record["versions"].get(name)) for record in records}))) for name in names]
+    rows += [
+        (name, ", ".join(sorted({str(record["versions"].get(name)) for record in records}))) for name in names
+    ]
     missing: dict[str, list[str]] = {}
     for name, why in evaluation["missing"].items():
         missing.setdefault(why, []).append(METRICS[name].title if name in METRICS else name)

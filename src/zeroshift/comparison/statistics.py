@@ -1,4 +1,5 @@
-"""What runs of several methods say together: means with spreads, who leads, win rates with bootstrap intervals.
+"""What runs of several methods say together: means with spreads, who leads, win rates with bootstrap
+intervals.
 
 Pure functions on numbers. "Better" is higher, lower, or nearer to 1, as each metric states.
 """
@@ -48,7 +49,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Duel(Share):
-    """Two methods over pairs of runs. `gain` is the mean difference in the direction of better: above 0 where the first is."""
+    """Two methods over pairs of runs. `gain` is the mean difference in the direction of better: above 0 where
+    the first is."""
 
     gain: Interval
 
@@ -59,7 +61,11 @@ def cell(values: Sequence[float]) -> Cell | None:
     if not kept:
         return None
     mean = math.fsum(kept) / len(kept)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / (len(kept) - 1)) if len(kept) > 1 else None
+    spread = (
+        math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / (len(kept) - 1))
+        if len(kept) > 1
+        else None
+    )
     return Cell(mean, spread, len(kept))
 
 
@@ -69,7 +75,8 @@ def merit(value: float, better: Better) -> float:
 
 
 def leader(cells: Mapping[str, Cell | None], better: Better) -> str | None:
-    """The method whose mean is better than that of every other by more than both spreads; None where there is none.
+    """The method whose mean is better than that of every other by more than both spreads; None where there is
+    none.
 
     A single run has no spread, so it neither leads nor is led.
     """
@@ -87,8 +94,11 @@ def leader(cells: Mapping[str, Cell | None], better: Better) -> str | None:
     return best
 
 
-def duel(first: Mapping[tuple[Any, Any], float], second: Mapping[tuple[Any, Any], float], better: Better) -> Duel | None:
-    """The first method against the second over the (target, seed) that both have; a tie is half a win. None without pairs."""
+def duel(
+    first: Mapping[tuple[Any, Any], float], second: Mapping[tuple[Any, Any], float], better: Better
+) -> Duel | None:
+    """The first method against the second over the (target, seed) that both have; a tie is half a win. None
+    without pairs."""
     groups: dict[Hashable, list[float]] = {}
     for key, value in first.items():
         other = second.get(key, math.nan)
@@ -103,17 +113,21 @@ def duel(first: Mapping[tuple[Any, Any], float], second: Mapping[tuple[Any, Any]
 
 
 def share(groups: Sequence[Sequence[float]]) -> Share:
-    """Wins (1), ties (0.5) and losses (0) of the pairs of every target, counted, with the interval of `resampled`."""
+    """Wins (1), ties (0.5) and losses (0) of the pairs of every target, counted, with the interval of
+    `resampled`."""
     values = [value for group in groups for value in group]
     return Share(len(values), values.count(1.0), values.count(0.5), resampled(groups))
 
 
-def resampled(groups: Sequence[Sequence[float]], draws: int = DRAWS, level: float = LEVEL, seed: int = SEED) -> Interval:
+def resampled(
+    groups: Sequence[Sequence[float]], draws: int = DRAWS, level: float = LEVEL, seed: int = SEED
+) -> Interval:
     """Mean of all values, with the percentile interval of a hierarchical bootstrap.
 
-    Every resample draws as many groups as there are, with replacement, and within each drawn group as many values as it
-    has, with replacement; its number is the mean of all values drawn. Groups are targets, values are seeds: seeds
-    of one target resemble each other, and an interval that took them for independent would be too narrow.
+    Every resample draws as many groups as there are, with replacement, and within each drawn group as many
+    values as it has, with replacement; its number is the mean of all values drawn. Groups are targets, values
+    are seeds: seeds of one target resemble each other, and an interval that took them for independent would
+    be too narrow.
     """
     import numpy as np
 

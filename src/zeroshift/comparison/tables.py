@@ -1,4 +1,5 @@
-"""Records of the runs of a comparison as tables: one line per run, per method and target, and per pair of methods."""
+"""Records of the runs of a comparison as tables: one line per run, per method and target, and per pair of
+methods."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class Standings(NamedTuple):
 
     def of(self, **wanted: Any) -> list[Record]:
         """Measured runs with the given label, target, seed or group."""
-        return [record for record in self.done if all(record[name] == value for name, value in wanted.items())]
+        return [
+            record for record in self.done if all(record[name] == value for name, value in wanted.items())
+        ]
 
     def groups(self) -> list[str]:
         """Kinds of targets that there are runs of."""
@@ -66,11 +69,13 @@ class Standings(NamedTuple):
         """Which way a metric is better."""
         return cast(Better, METRICS[metric].better)
 
-    def row(self, metric: str, group: str, target: str | None = None) -> tuple[dict[str, Cell | None], str | None]:
+    def row(
+        self, metric: str, group: str, target: str | None = None
+    ) -> tuple[dict[str, Cell | None], str | None]:
         """A cell per method, and the method that leads.
 
-        For one target: mean and spread over seeds. Without one: over the targets of the group that every method has runs of,
-        the spread being that of the mean of all these targets over seeds.
+        For one target: mean and spread over seeds. Without one: over the targets of the group that every
+        method has runs of, the spread being that of the mean of all these targets over seeds.
         """
         cells = {}
         shared = [target] if target is not None else self.shared_targets(group)
@@ -80,7 +85,9 @@ class Standings(NamedTuple):
                 cells[label] = cell([number(record, metric) for record in runs])
                 continue
             seeds = dict.fromkeys(record["seed"] for record in runs)
-            sets = {seed: [number(record, metric) for record in runs if record["seed"] == seed] for seed in seeds}
+            sets = {
+                seed: [number(record, metric) for record in runs if record["seed"] == seed] for seed in seeds
+            }
             # A seed that lacks a target would change what is averaged, not only how it was drawn.
             means = [cell(values) for values in sets.values() if len(values) == len(shared)]
             cells[label] = cell([each.mean for each in means if each is not None])
@@ -95,17 +102,25 @@ class Standings(NamedTuple):
         """Two methods against each other over the pairs of runs that both have."""
         wanted = {} if group is None else {"group": group}
         one, two = (
-            {(record["target"], record["seed"]): number(record, metric) for record in self.of(label=label, **wanted)}
+            {
+                (record["target"], record["seed"]): number(record, metric)
+                for record in self.of(label=label, **wanted)
+            }
             for label in (first, second)
         )
         return duel(one, two, self.better(metric))
 
     def cost(self, label: str) -> dict[str, Any]:
-        """Minutes (a cell), steps of both stages and peak memory in MiB (the largest) of the runs of a method."""
+        """Minutes (a cell), steps of both stages and peak memory in MiB (the largest) of the runs of a
+        method."""
         runs = self.of(label=label)
         peaks = [record["memory"] for record in runs if record["memory"]]
         steps = sorted({tuple(record["steps"]) for record in runs})
-        return {"minutes": cell([record["minutes"] for record in runs]), "steps": steps, "memory": max(peaks, default=None)}
+        return {
+            "minutes": cell([record["minutes"] for record in runs]),
+            "steps": steps,
+            "memory": max(peaks, default=None),
+        }
 
 
 def number(record: Record, metric: str) -> float:
@@ -122,7 +137,9 @@ def runs_csv(standings: Standings) -> str:
         line = {name: record[name] for name in names}
         line |= dict(zip(("steps_words", "steps_generator"), record["steps"] or ("", ""), strict=True))
         if record["state"] == "done":
-            line |= {name: record["evaluation"]["metrics"].get(name, {}).get("value") for name in standings.metrics}
+            line |= {
+                name: record["evaluation"]["metrics"].get(name, {}).get("value") for name in standings.metrics
+            }
         lines.append(line)
     return _csv(lines, [*names, "steps_words", "steps_generator", *standings.metrics])
 
@@ -142,7 +159,10 @@ def summary_csv(standings: Standings) -> str:
                 line["minutes"] = minutes.mean if minutes else None
                 for metric, (cells, best) in rows.items():
                     found = cells[label]
-                    line |= {f"{metric} mean": found.mean if found else None, f"{metric} spread": found.spread if found else None}
+                    line |= {
+                        f"{metric} mean": found.mean if found else None,
+                        f"{metric} spread": found.spread if found else None,
+                    }
                     line[f"{metric} best"] = int(best == label)
                 lines.append(line)
     columns = [f"{metric} {what}" for metric in standings.metrics for what in ("mean", "spread", "best")]
@@ -156,11 +176,25 @@ def wins_csv(standings: Standings) -> str:
         for group in standings.groups():
             for metric in standings.metrics:
                 if (found := standings.duel(metric, first, second, group)) is not None:
-                    line: dict[str, Any] = {"method": first, "against": second, "group": group, "metric": metric}
-                    line |= {"better": standings.better(metric), "pairs": found.pairs, "wins": found.wins, "ties": found.ties}
+                    line: dict[str, Any] = {
+                        "method": first,
+                        "against": second,
+                        "group": group,
+                        "metric": metric,
+                    }
+                    line |= {
+                        "better": standings.better(metric),
+                        "pairs": found.pairs,
+                        "wins": found.wins,
+                        "ties": found.ties,
+                    }
                     for name in ("rate", "gain"):
                         interval = getattr(found, name)
-                        line |= {name: interval.value, f"{name} low": interval.low, f"{name} high": interval.high}
+                        line |= {
+                            name: interval.value,
+                            f"{name} low": interval.low,
+                            f"{name} high": interval.high,
+                        }
                     lines.append(line)
     names = ["method", "against", "group", "metric", "better", "pairs", "wins", "ties"]
     return _csv(lines, [*names, "rate", "rate low", "rate high", "gain", "gain low", "gain high"])

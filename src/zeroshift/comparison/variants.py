@@ -1,4 +1,5 @@
-"""What is compared: the options of `zeroshift compare`, and methods with options of their own, as `--methods` takes them.
+"""What is compared: the options of `zeroshift compare`, and methods with options of their own, as `--methods`
+takes them.
 
     ipl                                                 a method
     ipl:mapper.lambda_domain=10                         with another value of an option
@@ -23,7 +24,16 @@ from pydantic import Field
 
 from zeroshift.config.options import config_class
 from zeroshift.config.recipes import recipe, recipe_for
-from zeroshift.config.schema import SECTIONS, AdaptConfig, EvaluateConfig, Method, NetworksConfig, configure, from_dict, to_dict
+from zeroshift.config.schema import (
+    SECTIONS,
+    AdaptConfig,
+    EvaluateConfig,
+    Method,
+    NetworksConfig,
+    configure,
+    from_dict,
+    to_dict,
+)
 from zeroshift.errors import InputError
 
 FIXED = ("target", "source", "generator", "method", "out", "seed", "run.seed")
@@ -38,15 +48,18 @@ class CompareConfig:
     """Which methods are compared on which targets, and how they are measured."""
 
     methods: tuple[str, ...] = ("nada", "ipl")
-    """Methods, each METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:FIELD=VALUE, such as ipl:lambda_domain=10."""
+    """Methods, each METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:FIELD=VALUE, such as
+    ipl:lambda_domain=10."""
     targets: tuple[str, ...] = ()
     """Labels of the domains to move to."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
     """Seeds of the runs: every method is run on every target once per seed."""
     out: Path = Path("runs/compare")
-    """Folder for everything. The same command again goes on; more methods, targets or seeds add to what is there."""
+    """Folder for everything. The same command again goes on; more methods, targets or seeds add to what is
+    there."""
     jobs: Annotated[int, Field(ge=1)] = 1
-    """Runs side by side, each in a process with one thread. 1: one after the other, in this process, with all threads."""
+    """Runs side by side, each in a process with one thread. 1: one after the other, in this process, with all
+    threads."""
     metrics: tuple[str, ...] = ()
     """Metrics to compute, as for `zeroshift evaluate`; empty: all for which there is what they need."""
     eval_seeds: str = "2000-2255"
@@ -82,16 +95,22 @@ def parse_variant(text: str) -> Variant:
     label, body = (before.strip(), after) if named else (text.strip(), text)
     method, _, listed = (part.strip() for part in body.partition(":"))
     if method not in get_args(Method):
-        raise InputError(f"unknown method {method!r} in {text!r}; the methods are {', '.join(get_args(Method))}.")
+        raise InputError(
+            f"unknown method {method!r} in {text!r}; the methods are {', '.join(get_args(Method))}."
+        )
     if not label:
         raise InputError(f"{text!r} has an empty name; write NAME=METHOD:FIELD=VALUE, or leave NAME= out.")
     options = []
     for part in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)*\s*=)", listed) if listed else []:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name:
-            raise InputError(f"{part!r} in {text!r} gives no option its value; write METHOD:FIELD=VALUE,FIELD=VALUE.")
+            raise InputError(
+                f"{part!r} in {text!r} gives no option its value; write METHOD:FIELD=VALUE,FIELD=VALUE."
+            )
         if name in FIXED:
-            raise InputError(f"{name} in {text!r} cannot differ between methods; give it once, for the whole comparison.")
+            raise InputError(
+                f"{name} in {text!r} cannot differ between methods; give it once, for the whole comparison."
+            )
         options.append((name, value))
     return Variant(label, method, tuple(options))
 
@@ -109,13 +128,20 @@ def twice(*lists: tuple[str, Sequence[Any]]) -> None:
         again = [name for name, count in Counter(slug(str(item)) for item in items).items() if count > 1]
         if again:
             same = [str(item) for item in items if slug(str(item)) == again[0]]
-            raise InputError(f"the {what}s {' and '.join(map(repr, same))} cannot be told apart; leave one out or rename it.")
+            raise InputError(
+                f"the {what}s {' and '.join(map(repr, same))} cannot be told apart; leave one out or rename "
+                "it."
+            )
 
 
 def slug(text: str) -> str:
     """A text as a part of a file name."""
     name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return (
+        name
+        if len(name) <= LONGEST
+        else f"{name[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    )
 
 
 def run_name(label: str, target: str, seed: int) -> str:
@@ -123,16 +149,20 @@ def run_name(label: str, target: str, seed: int) -> str:
     return f"{slug(label)}--{slug(target)}--seed{seed}"
 
 
-def variant_config(variant: Variant, shared: Mapping[str, Any], target: str, seed: int, out: Path) -> AdaptConfig:
+def variant_config(
+    variant: Variant, shared: Mapping[str, Any], target: str, seed: int, out: Path
+) -> AdaptConfig:
     """The complete config of one run: recipe, then the shared options, then those of the variant.
 
-    `shared` holds options as `methods.adapt.resolve` takes them (`recipe`, `steps`, `train={...}`) or by their full name
-    ("train.steps"). InputError names the variant where its options are wrong.
+    `shared` holds options as `methods.adapt.resolve` takes them (`recipe`, `steps`, `train={...}`) or by
+    their full name ("train.steps"). InputError names the variant where its options are wrong.
     """
     own = dict(variant.options)
     plain = {name: value for name, value in shared.items() if "." not in name}
     name = (
-        own.pop("recipe", "") or plain.pop("recipe", "") or recipe_for(str(plain.get("generator", "portraits")), variant.method)
+        own.pop("recipe", "")
+        or plain.pop("recipe", "")
+        or recipe_for(str(plain.get("generator", "portraits")), variant.method)
     )
     config = recipe(name, target, **{key: value for key, value in plain.items() if key != "recipe"})
     try:
@@ -144,7 +174,8 @@ def variant_config(variant: Variant, shared: Mapping[str, Any], target: str, see
 
 
 def with_options(config: AdaptConfig, options: Mapping[str, Any]) -> AdaptConfig:
-    """The config with some options changed, checked together. A text is read as the kind of value that the option has."""
+    """The config with some options changed, checked together. A text is read as the kind of value that the
+    option has."""
     tree: dict[str, Any] = to_dict(config) | {"out": config.out}
     for name, value in options.items():
         path = name.split(".")

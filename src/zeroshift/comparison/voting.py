@@ -1,8 +1,10 @@
-"""Blind votes: a page that shows pairs of pictures without saying which method drew them, and the votes it gives back.
+"""Blind votes: a page that shows pairs of pictures without saying which method drew them, and the votes it
+gives back.
 
-vote.html is one file that needs no server: the same person by two methods, in random order and on random sides, with
-the source above. Its votes are downloaded as a file of their own. What is whose stands in vote-key.json alone; pairs have opaque
-names that belong to the pictures, so votes stay valid when a comparison grows.
+vote.html is one file that needs no server: the same person by two methods, in random order and on random
+sides, with the source above. Its votes are downloaded as a file of their own. What is whose stands in
+vote-key.json alone; pairs have opaque names that belong to the pictures, so votes stay valid when a
+comparison grows.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ WORTH = {"first": 1.0, "second": 0.0, "neither": 0.5}
 
 
 def write_ballot(wall: Sequence[Mapping[str, Any]], people: int, folder: Path) -> Path | None:
-    """Path of vote.html for the strips of pictures that `wall.strips` found; None where no target has two methods."""
+    """Path of vote.html for the strips of pictures that `wall.strips` found; None where no target has two
+    methods."""
     pairs = _spread([_pairs(item, people) for item in wall])[:MOST]
     if not pairs:
         return None
@@ -54,9 +57,14 @@ def _pairs(item: Mapping[str, Any], people: int) -> list[dict[str, Any]]:
     """Every two methods on every person of one target, in an order that no one can guess from the methods."""
     found = []
     for (one, first), (other, second) in combinations(item["rows"], 2):
-        digests = {label: hashlib.sha256(path.read_bytes()).hexdigest() for label, path in ((one, first), (other, second))}
+        digests = {
+            label: hashlib.sha256(path.read_bytes()).hexdigest()
+            for label, path in ((one, first), (other, second))
+        }
         for person in range(people):
-            name = hashlib.sha256(f"{item['target']} {person} {sorted(digests.items())}".encode()).hexdigest()[:16]
+            name = hashlib.sha256(
+                f"{item['target']} {person} {sorted(digests.items())}".encode()
+            ).hexdigest()[:16]
             sides = [(one, first), (other, second)] if int(name, 16) % 2 else [(other, second), (one, first)]
             files = {"first_picture": sides[0][1], "second_picture": sides[1][1]}
             if item["source"] is not None:
@@ -101,17 +109,23 @@ class Pictures:
 def read_votes(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     """Votes of the files: first and second method, target, and what the vote is worth for the first.
 
-    InputError where a file cannot be read, or holds votes on pairs that the comparison in `folder` never showed.
+    InputError where a file cannot be read, or holds votes on pairs that the comparison in `folder` never
+    showed.
     """
     if not files:
         return []
     if not (folder / "vote-key.json").is_file():
-        raise InputError(f"{folder} has no vote-key.json, which says whose the pictures were; give the --out of the comparison.")
+        raise InputError(
+            f"{folder} has no vote-key.json, which says whose the pictures were; give the --out of the "
+            "comparison."
+        )
     key, votes = _read(folder / "vote-key.json")["pairs"], []
     for path in files:
         for name, choice in _read(path)["votes"].items():
             if name not in key:
-                raise InputError(f"{path} has votes on other pictures than those of {folder} (pair {name!r}).")
+                raise InputError(
+                    f"{path} has votes on other pictures than those of {folder} (pair {name!r})."
+                )
             if not isinstance(choice, str) or choice not in WORTH:
                 raise InputError(f"{path} has the vote {choice!r}; votes are {', '.join(WORTH)}.")
             votes.append({**key[name], "worth": WORTH[choice]})
@@ -122,7 +136,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}); it should be a file that vote.html gave to download.") from error
+        raise InputError(
+            f"cannot read {path} ({error}); it should be a file that vote.html gave to download."
+        ) from error
     kinds = [tree.get(name) for name in ("votes", "pairs")] if isinstance(tree, dict) else []
     if not any(isinstance(kind, dict) for kind in kinds) or tree.get("schema") != SCHEMA:
         raise InputError(f"{path} is no file of votes; vote.html gives them to download.")
@@ -130,14 +146,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def preferences(votes: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Per target, and over all of them, the share of votes for the later of every two methods over the earlier.
+    """Per target, and over all of them, the share of votes for the later of every two methods over the
+    earlier.
 
-    Rows of `target` and `shares`, a list of (second label, first label, Share or None); the last row is over all targets.
+    Rows of `target` and `shares`, a list of (second label, first label, Share or None); the last row is over
+    all targets.
     """
     pairs = [(second, first) for first, second in combinations(labels, 2)]
     worth: dict[tuple[str, str], dict[str, list[float]]] = {pair: {} for pair in pairs}
     for vote in votes:
-        for pair, value in ((vote["first"], vote["second"]), vote["worth"]), ((vote["second"], vote["first"]), 1 - vote["worth"]):
+        for pair, value in (
+            ((vote["first"], vote["second"]), vote["worth"]),
+            ((vote["second"], vote["first"]), 1 - vote["worth"]),
+        ):
             if pair in worth:
                 worth[pair].setdefault(vote["target"], []).append(value)
     targets = list(dict.fromkeys(vote["target"] for vote in votes))

@@ -16,9 +16,11 @@ from zeroshift.errors import InputError
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 def config_class(cls: type | None = None, *, section: str = "") -> Any:
-    """Frozen, keyword-only pydantic dataclass whose construction raises one InputError that lists every problem found.
+    """Frozen, keyword-only pydantic dataclass whose construction raises one InputError that lists every
+    problem found.
 
-    The docstring under a field is its help text. `section` is its name within another config, by which messages call it.
+    The docstring under a field is its help text. `section` is its name within another config, by which
+    messages call it.
     """
     if cls is None:
         return functools.partial(config_class, section=section)
@@ -72,7 +74,11 @@ def _explain(made: type, section: str, error: pydantic.ValidationError) -> str:
         else:
             what = item["msg"].removeprefix("Input ").replace("should be", "must be")
             lines.append(f"{name} {what}, got {item['input']!r}{_default(made, path)}.")
-    return lines[0] if len(lines) == 1 else f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines)
+    return (
+        lines[0]
+        if len(lines) == 1
+        else f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines)
+    )
 
 
 def _default(made: type, path: list[str]) -> str:

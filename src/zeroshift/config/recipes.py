@@ -1,4 +1,5 @@
-"""Named complete configs. A recipe is a function of the target label; the command line starts from one and overrides it."""
+"""Named complete configs. A recipe is a function of the target label; the command line starts from one and
+overrides it."""
 
 from __future__ import annotations
 
@@ -27,11 +28,15 @@ def portraits(target: str) -> AdaptConfig:
         target=target,
         generator="portraits",
         clip=("portraits-clip-a", "portraits-clip-b"),
-        # Cautious on purpose: words that fit the pictures well made worse generators here (docs/log.md, Image-specific words).
+        # Cautious on purpose: words that fit the pictures well made worse generators here (docs/log.md,
+        # Image-specific words).
         mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
         # Coarser layers hold who and where somebody is; freeing them turned faces into blots (docs/log.md).
-        train=TrainConfig(steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True),
-        # About the distance between two domains for these CLIPs: a direction alone is content with half the way.
+        train=TrainConfig(
+            steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True
+        ),
+        # About the distance between two domains for these CLIPs: a direction alone is content with half the
+        # way.
         quirks=QuirkConfig(image_floor=1.2),
         run=RunConfig(recipe="portraits", truncation=1.0),
     )
@@ -62,12 +67,20 @@ def portraits_ddpm(target: str) -> AdaptConfig:
             lr=1.5e-5,
             layers="all",
             ema=0.95,
-            # Six steps of the optimiser in the time of one through all of them, and as near to the truth (docs/log.md).
+            # Six steps of the optimiser in the time of one through all of them, and as near to the truth
+            # (docs/log.md).
             diffusion=FinetuneConfig(
-                mode="per-step", t0=500, invert_steps=20, train_steps=6, sample_steps=20, num_pictures=24, lr_growth=1.0
+                mode="per-step",
+                t0=500,
+                invert_steps=20,
+                train_steps=6,
+                sample_steps=20,
+                num_pictures=24,
+                lr_growth=1.0,
             ),
         ),
-        # Larger weights hold the photo's colours: with 0.3 zombies are further from the truth than with 0.1 (docs/log.md).
+        # Larger weights hold the photo's colours: with 0.3 zombies are further from the truth than with 0.1
+        # (docs/log.md).
         losses=LossConfig(direction=3.0, pixel=0.1),
         quirks=QuirkConfig(image_floor=1.0),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
@@ -75,13 +88,16 @@ def portraits_ddpm(target: str) -> AdaptConfig:
 
 
 def diffusionclip(target: str) -> AdaptConfig:
-    """The settings published with DiffusionCLIP for models of 256 px, with OpenAI's ViT-B/16: five rounds of 50 pictures."""
+    """The settings published with DiffusionCLIP for models of 256 px, with OpenAI's ViT-B/16: five rounds of
+    50 pictures."""
     return AdaptConfig(
         target=target,
         method="diffusionclip",
         clip=(DIFFUSION_CLIP,),
         mapper=MapperConfig(context="a photo of a"),
-        train=TrainConfig(steps=250, batch=1, lr=8e-6, layers="all", ema=0.0, diffusion=FinetuneConfig(t0=500)),
+        train=TrainConfig(
+            steps=250, batch=1, lr=8e-6, layers="all", ema=0.0, diffusion=FinetuneConfig(t0=500)
+        ),
         losses=LossConfig(direction=3.0, pixel=1.0),
         run=RunConfig(recipe="diffusionclip", truncation=1.0),
     )
@@ -93,26 +109,33 @@ def style(target: str, generator: str) -> AdaptConfig:
 
 
 def identity(target: str, generator: str) -> AdaptConfig:
-    """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of picture it is.
+    """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of
+    picture it is.
 
-    The CLIPs of the built-in world know no such word, so there it stays "photo" (from "person", 0.23 of the zombies were seen).
+    The CLIPs of the built-in world know no such word, so there it stays "photo" (from "person", 0.23 of the
+    zombies were seen).
     """
     made = base(target, generator)
     steps = 2 * made.train.steps // 3
-    return configure(made, source="photo" if made.run.recipe.startswith("portraits") else "human", train={"steps": steps})
+    return configure(
+        made, source="photo" if made.run.recipe.startswith("portraits") else "human", train={"steps": steps}
+    )
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:
-    """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few steps."""
+    """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few
+    steps."""
     made = base(target, generator)
-    return configure(made, source="person" if made.run.recipe.startswith("portraits") else "human", train={"steps": 50})
+    return configure(
+        made, source="person" if made.run.recipe.startswith("portraits") else "human", train={"steps": 50}
+    )
 
 
 def far(target: str, generator: str) -> AdaptConfig:
     """A look in which little of the source is left, where one direction for all pictures makes them alike.
 
-    Every layer may move, and for longer. In the built-in world that ruins pictures; there words are learned at a higher rate, to
-    tell pictures apart about the direction of the labels (docs/results.md).
+    Every layer may move, and for longer. In the built-in world that ruins pictures; there words are learned
+    at a higher rate, to tell pictures apart about the direction of the labels (docs/results.md).
     """
     made = base(target, generator)
     if made.run.recipe.startswith("portraits"):
@@ -122,7 +145,9 @@ def far(target: str, generator: str) -> AdaptConfig:
 
 def base(target: str, generator: str) -> AdaptConfig:
     """What suits a generator: the built-in world's own settings, or else the published ones."""
-    return {"portraits": portraits, "portraits-ddpm": portraits_ddpm}.get(recipe_for(generator), ipl_paper)(target)
+    return {"portraits": portraits, "portraits-ddpm": portraits_ddpm}.get(recipe_for(generator), ipl_paper)(
+        target
+    )
 
 
 RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
@@ -135,7 +160,8 @@ RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
     "in-domain": in_domain,
     "far": far,
 }
-"""Every recipe by the name that `--recipe` takes: a config from the target label and the name of the generator."""
+"""Every recipe by the name that `--recipe` takes: a config from the target label and the name of the
+generator."""
 
 
 def recipe(name: str, target: str, **overrides: Any) -> AdaptConfig:
@@ -147,7 +173,8 @@ def recipe(name: str, target: str, **overrides: Any) -> AdaptConfig:
 
 
 def recipe_for(generator: str, method: str = "") -> str:
-    """Name of the recipe that suits a generator and method: the built-in world's own, else the published settings."""
+    """Name of the recipe that suits a generator and method: the built-in world's own, else the published
+    settings."""
     if generator in ("portraits", "portraits-ddpm"):
         return generator
     return "diffusionclip" if method == "diffusionclip" else "ipl-paper"

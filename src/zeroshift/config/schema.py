@@ -1,4 +1,5 @@
-"""Every knob of a run as frozen, keyword-only dataclasses; the docstring under a field is its help text everywhere."""
+"""Every knob of a run as frozen, keyword-only dataclasses; the docstring under a field is its help text
+everywhere."""
 
 import dataclasses
 import re
@@ -20,30 +21,36 @@ Method = Literal["ipl", "coop", "nada", "diffusionclip"]
 
 @_config(section="mapper")
 class MapperConfig:
-    """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the same for all."""
+    """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the
+    same for all."""
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Steps of stage 1."""
     batch: Annotated[int, Field(ge=2)] = 32
-    """Pictures per step of stage 1. The contrastive loss tells the pictures of one batch apart, so at least 2."""
+    """Pictures per step of stage 1. The contrastive loss tells the pictures of one batch apart, so at least
+    2."""
     pictures: Annotated[int, Field(ge=0)] = 0
-    """How many different pictures stage 1 sees, in whole batches: drawn once, then shown again in new orders, which saves
-    their cost. 0: new ones at every step, as published."""
+    """How many different pictures stage 1 sees, in whole batches: drawn once, then shown again in new orders,
+    which saves their cost. 0: new ones at every step, as published."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate of the mapper (Adam, betas 0.9 and 0.999)."""
     context: str = ""
-    """Words that the learned ones replace, and the text of the residual feature. Empty: the context that each CLIP brings."""
+    """Words that the learned ones replace, and the text of the residual feature. Empty: the context that each
+    CLIP brings."""
     words: Annotated[int, Field(ge=0)] = 0
     """How many words are learned; 0: as many as the context has tokens."""
     lambda_domain: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the domain regularisation. Small keeps more of the source, large approaches NADA's one direction."""
+    """Weight of the domain regularisation. Small keeps more of the source, large approaches NADA's one
+    direction."""
     lambda_source: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the source label's part of the domain regularisation."""
     prompt_init: Literal["random", "tokens"] = "random"
-    """Where the words start: the mapper's random output (as published) or the context's own token vectors plus a small change."""
+    """Where the words start: the mapper's random output (as published) or the context's own token vectors
+    plus a small change."""
     mean: Literal["words", "label"] = "words"
-    """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the labels, about which
-    the words then only tell the pictures apart. Words drift in ways that have nothing to do with the target."""
+    """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the
+    labels, about which the words then only tell the pictures apart. Words drift in ways that have nothing to
+    do with the target."""
     hidden: Annotated[int, Field(ge=0)] = 0
     """Width of the mapper's hidden layers; 0 takes the style width."""
     depth: Annotated[int, Field(ge=1)] = 4
@@ -52,27 +59,31 @@ class MapperConfig:
 
 @_config(section="train.monitor")
 class MonitorConfig:
-    """Watching for collapse during stage 2, on the same few pictures all along. It never changes what is trained."""
+    """Watching for collapse during stage 2, on the same few pictures all along. It never changes what is
+    trained."""
 
     every: Annotated[int, Field(ge=0)] = 25
     """Steps between looks, the last step being one too; 0 never looks."""
     count: Annotated[int, Field(ge=2)] = 16
     """Pictures that are watched. Their latents belong to the seed of the run."""
     least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Share of the source's diversity below which a warning is given and a look cannot be the best. In the built-in world
-    the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
+    """Share of the source's diversity below which a warning is given and a look cannot be the best. In the
+    built-in world the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
     patience: Annotated[int, Field(ge=1)] = 4
     """Looks in a row, none the best so far, after which the score has stopped rising."""
     least_gain: Annotated[float, Field(ge=0)] = 0.01
-    """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0 and 1."""
+    """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0
+    and 1."""
 
 
 @_config(section="train.diffusion")
 class FinetuneConfig:
-    """Stage 2 of a diffusion model: how pictures go to noise and back (DiffusionCLIP). Not used by generators with styles."""
+    """Stage 2 of a diffusion model: how pictures go to noise and back (DiffusionCLIP). Not used by generators
+    with styles."""
 
     t0: Annotated[int, Field(ge=1)] = 500
-    """Time, 1 to 999, to which pictures are made noisy. Larger allows larger changes of shape and keeps less of the picture."""
+    """Time, 1 to 999, to which pictures are made noisy. Larger allows larger changes of shape and keeps less
+    of the picture."""
     invert_steps: Annotated[int, Field(ge=2)] = 40
     """Points of the time grid from a picture to its noise."""
     train_steps: Annotated[int, Field(ge=2)] = 6
@@ -82,14 +93,17 @@ class FinetuneConfig:
     num_pictures: Annotated[int, Field(ge=1)] = 50
     """Pictures to learn from, gone through again and again in the same order."""
     picture_folder: Path | None = None
-    """Folder of pictures to learn from, the first by name; unset: pictures made by the source, from seeds of the run's own."""
+    """Folder of pictures to learn from, the first by name; unset: pictures made by the source, from seeds of
+    the run's own."""
     mode: Literal["through", "per-step"] = "through"
-    """through: back-propagation through all steps of a picture, then one step of the optimiser. per-step: a step of the optimiser
-    at every step of a picture, on the clean picture predicted there; it needs much less memory."""
+    """through: back-propagation through all steps of a picture, then one step of the optimiser. per-step: a
+    step of the optimiser at every step of a picture, on the clean picture predicted there; it needs much less
+    memory."""
     lr_growth: Annotated[float, Field(gt=0)] = 1.3
     """Factor on the learning rate after each round through the pictures."""
     checkpointing: bool = False
-    """Mode through: keeps one picture per step and computes the rest again on the way back. Less memory, the same numbers."""
+    """Mode through: keeps one picture per step and computes the rest again on the way back. Less memory, the
+    same numbers."""
     backprop_steps: Annotated[int, Field(ge=0)] = 0
     """Mode through: how many of the last steps the gradient goes back through; 0: all, as published."""
 
@@ -105,8 +119,8 @@ class TrainConfig:
     lr: Annotated[float, Field(gt=0), tyro.conf.arg(aliases=("--lr",))] = 0.002
     """Learning rate before the published factor 4/5 (Adam, betas 0 and 0.99 ** 0.8)."""
     layers: Annotated[str, tyro.conf.arg(aliases=("--layers",))] = "adaptive"
-    """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`, `texture`, ...), or
-    layer names separated by commas. `--dry-run` lists the names."""
+    """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`,
+    `texture`, ...), or layer names separated by commas. `--dry-run` lists the names."""
     top_k: Annotated[int | None, Field(ge=1)] = None
     """Layers that adaptive selection frees; unset: two thirds of them."""
     select_every: Annotated[int, Field(ge=1)] = 1
@@ -118,8 +132,8 @@ class TrainConfig:
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the averaged weights, which are the result of the run."""
     until: Annotated[Literal["steps", "converged"], tyro.conf.arg(aliases=("--until",))] = "steps"
-    """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising. The result is then
-    the generator of the best look."""
+    """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising.
+    The result is then the generator of the best look."""
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
     diffusion: FinetuneConfig = FinetuneConfig()
@@ -139,15 +153,18 @@ class LossConfig:
     patch: Annotated[float, Field(ge=0)] = 0.0
     """Directions of the parts of one 510 px patch; needs pictures larger than 510 px."""
     texture: Annotated[float, Field(ge=0)] = 0.0
-    """Distance, in the un-normalised features of `texture_clip`, of the adapted picture to `texture_image`."""
+    """Distance, in the un-normalised features of `texture_clip`, of the adapted picture to
+    `texture_image`."""
     texture_image: Path | None = None
     """Picture file whose texture is wanted; unset: every picture's own source, so that more of it stays."""
     texture_clip: str = ""
-    """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower is convolutional."""
+    """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower
+    is convolutional."""
     pixel: Annotated[float, Field(ge=0)] = 0.0
     """Mean absolute difference between the adapted picture and its source (DiffusionCLIP's L1)."""
     raster: Annotated[float, Field(ge=0)] = 0.0
-    """Mean square of the change that repeats from one block of 4 x 4 px to the next: a raster, which CLIPs do not mind."""
+    """Mean square of the change that repeats from one block of 4 x 4 px to the next: a raster, which CLIPs do
+    not mind."""
     identity: Annotated[float, Field(ge=0)] = 0.0
     """Distance between the faces of the adapted picture and of its source, as a face network sees them."""
     identity_network: str = ""
@@ -159,26 +176,29 @@ class QuirkConfig:
     """Choices in which the authors' code differs from what is correct; the defaults are correct."""
 
     residual: Literal["corrected", "published", "none"] = "corrected"
-    """Residual text of stage 2: context and label, or the bare context of the published code. `none`: no residual in either
-    stage."""
+    """Residual text of stage 2: context and label, or the bare context of the published code. `none`: no
+    residual in either stage."""
     layer_map: Literal["exact", "published"] = "exact"
-    """Layers that a latent stands for in adaptive selection: those it drives, or the published list, which is off by one."""
+    """Layers that a latent stands for in adaptive selection: those it drives, or the published list, which is
+    off by one."""
     noise: Literal["live", "independent", "buffers", "off"] = "live"
-    """Noise in the pictures of training: fresh and shared by source and target, fresh for each (as published), the
-    generator's registered maps, or none."""
+    """Noise in the pictures of training: fresh and shared by source and target, fresh for each (as
+    published), the generator's registered maps, or none."""
     frozen_adam: Literal["skip", "decay"] = "skip"
-    """Adam's treatment of tensors that are frozen in a step: skipped, or fed zero gradients as with PyTorch before 2.0."""
+    """Adam's treatment of tensors that are frozen in a step: skipped, or fed zero gradients as with PyTorch
+    before 2.0."""
     resize: Literal["antialias", "noantialias"] = "antialias"
     """Filter that brings pictures to CLIP's size."""
     image_floor: Annotated[float, Field(ge=0)] = 0.05
-    """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor would poison Adam's
-    second moment for a thousand steps. 0 is as published. Above the length of usual directions (about 1) the loss asks for the
-    whole way, not for the angle alone."""
+    """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor
+    would poison Adam's second moment for a thousand steps. 0 is as published. Above the length of usual
+    directions (about 1) the loss asks for the whole way, not for the angle alone."""
     logit_scale_over_100: bool = False
-    """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine itself."""
+    """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine
+    itself."""
     identity: Literal["predicted", "detached"] = "predicted"
-    """Picture whose face the identity loss sees in mode per-step: the predicted clean one, or, as published, the noisy one of
-    the next step without gradient, by which nothing is learned."""
+    """Picture whose face the identity loss sees in mode per-step: the predicted clean one, or, as published,
+    the noisy one of the next step without gradient, by which nothing is learned."""
 
 
 @_config(section="run")
@@ -188,7 +208,8 @@ class RunConfig:
     recipe: str = ""
     """Name of the recipe that the values came from."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of every draw: the same seed, options and thread count give the same weights, bit for bit on a CPU."""
+    """Seed of every draw: the same seed, options and thread count give the same weights, bit for bit on a
+    CPU."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -214,14 +235,17 @@ class AdaptConfig:
     target: str
     """Label of the domain to move to, such as "pencil sketch"."""
     source: str = "photo"
-    """Label of what the source generator makes: "photo" for changes of style, "human" for changes of identity."""
+    """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
+    identity."""
     method: Method = "ipl"
-    """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all, from words that
-    are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: that, for diffusion models."""
+    """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all,
+    from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: that,
+    for diffusion models."""
     generator: str = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
-    """CLIPs that guide: built-in names, folders, files, or hub ids. FILE:gelu or FILE:quick_gelu says a file's activation."""
+    """CLIPs that guide: built-in names, folders, files, or hub ids. FILE:gelu or FILE:quick_gelu says a
+    file's activation."""
     clip_weights: tuple[float, ...] = ()
     """One weight per CLIP; empty: 1 each."""
     out: Path | None = None
@@ -247,7 +271,9 @@ class AdaptConfig:
     def folder(self) -> Path:
         """Run folder: `out`, or a name made of method, target and seed."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
-        return self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+        return (
+            self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+        )
 
     @property
     def learns_words(self) -> bool:
@@ -262,12 +288,14 @@ class AdaptConfig:
 
 @_config(section="networks")
 class NetworksConfig:
-    """What metrics look through. The built-in world brings its own; elsewhere a metric without its network is left out."""
+    """What metrics look through. The built-in world brings its own; elsewhere a metric without its network is
+    left out."""
 
     judge: str = ""
     """CLIP that judges, one that did not guide: a built-in name, a folder, a file or a hub id."""
     inception: str = ""
-    """Published Inception, of IS, FID, KID, SIFID, precision and recall: a file, or `fidelity` for the extra's download."""
+    """Published Inception, of IS, FID, KID, SIFID, precision and recall: a file, or `fidelity` for the
+    extra's download."""
     lpips: str = ""
     """VGG16 or AlexNet of LPIPS: a file of torchvision, or `vgg` or `alex` for the extra's download."""
     identity: str = ""
@@ -283,11 +311,13 @@ class EvaluateConfig:
     metrics: tuple[str, ...] = ()
     """Metrics to compute, such as fid kid truth.distance; empty: all for which there is what they need."""
     seeds: str = "2000-2255"
-    """Seeds of the pictures of a run or generator: numbers and ranges. The same for source, target and truth."""
+    """Seeds of the pictures of a run or generator: numbers and ranges. The same for source, target and
+    truth."""
     truncation: Annotated[float, Field(ge=0, le=1)] = 1.0
     """1 is the full variety, 0 the average picture. The truth of the built-in world belongs to 1."""
     source: str | None = None
-    """Pictures before the change: a generator, or a folder with the same file names; unset: the source of the run."""
+    """Pictures before the change: a generator, or a folder with the same file names; unset: the source of the
+    run."""
     reference: Path | None = None
     """Folder of real pictures of the target domain; unset: the rendered truth, where it is known."""
     shots: Path | None = None
@@ -326,8 +356,9 @@ OFFICIAL_QUIRKS = QuirkConfig(
 def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptConfig:
     """Config with the overrides applied and everything checked at once.
 
-    An override names a field (`target`), a field of a section that no other section has (`seed`, `residual`), a section
-    (`train={"steps": 100, "diffusion": {"t0": 300}}`, merged into what is there), or `compat="official"`.
+    An override names a field (`target`), a field of a section that no other section has (`seed`, `residual`),
+    a section (`train={"steps": 100, "diffusion": {"t0": 300}}`, merged into what is there), or
+    `compat="official"`.
     """
     tree: dict[str, Any] = to_dict(config) if config is not None else {}
     compat = overrides.pop("compat", "corrected")
@@ -349,7 +380,8 @@ def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptCo
 
 
 def _merged(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with other values; sections within it are merged too, train={"diffusion": {"t0": 300}} keeps its steps."""
+    """A section with other values; sections within it are merged too, train={"diffusion": {"t0": 300}} keeps
+    its steps."""
     made = dict(held)
     for name, value in given.items():
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -380,14 +412,19 @@ def _section_of(name: str) -> str | None:
     own = [field.name for field in dataclasses.fields(AdaptConfig)]
     if name in own:
         return None
-    homes = [section for section, made in SECTIONS.items() if name in {field.name for field in dataclasses.fields(made)}]
+    homes = [
+        section
+        for section, made in SECTIONS.items()
+        if name in {field.name for field in dataclasses.fields(made)}
+    ]
     if len(homes) == 1:
         return homes[0]
     if homes:
         choices = " or ".join(f"{home}={{{name!r}: ...}}" for home in homes)
         raise InputError(f"{name!r} is an option of several sections; write {choices}.")
     raise InputError(
-        f"unknown option {name!r}; there are {', '.join(own)} and the options of the sections {', '.join(SECTIONS)}."
+        f"unknown option {name!r}; there are {', '.join(own)} and the options of the sections "
+        f"{', '.join(SECTIONS)}."
     )
 
 
@@ -398,13 +435,18 @@ def _conflicts(config: AdaptConfig) -> list[str]:
         if not getattr(config, name).strip():
             problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
     if config.source.strip() and config.source.strip().lower() == config.target.strip().lower():
-        problems.append(f"source and target are both {config.target!r}, so there is no direction; change one of them.")
+        problems.append(
+            f"source and target are both {config.target!r}, so there is no direction; change one of them."
+        )
     if not config.generator.strip():
         problems.append("generator is empty; give a built-in name such as 'portraits', a file, or a hub id.")
     if not config.clip or any(not name.strip() for name in config.clip):
         problems.append(f"clip must name at least one CLIP and no empty name, got {list(config.clip)}.")
     if config.clip_weights and len(config.clip_weights) != len(config.clip):
-        problems.append(f"clip_weights has {len(config.clip_weights)} for {len(config.clip)} CLIPs; give each one, or none.")
+        problems.append(
+            f"clip_weights has {len(config.clip_weights)} for {len(config.clip)} CLIPs; give each one, or "
+            "none."
+        )
     if config.clip_weights and (min(config.clip_weights) < 0 or max(config.clip_weights) == 0):
         problems.append(f"clip_weights must not be negative and not all 0, got {list(config.clip_weights)}.")
     if config.train.diffusion.backprop_steps and config.train.diffusion.mode != "through":
@@ -412,19 +454,27 @@ def _conflicts(config: AdaptConfig) -> list[str]:
     if config.losses.identity_network and not config.losses.identity:
         problems.append("losses.identity_network needs the weight losses.identity above 0.")
     if not any(value for value in to_dict(config.losses).values() if isinstance(value, float)):
-        problems.append("all weights of losses are 0, so nothing would be learned; set losses.direction to 1.")
+        problems.append(
+            "all weights of losses are 0, so nothing would be learned; set losses.direction to 1."
+        )
     if not config.losses.texture and (config.losses.texture_clip or config.losses.texture_image):
         problems.append("losses.texture_clip and texture_image need the weight losses.texture above 0.")
     if 0 < config.mapper.pictures < config.mapper.batch:
         problems.append(
-            f"mapper.pictures is {config.mapper.pictures}, less than one batch of {config.mapper.batch}; use 0 or more."
+            f"mapper.pictures is {config.mapper.pictures}, less than one batch of {config.mapper.batch}; "
+            "use 0 or more."
         )
     if config.train.layers != "adaptive" and config.train.top_k is not None:
-        problems.append(f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs 'adaptive'.")
+        problems.append(
+            f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs "
+            "'adaptive'."
+        )
     if not config.train.layers.strip():
         problems.append("train.layers is empty; use 'adaptive', a phase, or layer names separated by commas.")
     if config.train.until == "converged" and not config.train.monitor.every:
-        problems.append("train.until is 'converged' but train.monitor.every is 0, so nothing is watched; set it to 25.")
+        problems.append(
+            "train.until is 'converged' but train.monitor.every is 0, so nothing is watched; set it to 25."
+        )
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.run.device):
         problems.append(f"device must be auto, cpu, mps, cuda or cuda:N, got {config.run.device!r}.")
     return problems

@@ -1,7 +1,9 @@
-"""Generator files in and out: our safetensors, and every layout of StyleGAN2 and of diffusion models that people hold.
+"""Generator files in and out: our safetensors, and every layout of StyleGAN2 and of diffusion models that
+people hold.
 
-Files are recognised by content, never by extension, and nothing in them is ever executed (see `pickles`). Writes go to a
-temporary file beside the place, are forced to the disk, then moved: readers see the old file or the new.
+Files are recognised by content, never by extension, and nothing in them is ever executed (see `pickles`).
+Writes go to a temporary file beside the place, are forced to the disk, then moved: readers see the old file
+or the new.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from torch import Tensor
 
 from zeroshift import __version__
 from zeroshift.errors import InputError, RunError, printable
-from zeroshift.files.formats import DIFFUSION, diffusion_weights, discriminator_state, generator_weights, recognise
+from zeroshift.files.formats import (
+    DIFFUSION,
+    diffusion_weights,
+    discriminator_state,
+    generator_weights,
+    recognise,
+)
 from zeroshift.files.layouts import (
     LayoutError,
     check_shapes,
@@ -62,7 +70,8 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to. On leaving it is forced to the disk and moved to `path`; on failure removed."""
+    """A temporary path beside `path` to write to. On leaving it is forced to the disk and moved to `path`; on
+    failure removed."""
     from safetensors import SafetensorError
 
     path = Path(path)
@@ -78,7 +87,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
             raise RunError(
-                f"the disk is full: cannot write {path}. What was there before is intact; free space and repeat."
+                f"the disk is full: cannot write {path}. What was there before is intact; free space and "
+                "repeat."
             ) from error
         if not opened:
             raise InputError(
@@ -96,8 +106,11 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_generator(path: str | Path, generator: AnyGenerator, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a generator with its architecture, version and further `metadata`, as safetensors, whole or not at all."""
+def save_generator(
+    path: str | Path, generator: AnyGenerator, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a generator with its architecture, version and further `metadata`, as safetensors, whole or not
+    at all."""
     if isinstance(generator, DiffusionGenerator):
         _save(path, generator.unet.state_dict(), DIFFUSION_FORMAT, config_text(generator.config), metadata)
     else:
@@ -108,15 +121,25 @@ def save_discriminator(
     path: str | Path, discriminator: StyleGAN2Discriminator, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a discriminator as `save_generator` writes a generator."""
-    _save(path, discriminator.state_dict(), DISCRIMINATOR_FORMAT, json.dumps(asdict(discriminator.config)), metadata)
+    _save(
+        path,
+        discriminator.state_dict(),
+        DISCRIMINATOR_FORMAT,
+        json.dumps(asdict(discriminator.config)),
+        metadata,
+    )
 
 
-def load_generator_file(path: str | Path, facts: Mapping[str, str] | None = None) -> tuple[AnyGenerator, dict[str, str]]:
-    """Generator of a file of any known layout or of a folder of diffusers, on the CPU in float32, and the file's metadata.
+def load_generator_file(
+    path: str | Path, facts: Mapping[str, str] | None = None
+) -> tuple[AnyGenerator, dict[str, str]]:
+    """Generator of a file of any known layout or of a folder of diffusers, on the CPU in float32, and the
+    file's metadata.
 
-    Foreign files have no metadata. Those without an average style get one computed from a fixed seed; missing noise maps are
-    drawn from a fixed seed. `facts` say what the tensors of a diffusion model do not show (`unets.FACTS`).
-    InputError says what is wrong with a file that is truncated, of another kind, or does not fit together.
+    Foreign files have no metadata. Those without an average style get one computed from a fixed seed; missing
+    noise maps are drawn from a fixed seed. `facts` say what the tensors of a diffusion model do not show
+    (`unets.FACTS`). InputError says what is wrong with a file that is truncated, of another kind, or does not
+    fit together.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -130,7 +153,8 @@ def load_generator_file(path: str | Path, facts: Mapping[str, str] | None = None
 
 
 def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> AnyGenerator:
-    """Generator of what was read from a file. LayoutError, the end of a sentence about the file, says why there is none."""
+    """Generator of what was read from a file. LayoutError, the end of a sentence about the file, says why
+    there is none."""
     if content.metadata.get("format") == DIFFUSION_FORMAT:
         return filled(our_diffusion_config(content), content.tree)
     if is_ours(content, GENERATOR_FORMAT):
@@ -139,14 +163,18 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
         return _filled(StyleGAN2Generator(config), content.tree)
     kind = recognise(content)
     if kind == "diffusers":
-        raise LayoutError("holds the weights of a U-Net of diffusers without their config.json; give the folder with both")
+        raise LayoutError(
+            "holds the weights of a U-Net of diffusers without their config.json; give the folder with both"
+        )
     if kind in DIFFUSION:
         make = ddpm_generator if kind == "ddpm" else guided_generator
         return make(diffusion_weights(content), facts)
     weights = generator_weights(content)
     config = infer_config(weights.state, **weights.facts)
     shapes = generator_shapes(config)
-    check_shapes(weights.state, shapes, [name for name in shapes if name == "latent_avg" or name.startswith("noises.")])
+    check_shapes(
+        weights.state, shapes, [name for name in shapes if name == "latent_avg" or name.startswith("noises.")]
+    )
     generator = _filled(StyleGAN2Generator(config), weights.state)
     if "latent_avg" not in weights.state:
         generator.latent_avg.copy_(_average(generator))
@@ -156,7 +184,9 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
 def with_styles(generator: AnyGenerator, name: str, doing: str) -> StyleGAN2Generator:
     """The generator, if it is one with styles; InputError says that a diffusion model has none."""
     if isinstance(generator, DiffusionGenerator):
-        raise InputError(f"{name} is a diffusion model, which has no styles; {doing} takes StyleGAN2 generators only.")
+        raise InputError(
+            f"{name} is a diffusion model, which has no styles; {doing} takes StyleGAN2 generators only."
+        )
     return generator
 
 
@@ -166,7 +196,8 @@ def is_diffusers_folder(path: Path) -> bool:
 
 
 def weights_file(path: Path) -> Path:
-    """The file with the weights: of a folder of diffusers that in it, else the path itself. InputError where there is none."""
+    """The file with the weights: of a folder of diffusers that in it, else the path itself. InputError where
+    there is none."""
     if not path.is_dir():
         return path
     folder = path / "unet" if (path / "unet").is_dir() else path
@@ -194,13 +225,19 @@ def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def _of_diffusers(folder: Path) -> DiffusionGenerator:
-    """Generator of a folder of diffusers: a U-Net with its settings and those of its scheduler, if it has one."""
+    """Generator of a folder of diffusers: a U-Net with its settings and those of its scheduler, if it has
+    one."""
     more = [name for name in read_settings(folder, "model_index.json") if not name.startswith("_")]
     if others := [name for name in more if name not in ("unet", "scheduler")]:
-        raise LayoutError(f"is a pipeline with a part {printable(others[0])} beside its U-Net, which is not supported")
+        raise LayoutError(
+            f"is a pipeline with a part {printable(others[0])} beside its U-Net, which is not supported"
+        )
     settings = read_settings(folder / "unet" if (folder / "unet").is_dir() else folder)
     if settings.get("_class_name") != "UNet2DModel":
-        raise LayoutError(f"holds a {printable(settings.get('_class_name', 'model'))}, not the UNet2DModel that is supported")
+        raise LayoutError(
+            f"holds a {printable(settings.get('_class_name', 'model'))}, not the UNet2DModel that is "
+            "supported"
+        )
     places = (folder / "scheduler", folder, folder.parent / "scheduler")
     schedule = next(filter(None, (read_settings(place, "scheduler_config.json") for place in places)), {})
     state = flat_tensors(read_tensors(weights_file(folder)).tree)
@@ -208,7 +245,8 @@ def _of_diffusers(folder: Path) -> DiffusionGenerator:
 
 
 def load_discriminator_file(path: str | Path) -> tuple[StyleGAN2Discriminator, dict[str, str]]:
-    """Discriminator of one of our files, of a training checkpoint ("d"), or of NVIDIA's pickles; and the file's metadata.
+    """Discriminator of one of our files, of a training checkpoint ("d"), or of NVIDIA's pickles; and the
+    file's metadata.
 
     Note. A bound on its layers (`conv_clamp`) is not kept: trained networks do not reach it.
     """
@@ -228,7 +266,8 @@ def discriminator_of(content: Content) -> StyleGAN2Discriminator:
 
 
 def export_pt(path: str | Path, generator: StyleGAN2Generator) -> None:
-    """Writes the `.pt` layout that other StyleGAN2 programs read: {"g_ema": weights and kernels, "latent_avg": (S,)}."""
+    """Writes the `.pt` layout that other StyleGAN2 programs read: {"g_ema": weights and kernels,
+    "latent_avg": (S,)}."""
     state = {name: tensor.cpu().contiguous() for name, tensor in generator.state().items()}
     try:
         content = {"g_ema": to_rosinality(state), "latent_avg": state["latent_avg"]}
@@ -237,7 +276,9 @@ def export_pt(path: str | Path, generator: StyleGAN2Generator) -> None:
     write_torch(path, content)
 
 
-def export_unet(path: str | Path, generator: DiffusionGenerator, to: Literal["ddpm", "guided-diffusion"]) -> None:
+def export_unet(
+    path: str | Path, generator: DiffusionGenerator, to: Literal["ddpm", "guided-diffusion"]
+) -> None:
     """Writes the flat state dict that the programs of DDPM's family, or guided-diffusion's, load."""
     state = to_ddpm(generator) if to == "ddpm" else to_guided(generator)
     write_torch(path, {name: tensor.detach().cpu().clone() for name, tensor in state.items()})
@@ -252,7 +293,9 @@ def write_torch(path: str | Path, content: Mapping[str, object]) -> None:
         part.write_bytes(buffer.getbuffer())
 
 
-def _save(path: str | Path, state: Mapping[str, Tensor], kind: str, config: str, metadata: Mapping[str, str] | None) -> None:
+def _save(
+    path: str | Path, state: Mapping[str, Tensor], kind: str, config: str, metadata: Mapping[str, str] | None
+) -> None:
     from safetensors.torch import save_file
 
     facts = {**(metadata or {}), "format": kind, "version": __version__, "config": config}
@@ -265,7 +308,9 @@ def is_ours(content: Content, expected: str) -> bool:
     """Whether we wrote the file; LayoutError if we wrote it as something else than the format `expected`."""
     kind = content.metadata.get("format", "")
     if kind.startswith("zeroshift.") and kind != expected:
-        raise LayoutError(f"holds a {printable(kind.rpartition('.')[2])}, not a {expected.rpartition('.')[2]}")
+        raise LayoutError(
+            f"holds a {printable(kind.rpartition('.')[2])}, not a {expected.rpartition('.')[2]}"
+        )
     return kind == expected
 
 
@@ -295,7 +340,9 @@ def _stated(content: Content) -> Iterator[str]:
         yield metadata["config"]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         written = printable(metadata.get("version", "unknown"))
-        raise LayoutError(f"was written by version {written} and has no readable architecture ({printable(error)})") from error
+        raise LayoutError(
+            f"was written by version {written} and has no readable architecture ({printable(error)})"
+        ) from error
 
 
 @contextmanager
@@ -308,7 +355,9 @@ def about(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except (RuntimeError, IndexError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} holds weights of shapes or types that no generator has ({printable(error)}).") from error
+        raise InputError(
+            f"{path} holds weights of shapes or types that no generator has ({printable(error)})."
+        ) from error
 
 
 def _filled(network: Network, state: Mapping[str, Tensor]) -> Network:
@@ -320,5 +369,9 @@ def _filled(network: Network, state: Mapping[str, Tensor]) -> Network:
 def _average(generator: StyleGAN2Generator) -> Tensor:
     """Average style of a generator that was saved without one; with classes, over all of them alike."""
     count = generator.config.num_classes
-    every = [average_style(generator.for_class(label)) for label in range(count)] if count else [average_style(generator)]
+    every = (
+        [average_style(generator.for_class(label)) for label in range(count)]
+        if count
+        else [average_style(generator)]
+    )
     return torch.stack(every).mean(dim=0)

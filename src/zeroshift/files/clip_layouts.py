@@ -1,4 +1,5 @@
-"""CLIPs under OpenAI's names, as its archives, open_clip and most training code write them: names, shapes, heads -> a model."""
+"""CLIPs under OpenAI's names, as its archives, open_clip and most training code write them: names, shapes,
+heads -> a model."""
 
 from __future__ import annotations
 
@@ -30,28 +31,37 @@ def from_openai_state(
     name: str = "clip",
     resize: Resize = "antialias",
 ) -> ClipModel:
-    """A CLIP in float32 from a state dict with OpenAI's names: a vision transformer or a ResNet. Raises InputError where tensors
-    are missing, left over or of the wrong shape.
+    """A CLIP in float32 from a state dict with OpenAI's names: a vision transformer or a ResNet. Raises
+    InputError where tensors are missing, left over or of the wrong shape.
 
-    Sizes come from the shapes. Heads cannot be seen in weights: see `openai_sizes`. Nor can the activation: OpenAI's own models
-    have QuickGELU, x sigmoid(1.702 x), most of open_clip's GELU. Convolutional towers have ReLU whatever it is.
+    Sizes come from the shapes. Heads cannot be seen in weights: see `openai_sizes`. Nor can the activation:
+    OpenAI's own models have QuickGELU, x sigmoid(1.702 x), most of open_clip's GELU. Convolutional towers
+    have ReLU whatever it is.
     """
     import transformers
     from transformers.initialization import no_init_weights
 
     sizes = openai_sizes(state)
     words, depth = sizes["vocab_size"], sizes["transformer_layers"]
-    text = _tower(state, "transformer", sizes["transformer_width"], depth, text_heads or sizes["transformer_heads"])
+    text = _tower(
+        state, "transformer", sizes["transformer_width"], depth, text_heads or sizes["transformer_heads"]
+    )
     text |= {"hidden_act": activation}
     text |= {"vocab_size": words, "max_position_embeddings": sizes["context_length"]}
     text |= {"bos_token_id": words - 2, "eos_token_id": words - 1}
-    heads, width, layers = vision_heads or sizes["vision_heads"], sizes["vision_width"], sizes["vision_layers"]
+    heads, width, layers = (
+        vision_heads or sizes["vision_heads"],
+        sizes["vision_width"],
+        sizes["vision_layers"],
+    )
     side, embed_dim = sizes["image_resolution"], sizes["embed_dim"]
     with own_randomness(0), no_init_weights():
         if isinstance(layers, int):
             vision = _tower(state, "visual.transformer", width, layers, heads)
             vision |= {"image_size": side, "patch_size": sizes["vision_patch_size"], "hidden_act": activation}
-            hub_config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed_dim)
+            hub_config = transformers.CLIPConfig(
+                vision_config=vision, text_config=text, projection_dim=embed_dim
+            )
             model: nn.Module = transformers.CLIPModel(hub_config)
         else:
             text_config = transformers.CLIPTextConfig(**text)
@@ -59,14 +69,19 @@ def from_openai_state(
     _fill(model, dict(_hub_entries(state)), name)
     tokenizer = BytePairTokenizer()
     if tokenizer.vocab_size != words:
-        raise InputError(f"the text tower of {name} knows {words} tokens, not OpenAI's {tokenizer.vocab_size}. Use another.")
+        raise InputError(
+            f"the text tower of {name} knows {words} tokens, not OpenAI's {tokenizer.vocab_size}. Use "
+            "another."
+        )
     return ClipModel(model, tokenizer, resolution=side, name=name, resize=resize)
 
 
 def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of OpenAI's constructor, and `vision_heads`, read off the shapes of a state dict with OpenAI's names.
+    """Arguments of OpenAI's constructor, and `vision_heads`, read off the shapes of a state dict with
+    OpenAI's names.
 
-    Heads are width / 64 (a ResNet's 32 width / 64), but for the widths of open_clip's towers that are known to differ.
+    Heads are width / 64 (a ResNet's 32 width / 64), but for the widths of open_clip's towers that are known
+    to differ.
     """
     try:
         patches, text_width = state["visual.conv1.weight"], len(state["ln_final.weight"])
@@ -82,14 +97,29 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             width = len(state["visual.layer1.0.conv1.weight"])
             cells = len(state["visual.attnpool.positional_embedding"]) - 1
             stages = [_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-            vision = {"vision_layers": stages, "vision_patch_size": None, "image_resolution": REDUCTION * math.isqrt(cells)}
+            vision = {
+                "vision_layers": stages,
+                "vision_patch_size": None,
+                "image_resolution": REDUCTION * math.isqrt(cells),
+            }
             return sizes | vision | {"vision_width": width, "vision_heads": max(1, REDUCTION * width // 64)}
         width, patch = len(patches), patches.shape[-1]
-        cells, layers = len(state["visual.positional_embedding"]) - 1, _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+        cells, layers = (
+            len(state["visual.positional_embedding"]) - 1,
+            _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
+        )
     except KeyError as missing:
-        raise InputError(f"these weights lack the tensor {missing} of a CLIP. Take the complete checkpoint.") from None
-    vision = {"vision_layers": layers, "vision_patch_size": patch, "image_resolution": patch * math.isqrt(cells)}
-    return sizes | vision | {"vision_width": width, "vision_heads": max(1, width // HEAD_WIDTHS.get(width, 64))}
+        raise InputError(
+            f"these weights lack the tensor {missing} of a CLIP. Take the complete checkpoint."
+        ) from None
+    vision = {
+        "vision_layers": layers,
+        "vision_patch_size": patch,
+        "image_resolution": patch * math.isqrt(cells),
+    }
+    return (
+        sizes | vision | {"vision_width": width, "vision_heads": max(1, width // HEAD_WIDTHS.get(width, 64))}
+    )
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -100,7 +130,10 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def _tower(state: Mapping[str, Tensor], prefix: str, width: int, layers: int, heads: int) -> dict[str, Any]:
     """transformers' config of a tower of transformer blocks, without its activation."""
     if width % heads:
-        raise InputError(f"{heads} heads do not divide the width {width} of the tower {prefix}. Give the right number of heads.")
+        raise InputError(
+            f"{heads} heads do not divide the width {width} of the tower {prefix}. Give the right number of "
+            "heads."
+        )
     inner = state.get(f"{prefix}.resblocks.0.mlp.c_fc.weight")
     sizes = {"hidden_size": width, "intermediate_size": 4 * width if inner is None else len(inner)}
     return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
@@ -115,9 +148,15 @@ def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
     )
     lacking, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
     if lacking:
-        raise InputError(f"the weights of {name} lack {len(lacking)} tensors, as {min(lacking)}. Take the complete checkpoint.")
+        raise InputError(
+            f"the weights of {name} lack {len(lacking)} tensors, as {min(lacking)}. Take the complete "
+            "checkpoint."
+        )
     if surplus:
-        raise InputError(f"the weights of {name} have {len(surplus)} tensors of an unknown architecture, as {min(surplus)}.")
+        raise InputError(
+            f"the weights of {name} have {len(surplus)} tensors of an unknown architecture, as "
+            f"{min(surplus)}."
+        )
     for key, value in given.items():
         if value.shape != expected[key].shape:
             sizes = f"{tuple(value.shape)} where {tuple(expected[key].shape)} is expected"
@@ -126,7 +165,8 @@ def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
     model.load_state_dict(given, strict=False)
 
 
-# OpenAI's name -> transformers' name (a ResNet's picture tower: ours), longest first where one is the beginning of another.
+# OpenAI's name -> transformers' name (a ResNet's picture tower: ours), longest first where one is the
+# beginning of another.
 _OPENAI_NAMES = {
     "visual.transformer.resblocks.": "vision_model.encoder.layers.",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -155,7 +195,8 @@ _PASSED_OVER = {"input_resolution", "context_length", "vocab_size", "attn_mask",
 
 
 def _hub_entries(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Entries under transformers' names: projections transposed, joined attention weights split into query, key, value."""
+    """Entries under transformers' names: projections transposed, joined attention weights split into query,
+    key, value."""
     patches = "visual.layer1.0.conv1.weight" not in state
     for key, value in state.items():
         if key.rsplit(".", 1)[-1] in _PASSED_OVER:
@@ -168,7 +209,9 @@ def _hub_entries(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             name = name.replace(old, new)
         if ".in_proj_" in name:
             stem, kind = name.split("in_proj_")
-            yield from ((f"{stem}{part}_proj.{kind}", rows) for part, rows in zip("qkv", value.chunk(3), strict=True))
+            yield from (
+                (f"{stem}{part}_proj.{kind}", rows) for part, rows in zip("qkv", value.chunk(3), strict=True)
+            )
         else:
             yield name, value.T if prefix in ("visual.proj", "text_projection") else value
 
@@ -182,15 +225,22 @@ def openai_layout(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
             if any(other in key for key in tensors):
                 raise InputError(f"{path} holds {what}.")
         some = ", ".join(list(tensors)[:3]) or "no tensors"
-        raise InputError(f"{path} holds no CLIP ({some}). Give a CLIP of OpenAI or open_clip, or a folder of transformers.")
+        raise InputError(
+            f"{path} holds no CLIP ({some}). Give a CLIP of OpenAI or open_clip, or a folder of transformers."
+        )
     prefix = found[0].removesuffix(mark)
     state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     # Later versions of open_clip keep the text tower apart.
-    return {key.removeprefix("text."): value for key, value in state.items()} if "text.ln_final.weight" in state else state
+    return (
+        {key.removeprefix("text."): value for key, value in state.items()}
+        if "text.ln_final.weight" in state
+        else state
+    )
 
 
 _OTHER_LAYOUTS = {
     "text_model.embeddings.": "a CLIP under transformers' names: give its folder, with config.json",
-    "visual.trunk.": "an open_clip model whose picture tower is of timm, which is not supported: take a ViT or ResNet",
+    "visual.trunk.": "an open_clip model whose picture tower is of timm, which is not supported: take a ViT "
+    "or ResNet",
     "visual.patch_embed.": "an EVA-CLIP, which is not supported: take a ViT or ResNet",
 }

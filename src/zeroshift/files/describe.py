@@ -1,4 +1,5 @@
-"""What a weights file or folder is: architecture, parameters, average style, labels, and what cannot be used and why.
+"""What a weights file or folder is: architecture, parameters, average style, labels, and what cannot be used
+and why.
 
 And what this installation is: versions, devices, built-in models.
 """
@@ -62,7 +63,8 @@ LONGEST = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What `inspect` found. `use` says what the package does with it; `problems` what cannot be used, and why."""
+    """What `inspect` found. `use` says what the package does with it; `problems` what cannot be used, and
+    why."""
 
     path: str
     kind: str
@@ -84,13 +86,17 @@ class Description:
         """The description in words, a few lines."""
         lines = [self.path, f"  {self.what}", f"  {self.use}" if self.use else ""]
         if self.architecture:
-            lines += ["architecture", *(f"  {name:20} {_shown(value)}" for name, value in self.architecture.items())]
+            lines += [
+                "architecture",
+                *(f"  {name:20} {_shown(value)}" for name, value in self.architecture.items()),
+            ]
         if self.parameters is not None:
             lines.append(f"parameters             {self.parameters:,}")
         if self.average_style is not None:
             norm = self.average_style["norm"]
             lines.append(
-                "average style          " + ("absent; computed when the file is read" if norm is None else f"norm {norm:.4g}")
+                "average style          "
+                + ("absent; computed when the file is read" if norm is None else f"norm {norm:.4g}")
             )
         for heading, rows in (("parts", self.parts), ("metadata", self.metadata)):
             lines += [heading, *(f"  {name:20} {value}" for name, value in rows.items())] if rows else []
@@ -99,10 +105,11 @@ class Description:
 
 
 def inspect(spec: str | Path) -> Description:
-    """Description of a file, a folder, a built-in generator or a reference to the hub. InputError if it cannot be read.
+    """Description of a file, a folder, a built-in generator or a reference to the hub. InputError if it
+    cannot be read.
 
-    Nothing in a file is executed. The weights are only looked at, except that a CLIP or a diffusion model is loaded, to say
-    whether it can be used.
+    Nothing in a file is executed. The weights are only looked at, except that a CLIP or a diffusion model is
+    loaded, to say whether it can be used.
     """
     path, facts, built_in = Path(spec), {}, GENERATORS | CLIPS
     if str(spec) in built_in:
@@ -132,7 +139,9 @@ def _clip(found: Description, path: Path) -> Description:
         "words": type(clip.tokenizer).__name__,
         "template sentences": len(clip.templates.templates),
     }
-    return replace(found, architecture=architecture, parameters=sum(each.numel() for each in clip.parameters()))
+    return replace(
+        found, architecture=architecture, parameters=sum(each.numel() for each in clip.parameters())
+    )
 
 
 def _file(path: Path, facts: Mapping[str, str] | None = None) -> Description:
@@ -140,7 +149,9 @@ def _file(path: Path, facts: Mapping[str, str] | None = None) -> Description:
     with about(path):
         found = _described(path, content, facts or {})
     shown = {key: value for key, value in content.metadata.items() if key not in ("format", "config")}
-    return replace(found, metadata={printable(key): printable(value, LONGEST) for key, value in shown.items()})
+    return replace(
+        found, metadata={printable(key): printable(value, LONGEST) for key, value in shown.items()}
+    )
 
 
 def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Description:
@@ -153,14 +164,25 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
         return _diffusion(path, "diffusion", what, lambda: generator_of(content), _count(content.tree))
     if "facts" in content.metadata or "heads" in content.metadata:
         kind = "checkpoint" if "facts" in content.metadata else "words"
-        what = "the state of an unfinished run" if kind == "checkpoint" else "the mapper of a run, from styles to words"
-        return Description(path=str(path), kind=kind, what=f"{what}, written by Zeroshift", use="It belongs into its run folder.")
+        what = (
+            "the state of an unfinished run"
+            if kind == "checkpoint"
+            else "the mapper of a run, from styles to words"
+        )
+        return Description(
+            path=str(path),
+            kind=kind,
+            what=f"{what}, written by Zeroshift",
+            use="It belongs into its run folder.",
+        )
     try:
         kind = recognise(content)
         if kind == "generator":
             weights = generator_weights(content)
             config = infer_config(weights.state, **weights.facts)
-            return _generator(path, weights.layout, weights.state, config, _parts(content, weights.place), _encoded(content))
+            return _generator(
+                path, weights.layout, weights.state, config, _parts(content, weights.place), _encoded(content)
+            )
         if kind in DIFFUSION:
             names = unprefixed(flat_tensors(chosen(content.tree)[1]))
             count = _count(names)
@@ -173,11 +195,20 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
             layout = "tensorflow" if tensorflow_networks(content.tree) else "rosinality"
             return _discriminator(path, layout, state, infer_discriminator_config(state), {})
     except LayoutError as error:
-        return Description(path=str(path), kind="unknown", what="weights that are not usable", problems=[f"the file {error}"])
+        return Description(
+            path=str(path), kind="unknown", what="weights that are not usable", problems=[f"the file {error}"]
+        )
+    return _foreign(path, content, kind)
+
+
+def _foreign(path: Path, content: Content, kind: str) -> Description:
+    """Weights that are no network of ours: what they are, if any program known here writes them."""
     state = unprefixed(flat_tensors(chosen(content.tree)[1]))
     known = kind in FOREIGN
     what, _, why = (
-        FOREIGN[kind] if known else f"{_CONTAINERS[content.kind]} that no program known here writes; it {kind}"
+        FOREIGN[kind]
+        if known
+        else f"{_CONTAINERS[content.kind]} that no program known here writes; it {kind}"
     ).partition("; ")
     found = _DETAILS.get(kind, lambda state, tree: {})(state, content.tree)
     return Description(
@@ -194,18 +225,27 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
 
 
 def _generator(
-    path: Path, layout: Layout, state: State, config: StyleGAN2Config, parts: dict[str, str], problems: Sequence[str] = ()
+    path: Path,
+    layout: Layout,
+    state: State,
+    config: StyleGAN2Config,
+    parts: dict[str, str],
+    problems: Sequence[str] = (),
 ) -> Description:
     average, problems = state.get("latent_avg"), list(problems)
     norm = None if average is None else average.double().norm().item()
     if config.num_classes:
-        problems.append(f"its {config.num_classes} classes together: choose one with for_class() before adapting it")
+        problems.append(
+            f"its {config.num_classes} classes together: choose one with for_class() before adapting it"
+        )
     usable, shapes = True, generator_shapes(config)
     try:
         check_shapes(state, shapes, [name for name in shapes if name.startswith(NOT_PARAMETERS)])
     except LayoutError as error:
         usable, problems = False, [f"the file {error}", *problems]
-    architecture = {name: value for name, value in asdict(config).items() if value and not name.startswith("channel_")}
+    architecture = {
+        name: value for name, value in asdict(config).items() if value and not name.startswith("channel_")
+    }
     noise = "in the file" if "noises.noise_0" in state else "absent; drawn from a fixed seed"
     return Description(
         path=str(path),
@@ -221,7 +261,9 @@ def _generator(
     )
 
 
-def _discriminator(path: Path, layout: Layout, state: State, config: StyleGAN2Config, parts: dict[str, str]) -> Description:
+def _discriminator(
+    path: Path, layout: Layout, state: State, config: StyleGAN2Config, parts: dict[str, str]
+) -> Description:
     problems = []
     try:
         check_shapes(state, discriminator_shapes(config))
@@ -247,7 +289,11 @@ def _channels(config: StyleGAN2Config) -> dict[str, int]:
 
 def _shown(value: Any) -> str:
     """A value of the architecture in words."""
-    return ", ".join(f"{count} at {side} px" for side, count in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{count} at {side} px" for side, count in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 def _folder(path: Path) -> Description:
@@ -257,22 +303,34 @@ def _folder(path: Path) -> Description:
     if "model_type" in settings or "architectures" in settings:
         named = printable(settings.get("model_type") or settings.get("architectures"))
         if re.search("clip|siglip|vision-text", named.lower()):
-            return Description(path=str(path), kind="clip", what=f"a CLIP folder ({named})", usable=True, use=_USES["clip"])
+            return Description(
+                path=str(path), kind="clip", what=f"a CLIP folder ({named})", usable=True, use=_USES["clip"]
+            )
         return Description(
-            path=str(path), kind="unknown", what=f"a model folder of transformers ({named})", problems=["no use for it"]
+            path=str(path),
+            kind="unknown",
+            what=f"a model folder of transformers ({named})",
+            problems=["no use for it"],
         )
     if (path / "open_clip_config.json").exists():
-        return Description(path=str(path), kind="clip", what="a CLIP folder of open_clip", usable=True, use=_USES["clip"])
+        return Description(
+            path=str(path), kind="clip", what="a CLIP folder of open_clip", usable=True, use=_USES["clip"]
+        )
     if names := [name for name in GENERATOR_FILES if (path / name).is_file()]:
         return replace(_file(path / names[0]), path=str(path / names[0]))
     if (path / "status.json").is_file():
-        raise InputError(f"{path} is a run without an adapted generator yet; run the command that began it again.")
+        raise InputError(
+            f"{path} is a run without an adapted generator yet; run the command that began it again."
+        )
     raise InputError(
-        f"the folder {path} holds no model: neither config.json nor {', '.join(GENERATOR_FILES)}. Give a file in it."
+        f"the folder {path} holds no model: neither config.json nor {', '.join(GENERATOR_FILES)}. Give a "
+        "file in it."
     )
 
 
-def _diffusion(path: Path, kind: str, what: str, load: Callable[[], AnyGenerator], count: int | None = None) -> Description:
+def _diffusion(
+    path: Path, kind: str, what: str, load: Callable[[], AnyGenerator], count: int | None = None
+) -> Description:
     """A diffusion model, or why it cannot be used: known for certain only once it is loaded."""
     try:
         made = load()
@@ -287,7 +345,8 @@ def _diffusion(path: Path, kind: str, what: str, load: Callable[[], AnyGenerator
         "colours": made.channels,
         "channels": {str(size >> level): width for level, width in enumerate(widths)},
         "blocks_per_level": options["layers_per_block"],
-        "attention": ", ".join(f"{size >> level} px" for level, each in enumerate(blocks) if "Attn" in each) or "in the middle",
+        "attention": ", ".join(f"{size >> level} px" for level, each in enumerate(blocks) if "Attn" in each)
+        or "in the middle",
         "heads": options.get("num_heads") or f"of {options['attention_head_dim'] or 'all'} channels",
         "predicts": "noise" if made.prediction == "epsilon" else "velocity",
         "variance": made.variance,
@@ -297,7 +356,13 @@ def _diffusion(path: Path, kind: str, what: str, load: Callable[[], AnyGenerator
     parameters = sum(value.numel() for value in made.parameters())
     use = "Use it with --generator."
     return Description(
-        path=str(path), kind=kind, what=what, usable=True, use=use, architecture=architecture, parameters=parameters
+        path=str(path),
+        kind=kind,
+        what=what,
+        usable=True,
+        use=use,
+        architecture=architecture,
+        parameters=parameters,
     )
 
 
@@ -305,14 +370,28 @@ def _parts(content: Content, chosen: str) -> dict[str, str]:
     """Top-level entries of a checkpoint, in a few words each."""
     if tensorflow_networks(content.tree):
         return {"Gs": "used", "G, D": "the training state, not used"}
-    if not isinstance(content.tree, Mapping) or not any(isinstance(value, Mapping | Record) for value in content.tree.values()):
+    if not isinstance(content.tree, Mapping) or not any(
+        isinstance(value, Mapping | Record) for value in content.tree.values()
+    ):
         return {}
     parts = {}
     for key, value in content.tree.items():
         count = len(flat_tensors(value))
-        other = value.class_name if isinstance(value, Record) else "empty" if value is None else type(value).__name__
+        other = (
+            value.class_name
+            if isinstance(value, Record)
+            else "empty"
+            if value is None
+            else type(value).__name__
+        )
         inside = f"{count} tensors" if count else printable(other, 40)
-        role = "used" if key == chosen or key == "latent_avg" else _ROLES.get(str(key), "not used") if chosen else ""
+        role = (
+            "used"
+            if key == chosen or key == "latent_avg"
+            else _ROLES.get(str(key), "not used")
+            if chosen
+            else ""
+        )
         parts[printable(key, 40)] = f"{inside}{', ' * bool(role)}{role}"
     return parts
 
@@ -325,7 +404,11 @@ def _encoded(content: Content) -> list[str]:
 
 def _count(state: Mapping[str, Tensor]) -> int:
     kernels = (".kernel", "resample_filter")
-    return sum(value.numel() for name, value in state.items() if value.is_floating_point() and not name.endswith(kernels))
+    return sum(
+        value.numel()
+        for name, value in state.items()
+        if value.is_floating_point() and not name.endswith(kernels)
+    )
 
 
 def _mapper_details(state: State, tree: Any) -> dict[str, Any]:
@@ -336,7 +419,11 @@ def _mapper_details(state: State, tree: Any) -> dict[str, Any]:
 def _domain_details(state: State, tree: Any) -> dict[str, Any]:
     vectors = [value.numel() for name, value in state.items() if name.endswith("params_in")]
     options = tree if isinstance(tree, Mapping) else {}
-    named = {key: printable(options[key]) for key in ("model_type", "da_type", "patch_key") if isinstance(options.get(key), str)}
+    named = {
+        key: printable(options[key])
+        for key in ("model_type", "da_type", "patch_key")
+        if isinstance(options.get(key), str)
+    }
     return {**named, "vectors": len(vectors) or None, "numbers": sum(vectors) or None}
 
 
@@ -356,7 +443,10 @@ _DETAILS: dict[str, Callable[[State, Any], dict[str, Any]]] = {
     "encoder": _encoder_details,
 }
 
-_UNSAID = "What it does not say is taken as published; say otherwise behind its name: FILE:size=512,heads=4,schedule=cosine."
+_UNSAID = (
+    "What it does not say is taken as published; say otherwise behind its name: "
+    "FILE:size=512,heads=4,schedule=cosine."
+)
 _CLASSES = "its classes: it draws without a label, as DiffusionCLIP has it"
 _USES = {"clip": "Use it with --clip."}
 
@@ -365,7 +455,11 @@ _ROLES = {
     "d": "its discriminator",
     "G": "the generator without averaging, not used",
 }
-_ROLES |= {"D": "its discriminator", "g_optim": "state of an optimiser, not used", "d_optim": "state of an optimiser, not used"}
+_ROLES |= {
+    "D": "its discriminator",
+    "g_optim": "state of an optimiser, not used",
+    "d_optim": "state of an optimiser, not used",
+}
 
 _CONTAINERS = {
     "safetensors": "a safetensors file",
@@ -385,7 +479,11 @@ def examine() -> dict[str, dict[str, str]]:
     packages = ("torch", "transformers", "diffusers", "safetensors", "huggingface_hub", "pydantic", "tyro")
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "versions": {"zeroshift": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {
+            "zeroshift": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
         "devices": {
             "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
             "cuda": ", ".join(cuda) or "none",

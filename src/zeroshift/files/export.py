@@ -1,8 +1,9 @@
 """Generators taken elsewhere: the layouts of other programs, and networks that run without this package.
 
-A layout (safetensors; of StyleGAN2 rosinality and nvidia-state; of diffusion models ddpm and guided-diffusion) holds weights, bit
-for bit the same. A network (ONNX, TorchScript; of StyleGAN2) holds the computation too, with the styles or the noise as its
-input; it is compared with ours before it is put in its place.
+A layout (safetensors; of StyleGAN2 rosinality and nvidia-state; of diffusion models ddpm and
+guided-diffusion) holds weights, bit for bit the same. A network (ONNX, TorchScript; of StyleGAN2) holds the
+computation too, with the styles or the noise as its input; it is compared with ours before it is put in its
+place.
 """
 
 from __future__ import annotations
@@ -43,13 +44,16 @@ if TYPE_CHECKING:
 
 Network = Literal["onnx", "torchscript"]
 UnetLayout = Literal["ddpm", "guided-diffusion"]
-Target = Literal["safetensors", "rosinality", "nvidia-state", "ddpm", "guided-diffusion", "onnx", "torchscript"]
+Target = Literal[
+    "safetensors", "rosinality", "nvidia-state", "ddpm", "guided-diffusion", "onnx", "torchscript"
+]
 
 LR_MLP = 0.01
 """Factor of the mapping weights that the layouts of other programs take for granted."""
 
 TOLERANCE = 1e-4
-"""Largest difference of two pixels, per unit of the largest pixel and at least absolute, between a network and ours."""
+"""Largest difference of two pixels, per unit of the largest pixel and at least absolute, between a network
+and ours."""
 
 Call = Callable[..., Tensor]
 
@@ -59,18 +63,21 @@ class NetworkOptions:
     """What an exported network takes and how it computes; layouts know none of this."""
 
     part: Literal["synthesis", "full"] = "synthesis"
-    """synthesis: styles `w` (B, latents, S) -> `image`. full: noise `z` (B, Z) and `truncation` (1,) -> `image`."""
+    """synthesis: styles `w` (B, latents, S) -> `image`. full: noise `z` (B, Z) and `truncation` (1,) ->
+    `image`."""
     batch: int | None = None
     """Pictures per call, fixed in the network; unset: any number."""
     noise: Literal["buffers", "off"] = "buffers"
     """The generator's own noise maps, or none."""
     modulation: Literal["scale", "grouped"] = "scale"
-    """How styles enter convolutions: by the activations, or by the weights of one group per picture (fixed batch only)."""
+    """How styles enter convolutions: by the activations, or by the weights of one group per picture (fixed
+    batch only)."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A written file. `difference` is the largest one of two pixels in the comparison with ours; None where none was made."""
+    """A written file. `difference` is the largest one of two pixels in the comparison with ours; None where
+    none was made."""
 
     path: Path
     to: str
@@ -88,11 +95,13 @@ def convert(
     check: bool = True,
     overwrite: bool = False,
 ) -> Converted:
-    """Writes the generator of a file, a run folder, a built-in name or a hub reference in another form, whole or not at all.
+    """Writes the generator of a file, a run folder, a built-in name or a hub reference in another form, whole
+    or not at all.
 
-    `label` chooses one class of a generator with classes; what is written then has none. A network is compared with ours where
-    `check` asks for it and its runtime is installed; RunError where it differs, and nothing is written. InputError where `out` is
-    there and `overwrite` is not set. MissingExtra where ONNX is not installed.
+    `label` chooses one class of a generator with classes; what is written then has none. A network is
+    compared with ours where `check` asks for it and its runtime is installed; RunError where it differs, and
+    nothing is written. InputError where `out` is there and `overwrite` is not set. MissingExtra where ONNX is
+    not installed.
     """
     out = Path(out)
     if to not in get_args(Target):
@@ -100,9 +109,14 @@ def convert(
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the file to write.")
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists and was left alone; choose another name, or allow it with --overwrite.")
+        raise InputError(
+            f"{out} exists and was left alone; choose another name, or allow it with --overwrite."
+        )
     if options is not None and to not in get_args(Network):
-        raise InputError(f"part, batch, noise and modulation are options of {' and '.join(get_args(Network))}, not of {to}.")
+        raise InputError(
+            f"part, batch, noise and modulation are options of {' and '.join(get_args(Network))}, not of "
+            f"{to}."
+        )
     path, told = locate(source)
     generator, metadata = load_generator_file(path, told)
     facts = {**metadata, "converted_from": path.name, "converted_sha256": file_sha256(weights_file(path))}
@@ -110,7 +124,10 @@ def convert(
         _write_diffusion(out, generator, to, facts, label)
         return Converted(out, to, out.stat().st_size)
     if to in get_args(UnetLayout):
-        raise InputError(f"{source} is a StyleGAN2 generator, which the layout {to} cannot hold; it is for diffusion models.")
+        raise InputError(
+            f"{source} is a StyleGAN2 generator, which the layout {to} cannot hold; it is for diffusion "
+            "models."
+        )
     if label is not None:
         if not generator.config.num_classes:
             raise InputError(f"{source} has no classes, so label {label} means nothing; leave it out.")
@@ -130,16 +147,23 @@ def convert(
     return Converted(out, to, out.stat().st_size, difference)
 
 
-def _write_diffusion(out: Path, generator: DiffusionGenerator, to: Target, facts: Mapping[str, str], label: int | None) -> None:
+def _write_diffusion(
+    out: Path, generator: DiffusionGenerator, to: Target, facts: Mapping[str, str], label: int | None
+) -> None:
     """Writes a diffusion model; InputError where the form is for other generators."""
     if label is not None:
-        raise InputError(f"a diffusion model has no classes here, so label {label} means nothing; leave it out.")
+        raise InputError(
+            f"a diffusion model has no classes here, so label {label} means nothing; leave it out."
+        )
     if to == "safetensors":
         save_generator(out, generator, facts)
     elif to == "ddpm" or to == "guided-diffusion":
         export_unet(out, generator, to)
     else:
-        raise InputError(f"a diffusion model cannot be written as {to}; choose safetensors, {' or '.join(get_args(UnetLayout))}.")
+        raise InputError(
+            f"a diffusion model cannot be written as {to}; choose safetensors, "
+            f"{' or '.join(get_args(UnetLayout))}."
+        )
 
 
 def write_layout(out: Path, generator: StyleGAN2Generator, to: Literal["rosinality", "nvidia-state"]) -> None:
@@ -151,19 +175,23 @@ def write_layout(out: Path, generator: StyleGAN2Generator, to: Literal["rosinali
         write_torch(out, {name: tensor.contiguous() for name, tensor in to_nvidia(usual.state()).items()})
     if (bound := generator.config.conv_clamp) is not None:
         warnings.warn(
-            f"the layout {to} does not say that activations are bounded at {bound:g} (conv_clamp); a program that does not bound "
+            f"the layout {to} does not say that activations are bounded at {bound:g} (conv_clamp); a "
+            "program that does not bound "
             "them draws slightly other pictures where the bound is reached",
             stacklevel=3,
         )
 
 
 def with_usual_mapping(generator: StyleGAN2Generator) -> StyleGAN2Generator:
-    """A generator of the same pictures whose mapping weights have the usual factor; itself where they have it."""
+    """A generator of the same pictures whose mapping weights have the usual factor; itself where they have
+    it."""
     config = generator.config
     if config.lr_mlp == LR_MLP:
         return generator
     state = generator.state()
-    scaled = {name: value * (config.lr_mlp / LR_MLP) for name, value in state.items() if name.startswith("style.")}
+    scaled = {
+        name: value * (config.lr_mlp / LR_MLP) for name, value in state.items() if name.startswith("style.")
+    }
     made = type(generator)(replace(config, lr_mlp=LR_MLP))
     made.load_state_dict(state | scaled)
     return made.eval()
@@ -175,12 +203,21 @@ class ExportedNetwork(nn.Module):
     def __init__(self, generator: StyleGAN2Generator, options: NetworkOptions) -> None:
         super().__init__()
         if options.batch is not None and options.batch < 1:
-            raise InputError(f"batch must be at least 1, got {options.batch}. Leave it out for any number of pictures.")
+            raise InputError(
+                f"batch must be at least 1, got {options.batch}. Leave it out for any number of pictures."
+            )
         if options.modulation == "grouped" and options.batch is None:
-            raise InputError("modulation grouped needs a fixed batch, because one group per picture is built in; give --batch.")
+            raise InputError(
+                "modulation grouped needs a fixed batch, because one group per picture is built in; give "
+                "--batch."
+            )
         if options.part == "full" and generator.config.num_classes:
-            raise InputError(f"this generator draws {generator.config.num_classes} classes; choose one with --label.")
-        generator = generator.for_class(0)  # only the mapping knows of classes, and it is left out or has none
+            raise InputError(
+                f"this generator draws {generator.config.num_classes} classes; choose one with --label."
+            )
+        generator = generator.for_class(
+            0
+        )  # only the mapping knows of classes, and it is left out or has none
         self.generator, self.options = generator, options
         generator.modulation = options.modulation
 
@@ -223,7 +260,9 @@ def write_onnx(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -
         for package in ("onnx", "onnxscript"):
             importlib.import_module(package)
     except ImportError as error:
-        raise MissingExtra(f"ONNX needs the extra `onnx` ({error}). Install it: pip install 'zeroshift[onnx]'") from error
+        raise MissingExtra(
+            f"ONNX needs the extra `onnx` ({error}). Install it: pip install 'zeroshift[onnx]'"
+        ) from error
     inputs = network.example(network.options.batch or 2)
     shapes = None
     if network.options.batch is None:
@@ -241,7 +280,8 @@ def write_onnx(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -
         )
         assert program is not None
         for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # the exporter notes there the files of this computer that the node came from
+            # The exporter notes there the files of this computer that the node came from.
+            node.metadata_props.clear()
         program.model.metadata_props.update(facts)
         program.save(str(path), external_data=False)
 
@@ -280,14 +320,18 @@ def torchscript_runner(path: Path) -> Call:
 
 @torch.no_grad()
 def compare(network: ExportedNetwork, call: Call, out: Path) -> float:
-    """Largest difference of two pixels between a network and ours; RunError where it is more than rounding."""
+    """Largest difference of two pixels between a network and ours; RunError where it is more than
+    rounding."""
     fixed, differences = network.options.batch, []
     for batch, truncation in ((fixed or 1, 0.7), (fixed or 3, 1.0)):
         inputs = network.example(batch, truncation)
         expected, got = network.expected(*inputs), call(*inputs)
         difference = float((expected - got).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise RunError(f"the exported network differs from ours by {difference:.2g} in a pixel, so {out} was not written.")
+            raise RunError(
+                f"the exported network differs from ours by {difference:.2g} in a pixel, so {out} was not "
+                "written."
+            )
         differences.append(difference)
     return max(differences)
 

@@ -1,7 +1,9 @@
-"""IR-SE networks, which say whose face a picture shows: the published IR-SE50 of ArcFace, and smaller ones of the same form.
+"""IR-SE networks, which say whose face a picture shows: the published IR-SE50 of ArcFace, and smaller ones of
+the same form.
 
-The sizes of a network are read off the shapes of its weights, so one reader serves the published file and the encoder of the
-built-in world. Sources: Deng et al., CVPR 2019 (ArcFace); Hu et al., CVPR 2018 (squeeze-excitation).
+The sizes of a network are read off the shapes of its weights, so one reader serves the published file and the
+encoder of the built-in world. Sources: Deng et al., CVPR 2019 (ArcFace); Hu et al., CVPR 2018
+(squeeze-excitation).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ FACE_ROWS, FACE_COLUMNS, FACE_SIDE = slice(35, 223), slice(32, 220), 256
 
 @dataclass(frozen=True)
 class IrSeConfig:
-    """Sizes of an IR-SE network; the defaults are those of IR-SE50. Every group of units begins with stride 2."""
+    """Sizes of an IR-SE network; the defaults are those of IR-SE50. Every group of units begins with stride
+    2."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     units: tuple[int, ...] = (3, 4, 14, 3)
@@ -63,7 +66,9 @@ class Unit(nn.Module):
         # Without a change of channels the shortcut is every stride-th pixel.
         self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
         if width != channels:
-            self.shortcut_layer = nn.Sequential(nn.Conv2d(width, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(width, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.Conv2d(width, channels, 3, padding=1, bias=False),
@@ -82,11 +87,14 @@ class IrSe(nn.Module):
     """Unit features of faces. Attributes are named as the published file names its weights."""
 
     def __init__(self, config: IrSeConfig | None = None, crop: bool = True) -> None:
-        """`crop`: pictures are aligned faces with a margin, cut off as published; else they are taken whole."""
+        """`crop`: pictures are aligned faces with a margin, cut off as published; else they are taken
+        whole."""
         super().__init__()
         self.config, self.crop = config or IrSeConfig(), crop
         width, units = self.config.first, []
-        self.input_layer = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
+        )
         for channels, times in zip(self.config.widths, self.config.units, strict=True):
             for number in range(times):
                 units.append(Unit(width, channels, 1 if number else 2, self.config.squeeze))
@@ -106,12 +114,15 @@ class IrSe(nn.Module):
         return F.normalize(self.output_layer(self.body(self.input_layer(faces))), dim=1)
 
     def embed(self, pictures: Picture) -> UnitFeature:
-        """Unit features BE of pictures BCHW in [-1, 1] of any size: pooled to 256 px, cut and pooled again, as published.
+        """Unit features BE of pictures BCHW in [-1, 1] of any size: pooled to 256 px, cut and pooled again,
+        as published.
 
         Without `crop` the whole picture is pooled to the network's size.
         """
         if self.crop:
-            pictures = F.adaptive_avg_pool2d(pictures, FACE_SIDE) if pictures.shape[-1] != FACE_SIDE else pictures
+            pictures = (
+                F.adaptive_avg_pool2d(pictures, FACE_SIDE) if pictures.shape[-1] != FACE_SIDE else pictures
+            )
             pictures = pictures[..., FACE_ROWS, FACE_COLUMNS]
         return self(F.adaptive_avg_pool2d(pictures, self.config.size))
 
@@ -123,7 +134,8 @@ class IrSe(nn.Module):
 
 
 def infer_config(state: Mapping[str, Tensor]) -> IrSeConfig:
-    """Sizes of the network that some weights belong to. LayoutError, the end of a sentence, where they are of another kind."""
+    """Sizes of the network that some weights belong to. LayoutError, the end of a sentence, where they are of
+    another kind."""
     try:
         first, channels, strides = state["input_layer.0.weight"].shape[0], [], []
         while (name := f"body.{len(channels)}.res_layer") + ".1.weight" in state:
@@ -159,18 +171,26 @@ def ir_se_of(state: Mapping[str, Tensor], crop: bool = True) -> IrSe:
 
 
 def load_ir_se(path: str | Path) -> tuple[IrSe, str]:
-    """Network of a file (`model_ir_se50.pth`, or one of `save_ir_se`) and the file's sha256; InputError says what is wrong."""
+    """Network of a file (`model_ir_se50.pth`, or one of `save_ir_se`) and the file's sha256; InputError says
+    what is wrong."""
     content = read_tensors(path)
     try:
         ours = content.metadata.get("format") == FORMAT
-        network = ir_se_of(unprefixed(flat_tensors(content.tree)), not ours or content.metadata.get("crop") == "face")
+        network = ir_se_of(
+            unprefixed(flat_tensors(content.tree)), not ours or content.metadata.get("crop") == "face"
+        )
     except LayoutError as error:
-        raise InputError(f"{path} {error}. Give model_ir_se50.pth, or a network written by this package.") from error
+        raise InputError(
+            f"{path} {error}. Give model_ir_se50.pth, or a network written by this package."
+        ) from error
     return network, file_sha256(path)
 
 
-def save_ir_se(path: str | Path, network: IrSe, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
-    """Writes a network with its sizes, whole or not at all; `half`: in 16 bits, which is read back into 32."""
+def save_ir_se(
+    path: str | Path, network: IrSe, metadata: Mapping[str, str] | None = None, half: bool = False
+) -> None:
+    """Writes a network with its sizes, whole or not at all; `half`: in 16 bits, which is read back into
+    32."""
     from safetensors.torch import save_file
 
     told = {"format": FORMAT, "version": __version__, "crop": "face" if network.crop else "none"}

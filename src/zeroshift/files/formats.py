@@ -1,6 +1,7 @@
 """What a weights file holds, told by its content, and the StyleGAN2 weights in it under our names.
 
-Every program of the field wraps its weights in its own way: under keys, in modules, beside optimisers. It comes off here.
+Every program of the field wraps its weights in its own way: under keys, in modules, beside optimisers. It
+comes off here.
 """
 
 from __future__ import annotations
@@ -76,10 +77,13 @@ class Weights:
 
 
 def generator_weights(content: Content) -> Weights:
-    """The StyleGAN2 generator of a file in a layout of other programs. LayoutError says what else the file is."""
+    """The StyleGAN2 generator of a file in a layout of other programs. LayoutError says what else the file
+    is."""
     networks = tensorflow_networks(content.tree)
     if networks:
-        return Weights("tensorflow", from_tensorflow(_variables(networks[-1])), _tensorflow_facts(networks[-1]), "Gs")
+        return Weights(
+            "tensorflow", from_tensorflow(_variables(networks[-1])), _tensorflow_facts(networks[-1]), "Gs"
+        )
     place, network = chosen(content.tree)
     state = unprefixed(flat_tensors(network))
     if "synthesis.b4.const" in state:
@@ -98,7 +102,8 @@ def generator_weights(content: Content) -> Weights:
 
 
 def diffusion_weights(content: Content) -> State:
-    """The noise-predicting network of a file under the names of its program: averaged weights where the file has them."""
+    """The noise-predicting network of a file under the names of its program: averaged weights where the file
+    has them."""
     return unprefixed(flat_tensors(chosen(content.tree)[1]))
 
 
@@ -112,10 +117,15 @@ def discriminator_state(content: Content) -> State:
 
 
 def recognise(content: Content) -> str:
-    """Kind of a file: "generator" (StyleGAN2), a key of DIFFUSION or FOREIGN, or the end of a sentence that says why not."""
+    """Kind of a file: "generator" (StyleGAN2), a key of DIFFUSION or FOREIGN, or the end of a sentence that
+    says why not."""
     tree = content.tree
     if content.kind == "torchscript":
-        return "clip" if "visual.conv1.weight" in flat_tensors(tree) else "holds a TorchScript program that is not a known model"
+        return (
+            "clip"
+            if "visual.conv1.weight" in flat_tensors(tree)
+            else "holds a TorchScript program that is not a known model"
+        )
     if tensorflow_networks(tree):
         return "generator"
     if not isinstance(chosen(tree)[1], Mapping | Record):
@@ -140,13 +150,20 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ddpm", ("temb.dense.0.weight",)),
     ("guided diffusion", ("time_embed.0.weight",)),
     ("diffusers", ("time_embedding.linear_1.weight",)),
-    ("styleclip mapper", ("mapper.course_mapping.mapping.1.weight", "mapper.medium_mapping.mapping.1.weight")),
+    (
+        "styleclip mapper",
+        ("mapper.course_mapping.mapping.1.weight", "mapper.medium_mapping.mapping.1.weight"),
+    ),
     ("hyperdomainnet", ("heads.conv_0.params_in",)),
     ("encoder", ("encoder.input_layer.0.weight", "encoder.conv1.weight", "styles.0.convs.0.weight")),
     ("identity", ("output_layer.3.weight",)),
     (
         "clip",
-        ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        (
+            "visual.conv1.weight",
+            "vision_model.embeddings.patch_embedding.weight",
+            "text_model.embeddings.token_embedding.weight",
+        ),
     ),
     ("coop", ("ctx", "prompt_learner.ctx")),
     ("lpips", ("lin0.model.1.weight",)),
@@ -158,12 +175,15 @@ def unprefixed(state: Mapping[str, Tensor]) -> State:
     """Tensors without what wrappers put in front of every name."""
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            state = {
+                key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+            }
     return dict(state)
 
 
 def tensorflow_networks(tree: Any) -> list[Record]:
-    """Networks of a pickle of the old TensorFlow programs: (G, D, Gs), or one alone; empty for other files."""
+    """Networks of a pickle of the old TensorFlow programs: (G, D, Gs), or one alone; empty for other
+    files."""
     items = list(tree) if isinstance(tree, tuple | list) else [tree]
     networks = [item for item in items if isinstance(item, Record) and item.module == "dnnlib.tflib.network"]
     if len(networks) != len(items):
@@ -171,7 +191,9 @@ def tensorflow_networks(tree: Any) -> list[Record]:
     for network in networks:
         state = network.state if isinstance(network.state, Mapping) else {}
         if not isinstance(version := state.get("version"), int) or version < 4:
-            raise LayoutError("is a pickle of a TensorFlow program older than StyleGAN2, which is not supported")
+            raise LayoutError(
+                "is a pickle of a TensorFlow program older than StyleGAN2, which is not supported"
+            )
     return networks
 
 
@@ -192,9 +214,12 @@ def _variables(network: Record, prefix: str = "") -> State:
 
 
 def chosen(tree: Any, keys: tuple[str, ...] = GENERATOR_KEYS) -> tuple[str, Any]:
-    """The first of the keys that holds weights, and these; the whole where none does. Lists end with averaged weights, if any."""
+    """The first of the keys that holds weights, and these; the whole where none does. Lists end with averaged
+    weights, if any."""
     if isinstance(tree, list):
-        return "", next((part for part in [tree[-1], tree[0]] if isinstance(part, Mapping)), tree) if tree else tree
+        return "", next(
+            (part for part in [tree[-1], tree[0]] if isinstance(part, Mapping)), tree
+        ) if tree else tree
     if isinstance(tree, Mapping):
         for key in keys:
             if isinstance(tree.get(key), Mapping | Record):

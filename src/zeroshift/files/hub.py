@@ -1,7 +1,9 @@
-"""Models on the Hugging Face hub, by reference: hf:owner/name, hf:owner/name/file, hf:owner/name@revision/file.
+"""Models on the Hugging Face hub, by reference: hf:owner/name, hf:owner/name/file,
+hf:owner/name@revision/file.
 
-What lies in the hub's cache is used; what does not is downloaded, announced on standard error with its size and shown with its
-progress. In offline mode (HF_HUB_OFFLINE) and without a connection the cache alone answers. Heavy imports happen when needed.
+What lies in the hub's cache is used; what does not is downloaded, announced on standard error with its size
+and shown with its progress. In offline mode (HF_HUB_OFFLINE) and without a connection the cache alone
+answers. Heavy imports happen when needed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin")
 """Endings of files that may hold a model. What a file holds is decided by its content."""
 
 HEAD_BYTES = 1 << 18
-"""Length of the beginning that tells what a file holds: names of tensors come before tensors in every format."""
+"""Length of the beginning that tells what a file holds: names of tensors come before tensors in every
+format."""
 
 MARKS = (
     b"zeroshift.stylegan2.generator",
@@ -32,8 +35,8 @@ MARKS = (
     b"temb.dense.0.weight",
     b"time_embed.0.weight",
 )
-"""What is written in the beginning of a file with a generator: StyleGAN2 of ours, rosinality's and NVIDIA's; diffusion of ours,
-DDPM's and guided-diffusion's."""
+"""What is written in the beginning of a file with a generator: StyleGAN2 of ours, rosinality's and NVIDIA's;
+diffusion of ours, DDPM's and guided-diffusion's."""
 
 MAX_PEEKS = 16
 """Files of one repository whose beginnings are looked at."""
@@ -45,7 +48,8 @@ _FORM = re.compile(rf"({_PART}/{_PART})(?:@(refs/\w+/[^/@]+|[^/@]+))?(?:/([^@]+)
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository of the hub, one file of it if `file` is given, at a branch, tag or commit if `revision` is given."""
+    """A repository of the hub, one file of it if `file` is given, at a branch, tag or commit if `revision` is
+    given."""
 
     repository: str
     file: str = ""
@@ -62,26 +66,32 @@ def is_reference(spec: str | Path) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the plain form owner/name of the hub, ends in no suffix of weights, and owner is no folder here."""
-    return _PLAIN.fullmatch(name) is not None and not name.endswith(WEIGHTS) and not Path(name).parent.is_dir()
+    """Whether a name has the plain form owner/name of the hub, ends in no suffix of weights, and owner is no
+    folder here."""
+    return (
+        _PLAIN.fullmatch(name) is not None and not name.endswith(WEIGHTS) and not Path(name).parent.is_dir()
+    )
 
 
 def parse_reference(text: str) -> Reference:
-    """The reference of "hf:owner/name[/file]" or "owner/name[/file]", with "@revision" behind the name or at the end."""
+    """The reference of "hf:owner/name[/file]" or "owner/name[/file]", with "@revision" behind the name or at
+    the end."""
     match = _FORM.fullmatch(text.removeprefix(PREFIX).removeprefix("//"))
     if match is None or (match[2] and match[4]):
         raise InputError(
-            f'"{text}" is no reference to the hub; write hf:owner/name, hf:owner/name/file or hf:owner/name@revision/file.'
+            f'"{text}" is no reference to the hub; write hf:owner/name, hf:owner/name/file or '
+            "hf:owner/name@revision/file."
         )
     return Reference(match[1], match[3] or "", match[2] or match[4])
 
 
 def fetch_generator(reference: Reference, preferred: Sequence[str] = ()) -> Path:
-    """Local path of the generator file that a reference names: its file, or the one generator among the repository's files. A
-    repository of diffusers is a folder.
+    """Local path of the generator file that a reference names: its file, or the one generator among the
+    repository's files. A repository of diffusers is a folder.
 
-    Where several files hold a generator, the first of the `preferred` names among them is taken. InputError names the choices
-    where that leaves a doubt, and says what is the matter where nothing can be found or reached.
+    Where several files hold a generator, the first of the `preferred` names among them is taken. InputError
+    names the choices where that leaves a doubt, and says what is the matter where nothing can be found or
+    reached.
     """
     with explained(reference):
         if reference.file:
@@ -102,13 +112,20 @@ def fetch_generator(reference: Reference, preferred: Sequence[str] = ()) -> Path
         if len(choices) == 1 or (choices and choices[0] in preferred):
             return _fetch([replace(reference, file=choices[0])])[0]
         listed = [f"  {replace(reference, file=name)}  {megabytes(files[name])}" for name in found or weights]
-        count = f"{len(found)} files that hold a generator" if found else f"{len(weights)} files that may hold a generator"
+        count = (
+            f"{len(found)} files that hold a generator"
+            if found
+            else f"{len(weights)} files that may hold a generator"
+        )
         raise InputError("\n".join([f"{reference} has {count}; name one of them:", *listed]))
 
 
 def unet_files(names: list[str]) -> list[str]:
-    """Files of a repository that a U-Net of diffusers needs, one of the top folder first; empty where there is none."""
-    settings = [name for name in ("model_index.json", "config.json", "scheduler_config.json") if name in names]
+    """Files of a repository that a U-Net of diffusers needs, one of the top folder first; empty where there
+    is none."""
+    settings = [
+        name for name in ("model_index.json", "config.json", "scheduler_config.json") if name in names
+    ]
     settings += [name for name in ("unet/config.json", "scheduler/scheduler_config.json") if name in names]
     inside = "unet/" if "unet/config.json" in names else ""
     weights = [f"{inside}diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")]
@@ -159,7 +176,8 @@ def _fetch(references: Sequence[Reference]) -> list[Path]:
 
 
 def _listed(reference: Reference) -> tuple[dict[str, int], Callable[[str], bytes]]:
-    """Files of a repository with their sizes, and what reads the beginning of one: from the hub, else from the cache."""
+    """Files of a repository with their sizes, and what reads the beginning of one: from the hub, else from
+    the cache."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -180,7 +198,11 @@ def _listed(reference: Reference) -> tuple[dict[str, int], Callable[[str], bytes
                 raise
             say(f"{endpoint()} did not answer; using what is in the cache of {reference}")
     folder = cached
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     return sizes, lambda name: _local_head(folder / name)
 
 
@@ -190,9 +212,13 @@ def _cached(reference: Reference) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(reference.repository, revision=reference.revision, local_files_only=True))
+        return Path(
+            snapshot_download(reference.repository, revision=reference.revision, local_files_only=True)
+        )
     except LocalEntryNotFoundError as error:
-        incomplete = getattr(error, "snapshot_path", None)  # some releases insist on every file of the repository
+        incomplete = getattr(
+            error, "snapshot_path", None
+        )  # some releases insist on every file of the repository
         return Path(incomplete) if incomplete else None
 
 
@@ -202,7 +228,8 @@ def _local_head(path: Path) -> bytes:
 
 
 def _remote_head(reference: Reference) -> bytes:
-    """The first bytes of a file on the hub; no more is transferred, even where the server would send the whole file."""
+    """The first bytes of a file on the hub; no more is transferred, even where the server would send the
+    whole file."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -228,7 +255,8 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def explained(reference: Reference, failed: str = "could not deliver") -> Iterator[None]:
-    """Turns what the hub's client raises into one InputError that says what to try. `failed` says what the hub did."""
+    """Turns what the hub's client raises into one InputError that says what to try. `failed` says what the
+    hub did."""
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -244,22 +272,30 @@ def explained(reference: Reference, failed: str = "could not deliver") -> Iterat
         yield
     except GatedRepoError as error:
         raise InputError(
-            f"{repository} is gated: accept its terms at {where}/{repository}, log in with `hf auth login`, and try again."
+            f"{repository} is gated: accept its terms at {where}/{repository}, log in with `hf auth login`, "
+            "and try again."
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"{where} has no repository {repository}, or it is private; check the name, or log in with `hf auth login`."
+            f"{where} has no repository {repository}, or it is private; check the name, or log in with `hf "
+            "auth login`."
         ) from error
     except RevisionNotFoundError as error:
-        raise InputError(f"{repository} has no revision {reference.revision}; give a branch, a tag or a commit.") from error
+        raise InputError(
+            f"{repository} has no revision {reference.revision}; give a branch, a tag or a commit."
+        ) from error
     except LocalEntryNotFoundError as error:
         if is_offline_mode():
             reason = "offline mode is on (HF_HUB_OFFLINE); unset it to download"
         else:
             reason = f"{where} could not be reached; check the connection"
-        raise InputError(f"{reference} is not in the cache of this computer, and {reason}, or give a local file.") from error
+        raise InputError(
+            f"{reference} is not in the cache of this computer, and {reason}, or give a local file."
+        ) from error
     except EntryNotFoundError as error:
-        raise InputError(f"{repository} has no file {reference.file}; give {PREFIX}{repository} to see what it has.") from error
+        raise InputError(
+            f"{repository} has no file {reference.file}; give {PREFIX}{repository} to see what it has."
+        ) from error
     except HFValidationError as error:
         raise InputError(f"{reference} is no valid name on the hub: {_first_line(error)}") from error
     except _network_errors() as error:
@@ -267,7 +303,8 @@ def explained(reference: Reference, failed: str = "could not deliver") -> Iterat
         if answer is None:
             reason = f"could not be reached for {reference} ({_first_line(error)}); check the connection."
         elif answer.status_code in (401, 403):
-            reason = f"{failed} {reference}: your token does not allow it, or there is none; log in with `hf auth login`."
+            reason = f"{failed} {reference}: your token does not allow it, or there is none; "
+            reason += "log in with `hf auth login`."
         else:
             reason = f"{failed} {reference}: {_first_line(error)}"
         raise InputError(f"{where} {reason}") from error
@@ -278,7 +315,8 @@ def _first_line(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """Tells the person at the terminal, below or above running bars. A download is never silent, whoever began it."""
+    """Tells the person at the terminal, below or above running bars. A download is never silent, whoever
+    began it."""
     from huggingface_hub.utils import tqdm
 
     tqdm.write(text, file=sys.stderr)

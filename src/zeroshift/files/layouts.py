@@ -1,8 +1,9 @@
-"""StyleGAN2 weights in the layouts of other programs and in ours: names, shapes, and the way from one to another, exactly.
+"""StyleGAN2 weights in the layouts of other programs and in ours: names, shapes, and the way from one to
+another, exactly.
 
-Ours are rosinality's names without the filter kernels, with `latent_avg`, and with `embed.*` where there are classes. NVIDIA's
-weights differ by names and by leading dimensions of length 1; TensorFlow's by the order of dimensions, the direction of one
-kernel, and biases stored without their 1.
+Ours are rosinality's names without the filter kernels, with `latent_avg`, and with `embed.*` where there are
+classes. NVIDIA's weights differ by names and by leading dimensions of length 1; TensorFlow's by the order of
+dimensions, the direction of one kernel, and biases stored without their 1.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class LayoutError(InputError):
 
 
 def nvidia_names(levels: int, depth: int, classes: bool) -> dict[str, str]:
-    """Our name of every tensor of a generator -> NVIDIA's. `levels` counts the sides above 4 px, `depth` the mapping layers."""
+    """Our name of every tensor of a generator -> NVIDIA's. `levels` counts the sides above 4 px, `depth` the
+    mapping layers."""
     names = {"latent_avg": "mapping.w_avg", "input.input": "synthesis.b4.const"}
     for part in ("weight", "bias"):
         names |= {f"style.{index + 1}.{part}": f"mapping.fc{index}.{part}" for index in range(depth)}
@@ -52,7 +54,10 @@ def nvidia_names(levels: int, depth: int, classes: bool) -> dict[str, str]:
         if "rgb" in ours:
             names[f"{ours}.bias"] = f"{theirs}.bias"
             continue
-        names |= {f"{ours}.activate.bias": f"{theirs}.bias", f"{ours}.noise.weight": f"{theirs}.noise_strength"}
+        names |= {
+            f"{ours}.activate.bias": f"{theirs}.bias",
+            f"{ours}.noise.weight": f"{theirs}.noise_strength",
+        }
         names[f"noises.noise_{maps}"] = f"{theirs}.noise_const"
         maps += 1
     return names
@@ -64,8 +69,14 @@ def nvidia_discriminator_names(levels: int) -> dict[str, str]:
     pairs = [("convs.0.0.weight", f"{top}.fromrgb.weight"), ("convs.0.1.bias", f"{top}.fromrgb.bias")]
     for index in range(1, levels + 1):
         ours, theirs = f"convs.{index}", f"b{4 << (levels + 1 - index)}"
-        pairs += [(f"{ours}.conv1.0.weight", f"{theirs}.conv0.weight"), (f"{ours}.conv1.1.bias", f"{theirs}.conv0.bias")]
-        pairs += [(f"{ours}.conv2.1.weight", f"{theirs}.conv1.weight"), (f"{ours}.conv2.2.bias", f"{theirs}.conv1.bias")]
+        pairs += [
+            (f"{ours}.conv1.0.weight", f"{theirs}.conv0.weight"),
+            (f"{ours}.conv1.1.bias", f"{theirs}.conv0.bias"),
+        ]
+        pairs += [
+            (f"{ours}.conv2.1.weight", f"{theirs}.conv1.weight"),
+            (f"{ours}.conv2.2.bias", f"{theirs}.conv1.bias"),
+        ]
         pairs += [(f"{ours}.skip.1.weight", f"{theirs}.skip.weight")]
     pairs += [("final_conv.0.weight", "b4.conv.weight"), ("final_conv.1.bias", "b4.conv.bias")]
     for index, theirs in enumerate(("fc", "out")):
@@ -74,11 +85,14 @@ def nvidia_discriminator_names(levels: int) -> dict[str, str]:
 
 
 def from_nvidia(state: Mapping[str, Tensor]) -> State:
-    """A generator's weights under our names; those of NVIDIA's that are missing or unknown are left to the check of the whole."""
+    """A generator's weights under our names; those of NVIDIA's that are missing or unknown are left to the
+    check of the whole."""
     _check_filters(state, "resample_filter", gain=1.0)
     sides = _numbers(state, r"synthesis\.b(\d+)\..*")
     names = nvidia_names(
-        max(1, len(sides) - 1), len(_numbers(state, r"mapping\.fc(\d+)\.weight")), "mapping.embed.weight" in state
+        max(1, len(sides) - 1),
+        len(_numbers(state, r"mapping\.fc(\d+)\.weight")),
+        "mapping.embed.weight" in state,
     )
     ours = {theirs: name for name, theirs in names.items()}
     found = {ours.get(key, key): value for key, value in state.items() if not key.endswith("resample_filter")}
@@ -107,23 +121,38 @@ def from_nvidia_discriminator(state: Mapping[str, Tensor]) -> State:
 
 
 def from_rosinality(entries: Mapping[str, Any], gain: float = 4.0) -> State:
-    """Weights without prefixes, old bias shapes and filter kernels, which must be the ones that we build (sum `gain`)."""
-    state = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    """Weights without prefixes, old bias shapes and filter kernels, which must be the ones that we build (sum
+    `gain`)."""
+    state = {
+        key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            state = {
+                key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+            }
     _check_filters(state, "kernel", gain)
     state = {key: value for key, value in state.items() if not key.endswith("kernel")}
     return {key: value.flatten() if key.endswith("activate.bias") else value for key, value in state.items()}
 
 
 def to_rosinality(state: Mapping[str, Tensor]) -> State:
-    """A generator's weights with the filter kernels that rosinality's programs store, without the average style."""
+    """A generator's weights with the filter kernels that rosinality's programs store, without the average
+    style."""
     if "embed.weight" in state:
-        raise LayoutError("has classes, which the rosinality layout cannot hold; choose one with for_class() and convert that")
-    result, kernel = {name: value for name, value in state.items() if name != "latent_avg"}, ops.fir_kernel(gain=4.0)
+        raise LayoutError(
+            "has classes, which the rosinality layout cannot hold; choose one with for_class() and convert "
+            "that"
+        )
+    result, kernel = (
+        {name: value for name, value in state.items() if name != "latent_avg"},
+        ops.fir_kernel(gain=4.0),
+    )
     for level in range(_shape_of(state)[0]):
-        result |= {f"convs.{2 * level}.conv.blur.kernel": kernel.clone(), f"to_rgbs.{level}.upsample.kernel": kernel.clone()}
+        result |= {
+            f"convs.{2 * level}.conv.blur.kernel": kernel.clone(),
+            f"to_rgbs.{level}.upsample.kernel": kernel.clone(),
+        }
     return result
 
 
@@ -135,7 +164,9 @@ def from_tensorflow(variables: Mapping[str, Tensor]) -> State:
     if any("_lod" in name for name in variables):
         raise LayoutError("is a generator of the progressively grown kind (ToRGB_lod), not StyleGAN2")
     if any("LabelConcat" in name for name in variables):
-        raise LayoutError("is a TensorFlow generator with classes of the first StyleGAN2 program, which is not supported")
+        raise LayoutError(
+            "is a TensorFlow generator with classes of the first StyleGAN2 program, which is not supported"
+        )
     layers = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "torgb", "Const": ""}
     result: State = {}
     for name, value in variables.items():
@@ -159,13 +190,26 @@ def from_tensorflow(variables: Mapping[str, Tensor]) -> State:
 
 def from_tensorflow_discriminator(variables: Mapping[str, Tensor]) -> State:
     """A discriminator's weights under our names, of the variables of the old TensorFlow programs."""
-    layers = {"FromRGB": "fromrgb", "Conv0": "conv0", "Conv1_down": "conv1", "Skip": "skip", "Conv": "conv", "Dense0": "fc"}
+    layers = {
+        "FromRGB": "fromrgb",
+        "Conv0": "conv0",
+        "Conv1_down": "conv1",
+        "Skip": "skip",
+        "Conv": "conv",
+        "Dense0": "fc",
+    }
     result: State = {}
     for name, value in variables.items():
         match = re.fullmatch(r"(?:(\d+)x\1/(\w+)|(Output))/(weight|bias)", name)
         layer = match and ("out" if match[3] else layers.get(match[2]))
         if match and layer:
-            turned = value.t() if layer in ("fc", "out") else _TENSORFLOW["weight"](value, layer) if value.dim() == 4 else value
+            turned = (
+                value.t()
+                if layer in ("fc", "out")
+                else _TENSORFLOW["weight"](value, layer)
+                if value.dim() == 4
+                else value
+            )
             result[f"b{match[1] or 4}.{layer}.{match[4]}"] = turned if match[4] == "weight" else value
         elif value.numel() > 1:
             result[name] = value
@@ -173,13 +217,22 @@ def from_tensorflow_discriminator(variables: Mapping[str, Tensor]) -> State:
 
 
 def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
-    """Architecture of a generator by the shapes of its weights, ours; `facts` are options that shapes do not show."""
-    dims = {"input.input": 4, "style.1.weight": 2, "conv1.conv.weight": 5, "to_rgb1.conv.weight": 5, "convs.0.conv.weight": 5}
+    """Architecture of a generator by the shapes of its weights, ours; `facts` are options that shapes do not
+    show."""
+    dims = {
+        "input.input": 4,
+        "style.1.weight": 2,
+        "conv1.conv.weight": 5,
+        "to_rgb1.conv.weight": 5,
+        "convs.0.conv.weight": 5,
+    }
     for key, count in dims.items():
         if key not in state:
             raise LayoutError(f"holds no StyleGAN2 generator: {key} is missing among {len(state)} tensors")
         if state[key].dim() != count:
-            raise LayoutError(f"gives {key} the shape {tuple(state[key].shape)}, StyleGAN2 has {count} dimensions there")
+            raise LayoutError(
+                f"gives {key} the shape {tuple(state[key].shape)}, StyleGAN2 has {count} dimensions there"
+            )
     levels, depth = _shape_of(state)
     size, convs = 4 << min(levels, 20), len(_numbers(state, r"convs\.(\d+)\.conv\.weight"))
     widths = {4: int(state["input.input"].shape[1])}
@@ -190,16 +243,24 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
     if "embed.weight" in state:
         if state["embed.weight"].dim() != 2 or latent_dim <= style_dim:
             raise LayoutError("gives its classes shapes that do not fit the mapping network")
-        facts, latent_dim = {**facts, "num_classes": int(state["embed.weight"].shape[1])}, latent_dim - style_dim
+        facts, latent_dim = (
+            {**facts, "num_classes": int(state["embed.weight"].shape[1])},
+            latent_dim - style_dim,
+        )
     if state["to_rgb1.conv.weight"].shape[1] != 3:
-        raise LayoutError(f"draws pictures of {state['to_rgb1.conv.weight'].shape[1]} channels; only colour (3) is supported")
+        raise LayoutError(
+            f"draws pictures of {state['to_rgb1.conv.weight'].shape[1]} channels; only colour (3) is "
+            "supported"
+        )
     try:
         dims = {"size": size, "latent_dim": latent_dim, "style_dim": style_dim, "mapping_depth": depth}
         return StyleGAN2Config(**dims, **infer_channels(widths), **facts)
     except LayoutError:
         raise
     except InputError as error:
-        raise LayoutError(f"has {convs} convolutions, which no supported generator has: {str(error).rstrip('.')}") from error
+        raise LayoutError(
+            f"has {convs} convolutions, which no supported generator has: {str(error).rstrip('.')}"
+        ) from error
 
 
 def infer_discriminator_config(state: Mapping[str, Tensor]) -> StyleGAN2Config:
@@ -207,7 +268,10 @@ def infer_discriminator_config(state: Mapping[str, Tensor]) -> StyleGAN2Config:
     levels = _consecutive(_numbers(state, r"convs\.(\d+)\.conv2\.1\.weight"), first=1)
     keys = ["convs.0.0.weight", *(f"convs.{index}.conv2.1.weight" for index in range(1, levels + 1))]
     if not levels or any(key not in state or state[key].dim() != 4 for key in keys):
-        raise LayoutError("holds no StyleGAN2 discriminator: convs.0.0.weight or convs.1.conv2.1.weight is missing or misshapen")
+        raise LayoutError(
+            "holds no StyleGAN2 discriminator: convs.0.0.weight or convs.1.conv2.1.weight is missing or "
+            "misshapen"
+        )
     widths = {4 << (levels - index): int(state[key].shape[0]) for index, key in enumerate(keys)}
     return StyleGAN2Config(size=4 << min(levels, 20), **infer_channels(widths))
 
@@ -218,7 +282,11 @@ def infer_channels(widths: Mapping[int, int]) -> dict[str, int]:
     if min(widths.values()) < 1 or top > 1 << 14:
         raise LayoutError(f"has impossible channels {dict(widths)} by side")
     published = [{"channel_multiplier": multiplier, "channel_max": top} for multiplier in (2, 1, 4, 8)]
-    by_base = [{"channel_base": side * width, "channel_max": top} for side, width in widths.items() if side * width >= size]
+    by_base = [
+        {"channel_base": side * width, "channel_max": top}
+        for side, width in widths.items()
+        if side * width >= size
+    ]
     for options in [*published, *by_base]:
         try:
             config = StyleGAN2Config(size=size, **options)
@@ -228,16 +296,24 @@ def infer_channels(widths: Mapping[int, int]) -> dict[str, int]:
             ) from error
         if all(config.channels(side) == width for side, width in widths.items()):
             return options
-    raise LayoutError(f"has channels {dict(widths)} by side, which follow neither the published table nor base / side")
+    raise LayoutError(
+        f"has channels {dict(widths)} by side, which follow neither the published table nor base / side"
+    )
 
 
 def generator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a generator, ours, without building it."""
     width, levels = config.style_dim, config.size.bit_length() - 3
-    shapes: dict[str, tuple[int, ...]] = {"latent_avg": (width,), "input.input": (1, config.channels(4), 4, 4)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "latent_avg": (width,),
+        "input.input": (1, config.channels(4), 4, 4),
+    }
     fan_in = config.latent_dim + width * bool(config.num_classes)
     for index in range(config.mapping_depth):
-        shapes |= {f"style.{index + 1}.weight": (width, width if index else fan_in), f"style.{index + 1}.bias": (width,)}
+        shapes |= {
+            f"style.{index + 1}.weight": (width, width if index else fan_in),
+            f"style.{index + 1}.bias": (width,),
+        }
     if config.num_classes:
         shapes |= {"embed.weight": (width, config.num_classes), "embed.bias": (width,)}
     layers = [("conv1", config.channels(4), config.channels(4), 3), ("to_rgb1", config.channels(4), 3, 1)]
@@ -246,9 +322,15 @@ def generator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
         layers += [(f"convs.{2 * level - 2}", below, own, 3), (f"convs.{2 * level - 1}", own, own, 3)]
         layers += [(f"to_rgbs.{level - 1}", own, 3, 1)]
     for name, num_in, num_out, side in layers:
-        shapes |= {f"{name}.conv.weight": (1, num_out, num_in, side, side), f"{name}.conv.modulation.weight": (num_in, width)}
+        shapes |= {
+            f"{name}.conv.weight": (1, num_out, num_in, side, side),
+            f"{name}.conv.modulation.weight": (num_in, width),
+        }
         shapes |= {f"{name}.conv.modulation.bias": (num_in,)}
-        rgb, plain = {f"{name}.bias": (1, 3, 1, 1)}, {f"{name}.noise.weight": (1,), f"{name}.activate.bias": (num_out,)}
+        rgb, plain = (
+            {f"{name}.bias": (1, 3, 1, 1)},
+            {f"{name}.noise.weight": (1,), f"{name}.activate.bias": (num_out,)},
+        )
         shapes |= rgb if "rgb" in name else plain
     for index in range(2 * levels + 1):
         shapes[f"noises.noise_{index}"] = (1, 1, 4 << (index + 1) // 2, 4 << (index + 1) // 2)
@@ -259,7 +341,10 @@ def discriminator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a discriminator, ours, without building it."""
     sides = [config.size >> index for index in range(config.size.bit_length() - 2)]
     widths = [config.channels(side) for side in sides]
-    shapes: dict[str, tuple[int, ...]] = {"convs.0.0.weight": (widths[0], 3, 1, 1), "convs.0.1.bias": (widths[0],)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "convs.0.0.weight": (widths[0], 3, 1, 1),
+        "convs.0.1.bias": (widths[0],),
+    }
     for index, (num_in, num_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
         name = f"convs.{index}"
         shapes |= {f"{name}.conv1.0.weight": (num_in, num_in, 3, 3), f"{name}.conv1.1.bias": (num_in,)}
@@ -277,20 +362,29 @@ def check_shapes(
     optional: Iterable[str] = (),
     limit: int | None = MAX_NUMBERS,
 ) -> None:
-    """LayoutError that names the first tensor that is missing, does not belong, has another shape, or is not finite."""
+    """LayoutError that names the first tensor that is missing, does not belong, has another shape, or is not
+    finite."""
     if limit is not None and sum(map(math.prod, shapes.values())) > limit:
         raise LayoutError(f"asks for more than {limit:,} numbers, which no known StyleGAN2 has")
     if missing := [name for name in shapes if name not in state and name not in set(optional)]:
-        raise LayoutError(f"lacks {len(missing)} of {len(shapes)} tensors, first {missing[0]}; the file is incomplete")
+        raise LayoutError(
+            f"lacks {len(missing)} of {len(shapes)} tensors, first {missing[0]}; the file is incomplete"
+        )
     if extra := [name for name in state if name not in shapes]:
         first = printable(extra[0])
-        raise LayoutError(f"has {len(extra)} tensors that do not belong, first {first}; it is another architecture")
+        raise LayoutError(
+            f"has {len(extra)} tensors that do not belong, first {first}; it is another architecture"
+        )
     for name, value in state.items():
         if tuple(value.shape) != shapes[name]:
             got = printable(tuple(value.shape))
-            raise LayoutError(f"gives {name} the shape {got}, its architecture needs {shapes[name]}; it is another one")
+            raise LayoutError(
+                f"gives {name} the shape {got}, its architecture needs {shapes[name]}; it is another one"
+            )
         if not bool(torch.isfinite(value).all()):
-            raise LayoutError(f"holds values that are not finite in {name}; the training that wrote it had failed")
+            raise LayoutError(
+                f"holds values that are not finite in {name}; the training that wrote it had failed"
+            )
 
 
 def _widened(name: str, value: Tensor) -> Tensor:
@@ -334,7 +428,9 @@ def _check_filters(state: Mapping[str, Tensor], ending: str, gain: float) -> Non
         if not key.endswith(ending):
             continue
         if value.shape != expected.shape or not torch.allclose(value.float(), expected, atol=1e-6):
-            raise LayoutError(f"has another filter {printable(key)} than StyleGAN2's (1, 3, 3, 1), the only one supported")
+            raise LayoutError(
+                f"has another filter {printable(key)} than StyleGAN2's (1, 3, 3, 1), the only one supported"
+            )
 
 
 def _shape_of(state: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -1,8 +1,10 @@
-"""Weights files of any program as plain data: safetensors, torch archives old and new, TorchScript, pickles with module objects.
+"""Weights files of any program as plain data: safetensors, torch archives old and new, TorchScript, pickles
+with module objects.
 
-The first bytes decide what a file is, never its name. Nothing in a file is executed (see `unpickle`). Sizes that a file declares
-are checked against its real size before anything is allocated, so a file costs at most about twice its size and some seconds.
-`torch.load(weights_only=True)` is not used: it believes declared sizes (ADR 0014).
+The first bytes decide what a file is, never its name. Nothing in a file is executed (see `unpickle`). Sizes
+that a file declares are checked against its real size before anything is allocated, so a file costs at most
+about twice its size and some seconds. `torch.load(weights_only=True)` is not used: it believes declared sizes
+(ADR 0014).
 """
 
 from __future__ import annotations
@@ -22,7 +24,18 @@ import torch
 from torch import Tensor
 
 from zeroshift.errors import InputError, printable
-from zeroshift.files.unpickle import STORAGES, Budget, Damaged, Machine, Name, NumpyArray, NumpyType, Record, Refused, Storage
+from zeroshift.files.unpickle import (
+    STORAGES,
+    Budget,
+    Damaged,
+    Machine,
+    Name,
+    NumpyArray,
+    NumpyType,
+    Record,
+    Refused,
+    Storage,
+)
 
 MAX_HEADER = 4 << 20
 """Bytes of a safetensors header or of a zip's table of contents. Files of known models have a tenth."""
@@ -46,7 +59,8 @@ class Content:
 
 
 def read_tensors(path: str | Path) -> Content:
-    """Content of a weights file. InputError says in one sentence why a file is not read: damaged, hostile, another kind."""
+    """Content of a weights file. InputError says in one sentence why a file is not read: damaged, hostile,
+    another kind."""
     path = Path(path)
     data = _mapped(path)
     try:
@@ -63,11 +77,14 @@ def read_tensors(path: str | Path) -> Content:
     except MemoryError as error:
         raise InputError(f"{path} needs more memory than there is.") from error
     head = bytes(data[:4])
-    raise InputError(f"{path} is neither a safetensors file, a torch file nor a pickle (it begins with {head!r}).")
+    raise InputError(
+        f"{path} is neither a safetensors file, a torch file nor a pickle (it begins with {head!r})."
+    )
 
 
 def flat_tensors(tree: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors by dotted name, as a state dict has them, of nested dicts and of records of modules (also TorchScript's)."""
+    """Tensors by dotted name, as a state dict has them, of nested dicts and of records of modules (also
+    TorchScript's)."""
     found: dict[str, Tensor] = {}
     for name, value in _members(tree).items():
         full = f"{prefix}{name}"
@@ -97,10 +114,13 @@ def _mapped(path: Path) -> memoryview:
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise InputError(f"{path} is empty. Copy or download it again.")
-            # A private copy on write: tensors need memory that may be written to, and the file must never change.
+            # A private copy on write: tensors need memory that may be written to, and the file must never
+            # change.
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Give the path of a weights file.") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}. Give the path of a weights file."
+        ) from error
     except InputError:
         raise
     except ValueError as error:
@@ -115,7 +135,11 @@ def _read_safetensors(path: Path, data: memoryview) -> Content:
         raise Damaged(f"a header of {length} bytes")
     try:
         with safe_open(path, "pt") as file:
-            return Content("safetensors", {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))
+            return Content(
+                "safetensors",
+                {name: file.get_tensor(name) for name in file.keys()},
+                dict(file.metadata() or {}),
+            )
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise Damaged(printable(error, 150)) from error
 
@@ -151,9 +175,21 @@ def _read_zip(data: memoryview) -> Content:
     try:
         with zipfile.ZipFile(_ShortReads(data)) as archive:  # pyright: ignore[reportArgumentType]  # reads, seeks and tells
             members = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError, IndexError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        struct.error,
+        NotImplementedError,
+        IndexError,
+        RuntimeError,
+    ) as error:
         raise Damaged(printable(error, 150)) from error
-    roots = [name.removesuffix("data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    roots = [
+        name.removesuffix("data.pkl")
+        for name in members
+        if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
     if len(roots) != 1:
         raise Refused("is a zip archive without the weights of a torch file")
     (root,), budget = roots, Budget(len(data))
@@ -225,7 +261,8 @@ def _read_pickle(data: memoryview) -> Content:
 
 
 def _inner_storage(data: memoryview, budget: Budget) -> Storage:
-    """Storage that an archive within a pickle holds: how torch writes numbers into the pickle of another program."""
+    """Storage that an archive within a pickle holds: how torch writes numbers into the pickle of another
+    program."""
     if data[:1] != b"\x80":
         raise Damaged("weights of an unknown form within the pickle")
     magic = Machine(data, 0, budget, lambda _: Storage(torch.empty(0)))
@@ -238,13 +275,15 @@ def _inner_storage(data: memoryview, budget: Budget) -> Storage:
 
 
 def _read_legacy(data: memoryview, at: int, budget: Budget) -> Any:
-    """Object of a torch archive before 1.6: pickles one after the other, then every storage with its length in front."""
+    """Object of a torch archive before 1.6: pickles one after the other, then every storage with its length
+    in front."""
     storages: dict[str, Storage] = {}
 
     def storage(key: tuple[Any, ...]) -> Storage:
         dtype, name, count = _storage_key(key)
         if name not in storages:
-            # The numbers come after the pickle: the space is made now, after a look at whether the file can hold them.
+            # The numbers come after the pickle: the space is made now, after a look at whether the file can
+            # hold them.
             budget.spend("copied", count * dtype.itemsize)
             storages[name] = Storage(torch.empty(count, dtype=dtype))
         if storages[name].values.dtype != dtype or len(storages[name].values) != count:
@@ -272,7 +311,8 @@ def _read_legacy(data: memoryview, at: int, budget: Budget) -> Any:
 
 
 class _Walk:
-    """Replaces what only the machine knows by plain values; refuses trees too deep or too large to walk, and circles."""
+    """Replaces what only the machine knows by plain values; refuses trees too deep or too large to walk, and
+    circles."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget

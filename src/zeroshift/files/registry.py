@@ -1,4 +1,5 @@
-"""Models by name: a built-in name, a path, or a hub id. The one place that decides what a model's name means."""
+"""Models by name: a built-in name, a path, or a hub id. The one place that decides what a model's name
+means."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from zeroshift.files.checkpoints import (
     weights_file,
     with_styles,
 )
-from zeroshift.files.hub import Reference, fetch_folder, fetch_generator, is_hub_id, is_reference, parse_reference
+from zeroshift.files.hub import (
+    Reference,
+    fetch_folder,
+    fetch_generator,
+    is_hub_id,
+    is_reference,
+    parse_reference,
+)
 from zeroshift.files.unets import split_facts
 from zeroshift.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
@@ -38,7 +46,8 @@ GENERATOR_FILES = ("generator.safetensors", "model.safetensors", "generator.pt",
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where a generator came from. `sha256` is of the file of weights: they are found again under another name or path."""
+    """Where a generator came from. `sha256` is of the file of weights: they are found again under another
+    name or path."""
 
     name: str
     path: Path
@@ -47,10 +56,11 @@ class SourceInfo:
 
 
 def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
-    """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or one on the hub, and its origin.
+    """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or one on the
+    hub, and its origin.
 
-    A folder may be one of diffusers. Raises InputError that names the built-in generators if nothing is found, or says what is
-    wrong with the file.
+    A folder may be one of diffusers. Raises InputError that names the built-in generators if nothing is
+    found, or says what is wrong with the file.
     """
     name, (path, facts) = str(spec), locate(spec)
     generator, metadata = load_generator_file(path, facts)
@@ -59,8 +69,11 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
     return generator.to(device).eval(), SourceInfo(name, path, digest, portraits)
 
 
-def load_styled(spec: str | Path, doing: str, device: str | torch.device = "cpu") -> tuple[StyleGAN2Generator, SourceInfo]:
-    """As `load_generator`, for what needs styles; InputError names what is done and says that a diffusion model has none."""
+def load_styled(
+    spec: str | Path, doing: str, device: str | torch.device = "cpu"
+) -> tuple[StyleGAN2Generator, SourceInfo]:
+    """As `load_generator`, for what needs styles; InputError names what is done and says that a diffusion
+    model has none."""
     generator, info = load_generator(spec, device)
     return with_styles(generator, str(spec), doing), info
 
@@ -72,10 +85,12 @@ def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> 
 
 
 def load_clip(
-    spec: str | Path, resize: Literal["antialias", "noantialias"] = "antialias", device: str | torch.device = "cpu"
+    spec: str | Path,
+    resize: Literal["antialias", "noantialias"] = "antialias",
+    device: str | torch.device = "cpu",
 ) -> ClipModel:
-    """CLIP, frozen, of a built-in name, a file, a folder or one on the hub; ":gelu" or ":quick_gelu" behind a file says
-    its activation where it does not. InputError as for generators.
+    """CLIP, frozen, of a built-in name, a file, a folder or one on the hub; ":gelu" or ":quick_gelu" behind a
+    file says its activation where it does not. InputError as for generators.
     """
     from zeroshift.files.clips import load_clip_file, load_clip_folder, split_activation
 
@@ -88,13 +103,17 @@ def load_clip(
     if not path.exists() and not is_reference(name) and not is_hub_id(name):
         raise InputError(_not_found("CLIP", name, CLIPS))
     if not path.exists():
-        path, known = _from_hub("CLIP", name, CLIPS, _fetch_clip), parse_reference(name).repository.split("/")[1]
+        path, known = (
+            _from_hub("CLIP", name, CLIPS, _fetch_clip),
+            parse_reference(name).repository.split("/")[1],
+        )
     load = load_clip_file if path.is_file() else load_clip_folder
     return load(path, resize, known, activation).to(device)
 
 
 def locate(spec: str | Path) -> tuple[Path, dict[str, str]]:
-    """File or folder of a generator, and the facts about it that are written behind its name (`unets.FACTS`)."""
+    """File or folder of a generator, and the facts about it that are written behind its name
+    (`unets.FACTS`)."""
     name, facts = split_facts(str(spec))
     return (find_generator(spec), {}) if not facts or Path(spec).exists() else (find_generator(name), facts)
 
@@ -107,7 +126,9 @@ def find_generator(spec: str | Path) -> Path:
     if name in GENERATORS:
         return _asset(name, GENERATORS[name])
     if name in CLIPS:
-        raise InputError(f'"{name}" is a CLIP, not a generator. The built-in generators are {", ".join(GENERATORS)}.')
+        raise InputError(
+            f'"{name}" is a CLIP, not a generator. The built-in generators are {", ".join(GENERATORS)}.'
+        )
     if path.is_file():
         return path
     if path.is_dir():
@@ -116,10 +137,14 @@ def find_generator(spec: str | Path) -> Path:
                 return path / file_name
         if is_diffusers_folder(path):
             return path
-        raise InputError(f"the folder {path} holds none of {', '.join(GENERATOR_FILES)}. Give the generator file itself.")
+        raise InputError(
+            f"the folder {path} holds none of {', '.join(GENERATOR_FILES)}. Give the generator file itself."
+        )
     if not is_hub_id(name):
         raise InputError(_not_found("generator", name, GENERATORS))
-    return _from_hub("generator", name, GENERATORS, lambda reference: fetch_generator(reference, GENERATOR_FILES))
+    return _from_hub(
+        "generator", name, GENERATORS, lambda reference: fetch_generator(reference, GENERATOR_FILES)
+    )
 
 
 def _fetch_clip(reference: Reference) -> Path:
@@ -131,14 +156,17 @@ def _clip_files(names: list[str]) -> list[str]:
     top = [name for name in names if "/" not in name]
     formats = (r"model.*\.safetensors", r".*\.safetensors", r"pytorch_model.*\.bin", r".*\.(bin|pt)")
     weights = ([name for name in top if re.fullmatch(form, name)] for form in formats)
-    return [name for name in top if name.endswith((".json", ".txt", ".model"))] + next(filter(None, weights), [])
+    return [name for name in top if name.endswith((".json", ".txt", ".model"))] + next(
+        filter(None, weights), []
+    )
 
 
 def _asset(name: str, place: str) -> Path:
     path = ASSETS / place
     if not path.exists():
         raise InputError(
-            f'the built-in model "{name}" is not in this installation ({place} is missing). Install the package again.'
+            f'the built-in model "{name}" is not in this installation ({place} is missing). Install the '
+            "package again."
         )
     return path
 
@@ -154,4 +182,7 @@ def _from_hub(kind: str, name: str, built_in: dict[str, str], fetch: Callable[[R
 
 
 def _not_found(kind: str, name: str, built_in: dict[str, str]) -> str:
-    return f'no {kind} "{name}": it is no built-in name ({", ".join(built_in)}), no file or folder here, and no known hub id.'
+    return (
+        f'no {kind} "{name}": it is no built-in name ({", ".join(built_in)}), '
+        "no file or folder here, and no known hub id."
+    )

@@ -1,8 +1,8 @@
 """Noise-predicting networks as other programs store them, both ways: diffusers, DDPM, guided-diffusion.
 
-Our names are diffusers'. The architecture is read off the tensors; what they do not show has the published value, or is said
-behind the name of the file (`FACTS`). DDPM is Ho et al.'s U-Net as SDEdit, DiffusionCLIP and ddim store it; guided-diffusion is
-Dhariwal and Nichol's.
+Our names are diffusers'. The architecture is read off the tensors; what they do not show has the published
+value, or is said behind the name of the file (`FACTS`). DDPM is Ho et al.'s U-Net as SDEdit, DiffusionCLIP
+and ddim store it; guided-diffusion is Dhariwal and Nichol's.
 """
 
 from __future__ import annotations
@@ -87,24 +87,32 @@ def ddpm_generator(state: Mapping[str, Tensor], facts: Mapping[str, str] | None 
     return _translated(state, options, lambda name: ddpm_name(name, levels), facts or {})
 
 
-def guided_generator(state: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> DiffusionGenerator:
-    """Generator of a state dict in guided-diffusion's names. A label embedding is left out, as DiffusionCLIP does."""
+def guided_generator(
+    state: Mapping[str, Tensor], facts: Mapping[str, str] | None = None
+) -> DiffusionGenerator:
+    """Generator of a state dict in guided-diffusion's names. A label embedding is left out, as DiffusionCLIP
+    does."""
     facts = facts or {}
     options = guided_options(state, facts)
     state = {name: value for name, value in state.items() if not name.startswith("label_emb.")}
-    return _translated(_split_attention(state, options), options, lambda name: guided_name(name, options), facts)
+    return _translated(
+        _split_attention(state, options), options, lambda name: guided_name(name, options), facts
+    )
 
 
 def diffusers_generator(
     state: Mapping[str, Tensor], settings: Mapping[str, Any], schedule: Mapping[str, Any]
 ) -> DiffusionGenerator:
-    """Generator of a state dict of diffusers with the settings in its config.json and those of its scheduler, if it has one."""
+    """Generator of a state dict of diffusers with the settings in its config.json and those of its scheduler,
+    if it has one."""
     known = _unet_options(settings)
     for name in ("num_class_embeds", "class_embed_type"):
         if known.get(name) is not None:
             raise LayoutError("has classes, which are not supported for diffusion models")
     if known.get("time_embedding_type", "positional") != "positional":
-        raise LayoutError(f"tells the time by {printable(known['time_embedding_type'])}, only positional is supported")
+        raise LayoutError(
+            f"tells the time by {printable(known['time_embedding_type'])}, only positional is supported"
+        )
     prediction = schedule.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise LayoutError(f"predicts {printable(prediction)}; supported are epsilon and v_prediction")
@@ -114,7 +122,9 @@ def diffusers_generator(
     )
     learned = known.get("out_channels") == 2 * int(known.get("in_channels", 3))
     config = DiffusionConfig(
-        image_size=size if isinstance(size, int) else usual_size(tuple(known.get("block_out_channels", (1,)))),
+        image_size=size
+        if isinstance(size, int)
+        else usual_size(tuple(known.get("block_out_channels", (1,)))),
         unet=known,
         betas=tuple(scheduled_betas(schedule).tolist()),
         variance="learned" if learned else variance,  # pyright: ignore[reportArgumentType]  # one of the two above
@@ -143,7 +153,10 @@ def scheduled_betas(schedule: Mapping[str, Any]) -> Tensor:
 
 def ddpm_options(state: Mapping[str, Tensor]) -> Options:
     """Options of the network whose weights have DDPM's names."""
-    levels = 1 + max([int(match[1]) for name in state if (match := re.match(r"down\.(\d{1,3})\.block\.", name))], default=-1)
+    levels = 1 + max(
+        [int(match[1]) for name in state if (match := re.match(r"down\.(\d{1,3})\.block\.", name))],
+        default=-1,
+    )
     widths = tuple(_side(state, f"down.{level}.block.0.conv1.weight", 0) for level in range(levels))
     attended = [f"down.{level}.attn.0.norm.weight" in state for level in range(levels)]
     if levels > 1 and "down.0.downsample.conv.weight" not in state:
@@ -152,7 +165,9 @@ def ddpm_options(state: Mapping[str, Tensor]) -> Options:
         **_common(state, "conv_in.weight", "conv_out.weight", "temb.dense.0.weight", widths),
         "down_block_types": tuple(BLOCKS["down"]["attention" * each] for each in attended),
         "up_block_types": tuple(BLOCKS["up"]["attention" * each] for each in attended[::-1]),
-        "layers_per_block": sum(1 for name in state if re.fullmatch(r"down\.0\.block\.\d+\.norm1\.weight", name)),
+        "layers_per_block": sum(
+            1 for name in state if re.fullmatch(r"down\.0\.block\.\d+\.norm1\.weight", name)
+        ),
         "downsample_padding": 0,
         "downsample_type": "conv",
         "upsample_type": "conv",
@@ -166,9 +181,19 @@ def ddpm_options(state: Mapping[str, Tensor]) -> Options:
 
 def guided_options(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> Options:
     """Options of the network whose weights have guided-diffusion's names."""
-    last = max([int(match[1]) for name in state if (match := re.match(r"output_blocks\.(\d{1,3})\.", name))], default=0)
-    turns = {name.split(".")[1] for name in state if re.match(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight", name)}
-    levels, resized = 1 + len(turns), not any(re.match(r"output_blocks\.\d+\.[12]\.conv\.", name) for name in state)
+    last = max(
+        [int(match[1]) for name in state if (match := re.match(r"output_blocks\.(\d{1,3})\.", name))],
+        default=0,
+    )
+    turns = {
+        name.split(".")[1]
+        for name in state
+        if re.match(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight", name)
+    }
+    levels, resized = (
+        1 + len(turns),
+        not any(re.match(r"output_blocks\.\d+\.[12]\.conv\.", name) for name in state),
+    )
     per_level = (last + 1) // levels
     starts = [f"input_blocks.{1 + level * per_level}" for level in range(levels)]
     widths = tuple(_side(state, f"{start}.0.out_layers.3.weight", 0) for start in starts)
@@ -203,7 +228,8 @@ def ddpm_name(name: str, levels: int) -> str:
         case ["conv_norm_out", end]:
             return f"norm_out.{end}"
         case ["mid_block", kind, index, *rest]:
-            return f"mid.{'block' if kind == 'resnets' else 'attn'}_{int(index) + 1}.{_renamed(rest, kind, _DDPM_PARTS)}"
+            part = "block" if kind == "resnets" else "attn"
+            return f"mid.{part}_{int(index) + 1}.{_renamed(rest, kind, _DDPM_PARTS)}"
         case ["down_blocks" | "up_blocks" as way, level, kind, index, *rest]:
             number = int(level) if way == "down_blocks" else levels - 1 - int(level)
             places = {"resnets": f"block.{index}", "attentions": f"attn.{index}"}
@@ -217,7 +243,8 @@ def guided_name(name: str, options: Mapping[str, Any]) -> str:
     per_level = options["layers_per_block"] + 1
     match name.split("."):
         case ["mid_block", kind, index, *rest]:
-            return f"middle_block.{2 * int(index) if kind == 'resnets' else 1}.{_renamed(rest, kind, _GUIDED_PARTS)}"
+            place = 2 * int(index) if kind == "resnets" else 1
+            return f"middle_block.{place}.{_renamed(rest, kind, _GUIDED_PARTS)}"
         case ["down_blocks" | "up_blocks" as way, level, kind, index, *rest]:
             turn = kind in ("downsamplers", "upsamplers")
             number = int(level) * per_level + (per_level - 1 if turn else int(index)) + (way == "down_blocks")
@@ -244,7 +271,9 @@ def to_ddpm(generator: DiffusionGenerator) -> State:
     options, levels = generator.config.unet, len(generator.config.unet["block_out_channels"])
     attention = re.compile(r"(.*\.)?attn[._]\d+\.(q|k|v|proj_out)\.weight")
     named = {ddpm_name(name, levels): value for name, value in generator.unet.state_dict().items()}
-    state = {name: value[:, :, None, None] if attention.fullmatch(name) else value for name, value in named.items()}
+    state = {
+        name: value[:, :, None, None] if attention.fullmatch(name) else value for name, value in named.items()
+    }
     _check_expressible(generator, options, ddpm_options, state, "DDPM's")
     return state
 
@@ -265,7 +294,9 @@ def to_guided(generator: DiffusionGenerator) -> State:
         state[name] = value[:, :, None] if re.search(r"\.1\.(qkv|proj_out)\.weight$", name) else value
     given = {"heads": options.get("num_heads"), "head_channels": options.get("attention_head_dim")}
     told = {fact: str(value) for fact, value in given.items() if value}
-    _check_expressible(generator, options, lambda state: guided_options(state, told), state, "guided-diffusion's")
+    _check_expressible(
+        generator, options, lambda state: guided_options(state, told), state, "guided-diffusion's"
+    )
     return state
 
 
@@ -280,7 +311,9 @@ def config_of(text: str) -> DiffusionConfig:
     if unknown := sorted(set(values) - {field.name for field in fields(DiffusionConfig)}):
         raise LayoutError(f"has the option {printable(unknown[0])}, which is unknown to this version")
     options = _unet_options(values["unet"], ("num_heads", "time_width"))
-    return DiffusionConfig(**{**values, "unet": options, "betas": tuple(float(beta) for beta in values["betas"])})
+    return DiffusionConfig(
+        **{**values, "unet": options, "betas": tuple(float(beta) for beta in values["betas"])}
+    )
 
 
 def filled(config: DiffusionConfig, state: Mapping[str, Tensor]) -> DiffusionGenerator:
@@ -291,23 +324,40 @@ def filled(config: DiffusionConfig, state: Mapping[str, Tensor]) -> DiffusionGen
             raise LayoutError(f"has blocks of the kind {printable(unknown[0])}, which are not supported")
     try:
         # So that a few words of a file cannot ask for millions of layers.
-        if int(options.get("layers_per_block", 2)) * len(options.get("block_out_channels", "1234")) > len(state):
+        if int(options.get("layers_per_block", 2)) * len(options.get("block_out_channels", "1234")) > len(
+            state
+        ):
             raise LayoutError(f"asks for more layers than its {len(state)} tensors can be")
         generator = build_diffusion(config, weights=False)
     except LayoutError:
         raise
-    except (InputError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ArithmeticError, AssertionError) as error:
+    except (
+        InputError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
         raise LayoutError(f"has an architecture that cannot be built ({printable(error)})") from error
     shapes = {name: tuple(value.shape) for name, value in generator.unet.state_dict().items()}
     fitted = {name: _fitted(value, shapes.get(name)) for name, value in state.items()}
     check_shapes(fitted, shapes, limit=None)
-    generator.unet.load_state_dict({name: value.float().clone() for name, value in fitted.items()}, assign=True)
+    generator.unet.load_state_dict(
+        {name: value.float().clone() for name, value in fitted.items()}, assign=True
+    )
     return generator
 
 
-def _translated(state: Mapping[str, Tensor], options: Options, name_of: Any, facts: Mapping[str, str]) -> DiffusionGenerator:
+def _translated(
+    state: Mapping[str, Tensor], options: Options, name_of: Any, facts: Mapping[str, str]
+) -> DiffusionGenerator:
     """Generator of foreign weights; what is missing is told by the names of the file."""
-    schedule = {"cosine": "squaredcos_cap_v2"}.get(facts.get("schedule", "linear"), facts.get("schedule", "linear"))
+    schedule = {"cosine": "squaredcos_cap_v2"}.get(
+        facts.get("schedule", "linear"), facts.get("schedule", "linear")
+    )
     learned = options["out_channels"] == 2 * options["in_channels"]
     size = _whole(facts, "size") or usual_size(options["block_out_channels"])
     config = DiffusionConfig(
@@ -318,7 +368,9 @@ def _translated(state: Mapping[str, Tensor], options: Options, name_of: Any, fac
     )
     names = {name_of(name): name for name in _names(config)}
     if missing := [name for name in names if name not in state]:
-        raise LayoutError(f"lacks {len(missing)} of {len(names)} tensors, first {missing[0]}; the file is incomplete")
+        raise LayoutError(
+            f"lacks {len(missing)} of {len(names)} tensors, first {missing[0]}; the file is incomplete"
+        )
     return filled(config, {names.get(name, name): value for name, value in state.items()})
 
 
@@ -330,7 +382,9 @@ def _names(config: DiffusionConfig) -> list[str]:
         raise LayoutError(f"has an architecture that cannot be built ({printable(error)})") from error
 
 
-def _common(state: Mapping[str, Tensor], first: str, last: str, time: str, widths: tuple[int, ...]) -> Options:
+def _common(
+    state: Mapping[str, Tensor], first: str, last: str, time: str, widths: tuple[int, ...]
+) -> Options:
     """Options that are read off in the same way in every layout."""
     if not widths or 0 in widths:
         raise LayoutError("lacks the blocks of one of its levels; the file is incomplete")
@@ -380,7 +434,8 @@ def _heads(options: Mapping[str, Any], width: int) -> int:
     heads = options.get("num_heads") or max(1, width // (options.get("attention_head_dim") or width))
     if width % heads:
         raise LayoutError(
-            f"has attention over {width} channels, which are not {heads} heads; say which (:head_channels=N or :heads=N)"
+            f"has attention over {width} channels, which are not {heads} heads; say which (:head_channels=N "
+            "or :heads=N)"
         )
     return heads
 
@@ -418,15 +473,27 @@ def _unet_options(settings: Mapping[str, Any], more: tuple[str, ...] = ()) -> Op
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _check_expressible(generator: DiffusionGenerator, options: Mapping[str, Any], read: Any, state: State, whose: str) -> None:
+def _check_expressible(
+    generator: DiffusionGenerator, options: Mapping[str, Any], read: Any, state: State, whose: str
+) -> None:
     """InputError where reading the weights back would give another network."""
     try:
         reread = read(state)
     except LayoutError as error:
-        raise InputError(f"{whose} layout has no words for this generator, which {error}; convert it to safetensors.") from error
+        raise InputError(
+            f"{whose} layout has no words for this generator, which {error}; convert it to safetensors."
+        ) from error
     said = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     said["time_embedding_dim"] = said.get("time_embedding_dim") or 4 * said["block_out_channels"][0]
     unlike = [name for name, value in reread.items() if said.get(name) != value]
     if generator.patch > 1 or generator.prediction != "epsilon" or unlike:
-        what = "blocks of pixels" if generator.patch > 1 else unlike[0] if unlike else "the prediction of velocity"
-        raise InputError(f"{whose} layout has no words for {what} of this generator; convert it to safetensors.")
+        what = (
+            "blocks of pixels"
+            if generator.patch > 1
+            else unlike[0]
+            if unlike
+            else "the prediction of velocity"
+        )
+        raise InputError(
+            f"{whose} layout has no words for {what} of this generator; convert it to safetensors."
+        )

@@ -1,8 +1,10 @@
-"""The language of pickles without its power to call anything: a small machine that builds data and nothing else.
+"""The language of pickles without its power to call anything: a small machine that builds data and nothing
+else.
 
-A pickle is a program that names functions and calls them. Here a name is only looked up in the closed tables at the foot, where
-each stands for a few lines of ours; nothing is imported, no object has methods of the file's choosing, and every other name is
-refused. What a file declares is checked against its size before anything is allocated. Source: pickletools of Python.
+A pickle is a program that names functions and calls them. Here a name is only looked up in the closed tables
+at the foot, where each stands for a few lines of ours; nothing is imported, no object has methods of the
+file's choosing, and every other name is refused. What a file declares is checked against its size before
+anything is allocated. Source: pickletools of Python.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Damaged(Refused):
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a known class as data: the name of the class and what was stored in it. The class itself is never imported."""
+    """An object of a known class as data: the name of the class and what was stored in it. The class itself
+    is never imported."""
 
     class_name: str
     module: str
@@ -46,15 +49,21 @@ class Budget:
     """What reading one file may cost, whatever it declares. Archives inside the file share it."""
 
     def __init__(self, file_bytes: int) -> None:
-        # Weights may have two names, and bytes in old pickles are text first, so a multiple of the file is honest.
+        # Weights may have two names, and bytes in old pickles are text first, so a multiple of the file is
+        # honest.
         copied, tensors = min(3 * file_bytes, MAX_COPIED), 2 * file_bytes + 4096
         self.left = {"steps": MAX_STEPS, "text": MAX_TEXT, "copied": copied, "tensors": tensors}
 
     def spend(self, what: Literal["steps", "text", "copied", "tensors"], amount: int) -> None:
         self.left[what] -= amount
         if self.left[what] < 0:
-            said = {"steps": "steps to be read", "text": "text", "copied": "numbers", "tensors": "numbers"}[what]
-            raise Refused(f"needs more {said} than a file of weights of its size does; it is damaged or made to exhaust memory")
+            said = {"steps": "steps to be read", "text": "text", "copied": "numbers", "tensors": "numbers"}[
+                what
+            ]
+            raise Refused(
+                f"needs more {said} than a file of weights of its size does; it is damaged or made to "
+                "exhaust memory"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,8 @@ class NumpyArray:
 class Machine:
     """Runs the instructions of one pickle, from `at`, over its bytes; `end` is where the pickle ended.
 
-    `storage` gives the numbers that a persistent id (a tuple) stands for; `inner` reads an archive within the pickle.
+    `storage` gives the numbers that a persistent id (a tuple) stands for; `inner` reads an archive within the
+    pickle.
     """
 
     def __init__(
@@ -117,7 +127,16 @@ class Machine:
                 ACTIONS[code](self)
             self.end += 1
             return self.stack.pop()
-        except (IndexError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError, struct.error) as error:
+        except (
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            RuntimeError,
+            struct.error,
+        ) as error:
             raise Damaged(f"instruction before byte {self.end}: {type(error).__name__}") from error
 
     def take(self, count: int) -> memoryview:
@@ -152,8 +171,12 @@ class Machine:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > 500:
             raise Damaged("a name that is none")
         full = f"{RENAMED.get(module, module)}.{name}"
-        if "." in name or not (full in CALLS or full in CLASSES or full in STORAGES or full in PLAIN or _is_record(full)):
-            raise Refused(f"needs {printable(f'{module}.{name}')}, which is not read because that could run code")
+        if "." in name or not (
+            full in CALLS or full in CLASSES or full in STORAGES or full in PLAIN or _is_record(full)
+        ):
+            raise Refused(
+                f"needs {printable(f'{module}.{name}')}, which is not read because that could run code"
+            )
         return Name(full)
 
     def refuse(self, code: int) -> None:
@@ -162,8 +185,14 @@ class Machine:
         if code in b"i":
             self.name(self.line(), self.line())
         if code in b"\x82\x83\x84":
-            raise Refused("names a function by a number of the extension registry, which is not read because that could run code")
-        raise Refused(f"holds the pickle instruction {code:#04x}, which no file of weights needs; it is damaged or not one")
+            raise Refused(
+                "names a function by a number of the extension registry, which is not read because that "
+                "could run code"
+            )
+        raise Refused(
+            f"holds the pickle instruction {code:#04x}, which no file of weights needs; it is damaged or "
+            "not one"
+        )
 
     def pop_to_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marked.pop()
@@ -225,7 +254,9 @@ class Machine:
         if math.prod(size) * dtype.itemsize != len(raw):
             raise Damaged(f"an array of shape {size} in {len(raw)} bytes")
         values = torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
-        return values.reshape(size[::-1]).permute(*range(len(size))[::-1]) if fortran else values.reshape(size)
+        return (
+            values.reshape(size[::-1]).permute(*range(len(size))[::-1]) if fortran else values.reshape(size)
+        )
 
     def tensor(self, storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
         """Tensor cut out of a storage, within it and not longer than it."""
@@ -321,7 +352,8 @@ def _load(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
 
 
 def _fold(count: int, make: Callable[..., Any]) -> Callable[[Machine], None]:
-    """Replaces the top `count` objects, of which the topmost is the first argument, by what `make` returns."""
+    """Replaces the top `count` objects, of which the topmost is the first argument, by what `make`
+    returns."""
 
     def act(machine: Machine) -> None:
         arguments = [machine.stack.pop() for _ in range(count)]
@@ -398,9 +430,12 @@ ACTIONS: dict[int, Callable[[Machine], Any]] = {
     ord("b"): _fold(2, Machine.build),
     ord("Q"): _fold(1, _persistent),
 }
-"""Instruction -> what it does. Those that no file of weights uses are absent: text forms, copies of the top, extension codes."""
+"""Instruction -> what it does. Those that no file of weights uses are absent: text forms, copies of the top,
+extension codes."""
 
-RENAMED = {"__builtin__": "builtins"} | {f"numpy._core.{part}": f"numpy.core.{part}" for part in ("multiarray", "numeric")}
+RENAMED = {"__builtin__": "builtins"} | {
+    f"numpy._core.{part}": f"numpy.core.{part}" for part in ("multiarray", "numeric")
+}
 
 CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
@@ -419,19 +454,25 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch.jit._pickle.restore_type_tag": lambda m, value, tag: value,
     "numpy.core.multiarray._reconstruct": lambda m, *_: NumpyArray(),
     "numpy.core.multiarray.scalar": _number,
-    "numpy.core.numeric._frombuffer": lambda m, raw, kind, shape, order: m.array(raw, kind, shape, order == "F"),
+    "numpy.core.numeric._frombuffer": lambda m, raw, kind, shape, order: m.array(
+        raw, kind, shape, order == "F"
+    ),
     "numpy.dtype": _numpy_type,
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
 }
 """Functions that a pickle of weights calls -> what we do instead."""
-CALLS |= {f"torch.jit._pickle.build_{kind}list": CALLS["builtins.list"] for kind in ("int", "double", "bool", "tensor")}
+CALLS |= {
+    f"torch.jit._pickle.build_{kind}list": CALLS["builtins.list"]
+    for kind in ("int", "double", "bool", "tensor")
+}
 
 CLASSES = {"builtins.dict", "collections.defaultdict", "dnnlib.util.EasyDict"}
 """Classes whose objects become dictionaries."""
 
 RECORDS = {"argparse.Namespace", "dnnlib.tflib.network.Network"}
 RECORD_MODULES = ("torch.nn.modules.", "__torch__", "omegaconf.")
-"""Classes, and modules of classes, whose objects become records. `__torch__` is where TorchScript keeps the classes of a file."""
+"""Classes, and modules of classes, whose objects become records. `__torch__` is where TorchScript keeps the
+classes of a file."""
 
 STORAGES = {
     f"torch.{name}Storage": getattr(torch, kind)
@@ -442,9 +483,18 @@ STORAGES = {
     )
 } | {"torch.storage.UntypedStorage": torch.uint8}
 
-PLAIN = {f"torch.{kind}" for kind in "float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool".split()}
-PLAIN |= {f"builtins.{kind}" for kind in "object int float str bool".split()} | {"numpy.ndarray", "typing.Any"}
+PLAIN = {
+    f"torch.{kind}" for kind in "float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool".split()
+}
+PLAIN |= {f"builtins.{kind}" for kind in "object int float str bool".split()} | {
+    "numpy.ndarray",
+    "typing.Any",
+}
 """Names that stand for themselves: they become text."""
 
 NUMPY_TYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool}
-NUMPY_TYPES |= {f"{kind[0]}{size}": getattr(torch, f"{kind}{8 * size}") for kind in ("int", "uint") for size in (1, 2, 4, 8)}
+NUMPY_TYPES |= {
+    f"{kind[0]}{size}": getattr(torch, f"{kind}{8 * size}")
+    for kind in ("int", "uint")
+    for size in (1, 2, 4, 8)
+}

@@ -1,10 +1,11 @@
-"""Published picture networks in plain PyTorch, under the names of their published weights: Inception of FID, VGG16, AlexNet, HED.
+"""Published picture networks in plain PyTorch, under the names of their published weights: Inception of FID,
+VGG16, AlexNet, HED.
 
-torchvision is not needed: its builds for some machines lag behind PyTorch's. Each network is written from its paper and from
-the shapes of its weights. Only features come out; no network here is trained.
+torchvision is not needed: its builds for some machines lag behind PyTorch's. Each network is written from its
+paper and from the shapes of its weights. Only features come out; no network here is trained.
 
-Sources: Szegedy et al. 2016 (Inception v3); Simonyan and Zisserman 2015 (VGG); Krizhevsky 2014 (AlexNet, one tower); Xie and Tu
-2015 (HED).
+Sources: Szegedy et al. 2016 (Inception v3); Simonyan and Zisserman 2015 (VGG); Krizhevsky 2014 (AlexNet, one
+tower); Xie and Tu 2015 (HED).
 """
 
 from __future__ import annotations
@@ -46,12 +47,18 @@ class Conv(nn.Module):
 class Mixed(nn.Module):
     """Branches side by side, concatenated, and a pooled one behind them.
 
-    With `halve` the last convolution of every branch has stride 2 without padding and the pool is a bare maximum. Else a 1x1
-    convolution of `pooled` channels follows the pool; the average leaves padding out of its count, as TensorFlow's does.
+    With `halve` the last convolution of every branch has stride 2 without padding and the pool is a bare
+    maximum. Else a 1x1 convolution of `pooled` channels follows the pool; the average leaves padding out of
+    its count, as TensorFlow's does.
     """
 
     def __init__(
-        self, width: int, branches: Sequence[Branch], pooled: int = 0, maximum: bool = False, halve: bool = False
+        self,
+        width: int,
+        branches: Sequence[Branch],
+        pooled: int = 0,
+        maximum: bool = False,
+        halve: bool = False,
     ) -> None:
         super().__init__()
         self.maximum, self.halve, self.out = maximum, halve, 0
@@ -93,8 +100,12 @@ def _a(width: int, pooled: int) -> Mixed:
 def _c(width: int, middle: int) -> Mixed:
     row, column = (1, 7), (7, 1)
     single = _line(("branch7x7_1", middle, 1), ("branch7x7_2", middle, row), ("branch7x7_3", 192, column))
-    double = [(f"branch7x7dbl_{n}", 192 if n == 5 else middle, row if n % 2 else column) for n in (2, 3, 4, 5)]
-    return Mixed(width, [_line(("branch1x1", 192, 1)), single, _line(("branch7x7dbl_1", middle, 1), *double)], 192)
+    double = [
+        (f"branch7x7dbl_{n}", 192 if n == 5 else middle, row if n % 2 else column) for n in (2, 3, 4, 5)
+    ]
+    return Mixed(
+        width, [_line(("branch1x1", 192, 1)), single, _line(("branch7x7dbl_1", middle, 1), *double)], 192
+    )
 
 
 def _e(width: int, maximum: bool) -> Mixed:
@@ -108,7 +119,8 @@ def _e(width: int, maximum: bool) -> Mixed:
 class Inception(nn.Module):
     """Inception v3 of the FID graph (2015-12-05), 1008 outputs, as converted for PyTorch.
 
-    It differs from torchvision's in the averages (padding not counted), in the maximum of the last block, and in its weights.
+    It differs from torchvision's in the averages (padding not counted), in the maximum of the last block, and
+    in its weights.
     """
 
     def __init__(self) -> None:
@@ -120,9 +132,13 @@ class Inception(nn.Module):
         self.Conv2d_4a_3x3 = Conv(80, 192, 3, pad=False)
         self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _a(192, 32), _a(256, 64), _a(288, 64)
         self.Mixed_6a = Mixed(288, [_line(("branch3x3", 384, 3)), _TRIPLE], halve=True)
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (_c(768, middle) for middle in (128, 160, 160, 192))
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (
+            _c(768, middle) for middle in (128, 160, 160, 192)
+        )
         single = _line(("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3))
-        cross = _line(("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)))
+        cross = _line(
+            ("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1))
+        )
         self.Mixed_7a = Mixed(768, [single, [*cross, (("branch7x7x3_4", 192, 3),)]], halve=True)
         self.Mixed_7b, self.Mixed_7c = _e(1280, maximum=False), _e(2048, maximum=True)
         self.fc = nn.Linear(2048, 1008)
@@ -132,7 +148,8 @@ class Inception(nn.Module):
         return self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features B,2048 and logits B,1008 without bias, as the published scores take them; `x` 299 px in [-1, 1]."""
+        """Pooled features B,2048 and logits B,1008 without bias, as the published scores take them; `x` 299
+        px in [-1, 1]."""
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(self.early(x), 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
@@ -141,19 +158,24 @@ class Inception(nn.Module):
 
 
 def resize_tensorflow(pictures: Tensor, side: int) -> Tensor:
-    """Bilinear pictures of `side` as TensorFlow 1 made them: corners at whole pixels from the upper left, no antialiasing."""
+    """Bilinear pictures of `side` as TensorFlow 1 made them: corners at whole pixels from the upper left, no
+    antialiasing."""
     for axis in (-2, -1):
         length = pictures.shape[axis]
         place = torch.arange(side, device=pictures.device, dtype=pictures.dtype) * (length / side)
         low = place.floor().long().clamp(max=length - 1)
         share = (place - low).view((-1, 1) if axis == -2 else (-1,))
-        first, second = pictures.index_select(axis, low), pictures.index_select(axis, (low + 1).clamp(max=length - 1))
+        first, second = (
+            pictures.index_select(axis, low),
+            pictures.index_select(axis, (low + 1).clamp(max=length - 1)),
+        )
         pictures = first + (second - first) * share
     return pictures
 
 
 class Taps(NamedTuple):
-    """Where LPIPS reads a network: the convolutions of `features` by number, and after which of them, behind its ReLU."""
+    """Where LPIPS reads a network: the convolutions of `features` by number, and after which of them, behind
+    its ReLU."""
 
     convolutions: dict[int, tuple[int, int, int, int, int]]
     """Number -> channels in and out, kernel, stride, padding."""
@@ -174,12 +196,19 @@ def _vgg() -> Taps:
     return Taps(convolutions, tuple(pools), (2, 7, 14, 21, 28))
 
 
-_ALEX = {0: (3, 64, 11, 4, 2), 3: (64, 192, 5, 1, 2), 6: (192, 384, 3, 1, 1), 8: (384, 256, 3, 1, 1), 10: (256, 256, 3, 1, 1)}
+_ALEX = {
+    0: (3, 64, 11, 4, 2),
+    3: (64, 192, 5, 1, 2),
+    6: (192, 384, 3, 1, 1),
+    8: (384, 256, 3, 1, 1),
+    10: (256, 256, 3, 1, 1),
+}
 TAPS = {"vgg": _vgg(), "alex": Taps(_ALEX, ((3, 3), (6, 3)), (0, 3, 6, 8, 10))}
 
 
 class TappedNet(nn.Module):
-    """The convolutions of VGG16 or AlexNet under torchvision's names (`features.N`), read where LPIPS reads them."""
+    """The convolutions of VGG16 or AlexNet under torchvision's names (`features.N`), read where LPIPS reads
+    them."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -200,9 +229,16 @@ class TappedNet(nn.Module):
 
 
 class Hed(nn.Module):
-    """Holistically nested edge detection: five side outputs of a VGG16, brought to the picture's size and combined."""
+    """Holistically nested edge detection: five side outputs of a VGG16, brought to the picture's size and
+    combined."""
 
-    STAGES = (("One", 3, 64, 2), ("Two", 64, 128, 2), ("Thr", 128, 256, 3), ("Fou", 256, 512, 3), ("Fiv", 512, 512, 3))
+    STAGES = (
+        ("One", 3, 64, 2),
+        ("Two", 64, 128, 2),
+        ("Thr", 128, 256, 3),
+        ("Fou", 256, 512, 3),
+        ("Fiv", 512, 512, 3),
+    )
     MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Whether it worked: every metric that the given pictures and networks allow, with the record of how it was measured.
+"""Whether it worked: every metric that the given pictures and networks allow, with the record of how it was
+measured.
 
 1. subject: which pictures, before and after, and what they can be compared with
 2. networks: what they are looked at through
@@ -47,7 +48,8 @@ CLUSTERS = 10
 
 
 class Number(NamedTuple):
-    """A value; `spread` is the standard deviation over pictures, splits, subsets or clusters; `note` tells which."""
+    """A value; `spread` is the standard deviation over pictures, splits, subsets or clusters; `note` tells
+    which."""
 
     value: float
     spread: float | None = None
@@ -83,26 +85,39 @@ def _kernel(seen: Seen) -> Number:
     made, real = seen["made features"], seen["real features"]
     mean, deviation = metrics.kernel_distance(real, made)
     size = min(len(made), len(real), 1000)
-    return Number(mean, deviation, "all pictures at once" if size == len(made) == len(real) else f"100 subsets of {size}")
+    return Number(
+        mean,
+        deviation,
+        "all pictures at once" if size == len(made) == len(real) else f"100 subsets of {size}",
+    )
 
 
 def _inception(seen: Seen) -> Number:
-    """Of several questions the geometric mean: the score of independent answers is the product of their scores."""
+    """Of several questions the geometric mean: the score of independent answers is the product of their
+    scores."""
     scores = [metrics.inception_score(seen[name]) for name in sorted(seen) if name.startswith("made classes")]
     mean = math.exp(sum(math.log(score.mean) for score in scores) / len(scores))
     deviation = sum(score.deviation for score in scores) / len(scores)
-    return Number(mean, deviation, "10 splits" + (f", geometric mean of {len(scores)} attributes" if len(scores) > 1 else ""))
+    return Number(
+        mean,
+        deviation,
+        "10 splits" + (f", geometric mean of {len(scores)} attributes" if len(scores) > 1 else ""),
+    )
 
 
 def _single_image(seen: Seen) -> Number:
-    made, real = (metrics.Gaussians(seen[f"{which} mean"], seen[f"{which} covariance"]) for which in ("made", "real"))
+    made, real = (
+        metrics.Gaussians(seen[f"{which} mean"], seen[f"{which} covariance"]) for which in ("made", "real")
+    )
     references = metrics.Gaussians(real.mean[:REFERENCES], real.covariance[:REFERENCES])
     distances = metrics.single_image_frechet(references, made)
     return _over_pictures(distances.mean(dim=0), f"over pictures; references: the first {len(distances)}")
 
 
 def _overlap(seen: Seen) -> metrics.Overlap:
-    return _once(seen, "overlap", lambda: metrics.precision_recall(seen["real features"], seen["made features"]))
+    return _once(
+        seen, "overlap", lambda: metrics.precision_recall(seen["real features"], seen["made features"])
+    )
 
 
 def _clusters(seen: Seen) -> metrics.Clusters:
@@ -129,7 +144,11 @@ def _by_words(seen: Seen, note: str) -> str:
 def _attributes(seen: Seen) -> Number:
     # Sums first: a domain hides some attributes, whose own ratio would be noise over noise.
     made, true = (sum(each) for each in zip(*seen["attributes"].values(), strict=True))
-    return Number(made / max(true, 1e-9), None, _by_words(seen, "attributes read right, over those on the true pictures"))
+    return Number(
+        made / max(true, 1e-9),
+        None,
+        _by_words(seen, "attributes read right, over those on the true pictures"),
+    )
 
 
 def _attribute(seen: Seen, name: str) -> Number:
@@ -140,7 +159,12 @@ def _attribute(seen: Seen, name: str) -> Number:
 
 _TRUE = ("target", "truth")
 _ROWS: dict[str, tuple[str, Any, tuple[str, ...], Callable[[Seen], Number]]] = {
-    "fid": ("Frechet distance (FID)", "lower", ("made", "real"), lambda s: _sets(s, metrics.frechet_distance)),
+    "fid": (
+        "Frechet distance (FID)",
+        "lower",
+        ("made", "real"),
+        lambda s: _sets(s, metrics.frechet_distance),
+    ),
     "kid": ("kernel distance (KID)", "lower", ("made", "real"), _kernel),
     "precision": (
         "precision (improved)",
@@ -148,11 +172,21 @@ _ROWS: dict[str, tuple[str, Any, tuple[str, ...], Callable[[Seen], Number]]] = {
         ("made", "real"),
         lambda s: Number(_overlap(s).precision, None, "3 neighbours"),
     ),
-    "recall": ("recall (improved)", "higher", ("made", "real"), lambda s: Number(_overlap(s).recall, None, "3 neighbours")),
+    "recall": (
+        "recall (improved)",
+        "higher",
+        ("made", "real"),
+        lambda s: Number(_overlap(s).recall, None, "3 neighbours"),
+    ),
     "is": ("inception score (IS)", "higher", ("made",), _inception),
     "sifid": ("single-image Frechet distance (SIFID)", "lower", ("made", "real"), _single_image),
     "scs": ("structural consistency (SCS)", "higher", ("edges",), lambda s: _over_pictures(s["edges"])),
-    "identity": ("identity similarity (ID)", "higher", ("identity",), lambda s: _over_pictures(s["identity"])),
+    "identity": (
+        "identity similarity (ID)",
+        "higher",
+        ("identity",),
+        lambda s: _over_pictures(s["identity"]),
+    ),
     "intra_lpips_few_shot": (
         "Intra-LPIPS, few-shot (pairs around each shot)",
         "higher",
@@ -185,8 +219,18 @@ _ROWS: dict[str, tuple[str, Any, tuple[str, ...], Callable[[Seen], Number]]] = {
         lambda s: _over_pictures(metrics.clip_score(s["target"], s["label"])),
     ),
     "direction": ("directional similarity", "higher", ("target", "source", "change"), _direction),
-    "truth.recognised": ("recognised as the target", "higher", _TRUE, lambda s: Number(float(s["recognised"].mean()))),
-    "truth.distance": ("distance to the true picture", "lower", ("pixels",), lambda s: _over_pictures(s["pixels"])),
+    "truth.recognised": (
+        "recognised as the target",
+        "higher",
+        _TRUE,
+        lambda s: Number(float(s["recognised"].mean())),
+    ),
+    "truth.distance": (
+        "distance to the true picture",
+        "lower",
+        ("pixels",),
+        lambda s: _over_pictures(s["pixels"]),
+    ),
     "truth.perceptual": (
         "perceptual distance to the true picture",
         "lower",
@@ -208,7 +252,12 @@ _ROWS: dict[str, tuple[str, Any, tuple[str, ...], Callable[[Seen], Number]]] = {
     "truth.attributes": ("attributes kept", "higher", ("true people",), _attributes),
 }
 _ROWS |= {
-    f"truth.{name}": (f"{name.replace('_', ' ')} read right", "higher", ("people",), partial(_attribute, name=name))
+    f"truth.{name}": (
+        f"{name.replace('_', ' ')} read right",
+        "higher",
+        ("people",),
+        partial(_attribute, name=name),
+    )
     for name in CHOICES
 }
 METRICS = {name: Metric(*row) for name, row in _ROWS.items()}
@@ -220,7 +269,8 @@ METRICS = {name: Metric(*row) for name, row in _ROWS.items()}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result. `record` is what evaluation.json holds; `path` where that is, None where nothing was written."""
+    """The result. `record` is what evaluation.json holds; `path` where that is, None where nothing was
+    written."""
 
     record: dict[str, Any]
     path: Path | None = None
@@ -237,7 +287,9 @@ class Evaluation:
         rows = evaluation_rows(self.record)
         widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(3)]
         lines = [f"{self.record['evaluated']}: {evaluation_settings(self.record)}", ""]
-        lines += [f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+        lines += [
+            f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
+        ]
         reasons: dict[str, list[str]] = {}
         for name, why in self.record["missing"].items():
             reasons.setdefault(why, []).append(name)
@@ -248,11 +300,18 @@ class Evaluation:
         """One line per metric, each with all that the value depends on."""
         record, made = self.record, io.StringIO()
         settings = {name: value for name, value in record["settings"].items() if name != "resize"}
-        shared = {"evaluated": record["evaluated"], "kind": record["kind"], **record["labels"], "reference": record["reference"]}
+        shared = {
+            "evaluated": record["evaluated"],
+            "kind": record["kind"],
+            **record["labels"],
+            "reference": record["reference"],
+        }
         table = []
         for name, row in record["metrics"].items():
             network = record["networks"].get(row["role"], {"name": "", "sha256": "", "resize": ""})
-            table.append({"metric": name, **row, **network, **shared, **settings, "resize": network["resize"]})
+            table.append(
+                {"metric": name, **row, **network, **shared, **settings, "resize": network["resize"]}
+            )
         writer = csv.DictWriter(made, table[0] if table else ["metric"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
@@ -267,11 +326,13 @@ def evaluate(
     save: bool = True,
     **overrides: Any,
 ) -> Evaluation:
-    """Every metric that the pictures of a run (or its folder), a generator (or its name) or a picture folder allow.
+    """Every metric that the pictures of a run (or its folder), a generator (or its name) or a picture folder
+    allow.
 
-    Options come from `config` and from `overrides`: evaluate("runs/sketch", seeds="0-999", judge="openai/clip-vit-base-patch16").
-    The record of a run is written to its folder, where report and model card show it, unless `save` is false or `metrics` chose
-    some. InputError where something that was asked for is missing.
+    Options come from `config` and from `overrides`: evaluate("runs/sketch", seeds="0-999",
+    judge="openai/clip-vit-base-patch16"). The record of a run is written to its folder, where report and
+    model card show it, unless `save` is false or `metrics` chose some. InputError where something that was
+    asked for is missing.
     """
     config = _configured(config, overrides)
     if unknown := [name for name in config.metrics if name not in METRICS]:
@@ -328,7 +389,11 @@ def _lacking(metric: Metric, subject: Subject, networks: Networks) -> str:
     """All that a metric lacks and how to get it; empty where it can be measured."""
     labels = subject.labels
     lacks: list[str] = []
-    known = {*subject.sets} | ({"labels"} if labels else set()) | ({"change"} if labels and labels[0] != labels[1] else set())
+    known = (
+        {*subject.sets}
+        | ({"labels"} if labels else set())
+        | ({"change"} if labels and labels[0] != labels[1] else set())
+    )
     known |= {"people"} if subject.people else set()
     for role, sets in ((role_of(need, networks), SIGHTS[need][1]) for need in metric.needs):
         lacks += [subject.gaps[name] for name in sets if name not in known]
@@ -337,10 +402,18 @@ def _lacking(metric: Metric, subject: Subject, networks: Networks) -> str:
 
 
 def _record(
-    subject: Subject, networks: Networks, config: EvaluateConfig, numbers: dict[str, Number], missing: dict[str, str]
+    subject: Subject,
+    networks: Networks,
+    config: EvaluateConfig,
+    numbers: dict[str, Number],
+    missing: dict[str, str],
 ) -> dict[str, Any]:
     """All that the values depend on, as plain values, without folders of this computer."""
-    labels, truth, reference = subject.labels or ("", ""), subject.sets.get("truth"), subject.sets.get("reference")
+    labels, truth, reference = (
+        subject.labels or ("", ""),
+        subject.sets.get("truth"),
+        subject.sets.get("reference"),
+    )
     rows = {
         name: {
             "title": METRICS[name].title,
@@ -354,7 +427,10 @@ def _record(
     }
     told, judge = [], networks.judge
     if judge is not None and judge.label.sha256 in subject.guides:
-        told.append(f"the judge {judge.label.name} guided this run, so its numbers flatter it; give another one with --judge.")
+        told.append(
+            f"the judge {judge.label.name} guided this run, so its numbers flatter it; give another one "
+            "with --judge."
+        )
     drawn = subject.kind != "pictures"
     return {
         "schema": SCHEMA,
@@ -369,7 +445,9 @@ def _record(
         "settings": {
             "pictures": len(subject.target),
             "seeds": config.seeds if drawn else "",
-            "truncation": config.truncation if (drawn or "source" in subject.hashes) and not subject.route else None,
+            "truncation": config.truncation
+            if (drawn or "source" in subject.hashes) and not subject.route
+            else None,
             "noise": "the generators' own maps" if drawn and not subject.route else "",
             "size": subject.target.size,
             "resize": RESIZE,

@@ -1,4 +1,5 @@
-"""What networks see in sets of pictures: features, maps and distances, in one pass, as tensors that the equations take."""
+"""What networks see in sets of pictures: features, maps and distances, in one pass, as tensors that the
+equations take."""
 
 from __future__ import annotations
 
@@ -44,26 +45,36 @@ SIGHTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "people": ("reader", ("people",)),
     "true people": ("reader", ("people", "truth")),
 }
-"""What can be seen -> the role of the network that sees it ("" for none), and what it needs beside the target's pictures."""
+"""What can be seen -> the role of the network that sees it ("" for none), and what it needs beside the
+target's pictures."""
 
 
 def role_of(need: str, networks: Networks) -> str:
-    """Role of the network that sees something. Attributes that no reader knows in this domain are read by the judge's words."""
+    """Role of the network that sees something. Attributes that no reader knows in this domain are read by the
+    judge's words."""
     role = SIGHTS[need][0]
     return "judge" if role == "reader" and networks.reader is None else role
 
 
 @torch.no_grad()
 def look(
-    subject: Subject, networks: Networks, needs: set[str], batch: int, device: str | torch.device, progress: Progress
+    subject: Subject,
+    networks: Networks,
+    needs: set[str],
+    batch: int,
+    device: str | torch.device,
+    progress: Progress,
 ) -> Seen:
-    """What `needs` asks to see, as tensors on the CPU, in one pass over target, source and truth, and one over each other set."""
+    """What `needs` asks to see, as tensors on the CPU, in one pass over target, source and truth, and one
+    over each other set."""
     tally: dict[str, list[Tensor]] = defaultdict(list)
     sets = subject.sets
     if "true people" in needs or "people" in needs:
         needs = needs | {"people"} | ({"target", "truth"} if networks.reader is None else set())
     count, real = len(subject.target), sets["reference"] if "real" in needs else None
-    wanted = {name for need in needs for name in SIGHTS[need][1]} | ({"truth"} if "people" in needs else set())
+    wanted = {name for need in needs for name in SIGHTS[need][1]} | (
+        {"truth"} if "people" in needs else set()
+    )
     paired = [name for name in ("source", "truth") if name in wanted and name in sets]
     total = max(count, len(real) if real else 0)
     for start in range(0, total, batch):
@@ -73,7 +84,11 @@ def look(
             for name, value in _glance(networks, needs, subject.target.part(rows).to(device), parts).items():
                 tally[name].append(value.cpu())
         if real is not None and start < len(real):
-            pictures = parts["truth"] if real is sets.get("truth") and "truth" in parts else real.part(rows).to(device)
+            pictures = (
+                parts["truth"]
+                if real is sets.get("truth") and "truth" in parts
+                else real.part(rows).to(device)
+            )
             assert networks.features is not None
             for name, value in _described("real", networks.features.see(pictures)).items():
                 tally[name].append(value.cpu())
@@ -82,14 +97,23 @@ def look(
     if networks.perceptual is not None and "matrix" in needs:
         seen["matrix"] = perceptual_matrix(networks.perceptual, subject.target, None, batch, device, progress)
     if networks.perceptual is not None and "shots" in needs:
-        seen["shots"] = perceptual_matrix(networks.perceptual, subject.target, sets["shots"], batch, device, progress)
+        seen["shots"] = perceptual_matrix(
+            networks.perceptual, subject.target, sets["shots"], batch, device, progress
+        )
     return seen | _read(subject, networks, needs, seen)
 
 
-def _glance(networks: Networks, needs: set[str], target: Tensor, paired: dict[str, Tensor]) -> dict[str, Tensor]:
+def _glance(
+    networks: Networks, needs: set[str], target: Tensor, paired: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """What is seen in one batch of pictures, and of the source and true pictures that pair with them."""
     found: dict[str, Tensor] = {}
-    judge, features, source, truth = networks.judge, networks.features, paired.get("source"), paired.get("truth")
+    judge, features, source, truth = (
+        networks.judge,
+        networks.features,
+        paired.get("source"),
+        paired.get("truth"),
+    )
     if features is not None and "made" in needs:
         sight = features.see(target)
         found |= _described("made", sight)
@@ -100,9 +124,13 @@ def _glance(networks: Networks, needs: set[str], target: Tensor, paired: dict[st
             if name in needs and name not in found and pictures is not None:
                 found[name] = judge.features(pictures)
     if networks.identity is not None and "identity" in needs and source is not None:
-        found["identity"] = metrics.identity_similarity(networks.identity.embed(source), networks.identity.embed(target))
+        found["identity"] = metrics.identity_similarity(
+            networks.identity.embed(source), networks.identity.embed(target)
+        )
     if networks.edges is not None and "edges" in needs and source is not None:
-        found["edges"] = metrics.structural_consistency(networks.edges.edges(source).cpu(), networks.edges.edges(target).cpu())
+        found["edges"] = metrics.structural_consistency(
+            networks.edges.edges(source).cpu(), networks.edges.edges(target).cpu()
+        )
     if networks.perceptual is not None and "perceptual" in needs and truth is not None:
         vectors = [_vectors(networks.perceptual, each) for each in (target, truth)]
         found["perceptual"] = (vectors[0] - vectors[1]).square().sum(dim=1)
@@ -115,9 +143,14 @@ def _glance(networks: Networks, needs: set[str], target: Tensor, paired: dict[st
 
 
 def _described(name: str, sight: Sight) -> dict[str, Tensor]:
-    """A sight as rows: features, probabilities of each question, and the Gaussian of the early map's positions."""
+    """A sight as rows: features, probabilities of each question, and the Gaussian of the early map's
+    positions."""
     gaussians = metrics.position_gaussians(sight.early.cpu())
-    rows = {f"{name} features": sight.features, f"{name} mean": gaussians.mean, f"{name} covariance": gaussians.covariance}
+    rows = {
+        f"{name} features": sight.features,
+        f"{name} mean": gaussians.mean,
+        f"{name} covariance": gaussians.covariance,
+    }
     return rows | {f"{name} classes {number}": each for number, each in enumerate(sight.classes)}
 
 
@@ -147,7 +180,10 @@ def perceptual_matrix(
 
     width = vectors(first, range(0, 1)).shape[1]
     block = max(batch, BLOCK // width)
-    ranges = [[range(at, min(at + block, len(each))) for at in range(0, len(each), block)] for each in (first, other)]
+    ranges = [
+        [range(at, min(at + block, len(each))) for at in range(0, len(each), block)]
+        for each in (first, other)
+    ]
     matrix, done = torch.zeros(len(first), len(other), dtype=torch.float64), 0
     for rows in ranges[0]:
         ours = vectors(first, rows)
@@ -165,7 +201,8 @@ def perceptual_matrix(
 
 
 def _read(subject: Subject, networks: Networks, needs: set[str], seen: Seen) -> Seen:
-    """What is said in words: the labels, whether pictures are recognised, and the attributes of the built-in world."""
+    """What is said in words: the labels, whether pictures are recognised, and the attributes of the built-in
+    world."""
     found: Seen = {}
     if "people" in needs and subject.people:
         found["attributes"], found["by words"] = _kept(subject, networks, seen), networks.reader is None
@@ -182,7 +219,8 @@ def _read(subject: Subject, networks: Networks, needs: set[str], seen: Seen) -> 
 
 
 def _kept(subject: Subject, networks: Networks, seen: Seen) -> dict[str, tuple[float, float | None]]:
-    """Attribute -> share of people whose attribute is read from their picture, and from their true picture where it is known."""
+    """Attribute -> share of people whose attribute is read from their picture, and from their true picture
+    where it is known."""
     assert subject.seeds is not None
     scene = sample_scene(z_from_seeds(subject.seeds, LATENT_DIM))
 
@@ -199,6 +237,7 @@ def _kept(subject: Subject, networks: Networks, seen: Seen) -> dict[str, tuple[f
 
 
 def read_attributes(clip: ClipModel, images: Tensor, scene: Scene, label: str = "photo") -> dict[str, float]:
-    """How often a CLIP of the built-in world reads each attribute of people right, from its features BE of their pictures."""
+    """How often a CLIP of the built-in world reads each attribute of people right, from its features BE of
+    their pictures."""
     texts = attribute_features(clip, label)
     return {name: metrics.attribute_accuracy(images, texts[name], scene.choice[name]) for name in CHOICES}

@@ -1,7 +1,9 @@
-"""Numbers about pictures as pure functions, one per equation: of features, of maps, of distances, of the pictures themselves.
+"""Numbers about pictures as pure functions, one per equation: of features, of maps, of distances, of the
+pictures themselves.
 
-Which network the features come from is not decided here (see `networks`); docs/metrics.md tells what each number means and
-where it misleads. Values that belong to pictures leave as one number per picture (B), so that means and spreads can be taken.
+Which network the features come from is not decided here (see `networks`); docs/metrics.md tells what each
+number means and where it misleads. Values that belong to pictures leave as one number per picture (B), so
+that means and spreads can be taken.
 
 Ranges. Pictures in [-1, 1] BCHW; features BE of any length, un-normalised where a function says so.
 """
@@ -37,9 +39,9 @@ def frechet_distance(first: Feature, second: Feature) -> float:
 
     Eq. Heusel et al. 2017: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), C with divisor n - 1.
 
-    Note. Written with centred features X, Y (rows / sqrt(n - 1)), tr (C1 C2)^(1/2) is the sum of the singular values of X Y^T:
-    no matrix root, so it holds for fewer samples than features. With few samples the distance is biased upwards: compare
-    equal numbers only.
+    Note. Written with centred features X, Y (rows / sqrt(n - 1)), tr (C1 C2)^(1/2) is the sum of the singular
+    values of X Y^T: no matrix root, so it holds for fewer samples than features. With few samples the
+    distance is biased upwards: compare equal numbers only.
     """
     _two_sets(first, second)
     means, centred = [], []
@@ -51,11 +53,14 @@ def frechet_distance(first: Feature, second: Feature) -> float:
     return float(((means[0] - means[1]).square().sum() + spread).clamp_min(0))
 
 
-def kernel_distance(first: Feature, second: Feature, subsets: int = 100, size: int = 1000, seed: int = 0) -> Spread:
-    """Unbiased squared distance of two sets of features under the kernel (a.b/E + 1)^3: mean and deviation over random subsets.
+def kernel_distance(
+    first: Feature, second: Feature, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> Spread:
+    """Unbiased squared distance of two sets of features under the kernel (a.b/E + 1)^3: mean and deviation
+    over random subsets.
 
-    Eq. Binkowski et al. 2018 (KID). About 0 for equal distributions, also below. `size` is bounded by both sets; where a
-    subset is the whole of both, one evaluation is enough and the deviation is 0.
+    Eq. Binkowski et al. 2018 (KID). About 0 for equal distributions, also below. `size` is bounded by both
+    sets; where a subset is the whole of both, one evaluation is enough and the deviation is 0.
     """
     from torchmetrics.image.kid import poly_mmd
 
@@ -79,14 +84,16 @@ class Overlap(NamedTuple):
 
 
 def precision_recall(real: Feature, made: Feature, neighbours: int = 3) -> Overlap:
-    """Share of made pictures within the real ones' manifold, and of real pictures within that of the made ones.
+    """Share of made pictures within the real ones' manifold, and of real pictures within that of the made
+    ones.
 
-    Eq. Kynkaanniemi et al. 2019: a manifold is the union of spheres around its pictures, each as wide as the distance to the
-    k-th nearest other picture of its own set (the sphere's border belongs to it).
+    Eq. Kynkaanniemi et al. 2019: a manifold is the union of spheres around its pictures, each as wide as the
+    distance to the k-th nearest other picture of its own set (the sphere's border belongs to it).
     """
     if min(len(real), len(made)) <= neighbours or real.shape[1:] != made.shape[1:]:
         raise InputError(
-            f"precision needs two sets of more than {neighbours} features of one width, got {tuple(real.shape)} and "
+            f"precision needs two sets of more than {neighbours} features of one width, got "
+            f"{tuple(real.shape)} and "
             f"{tuple(made.shape)}."
         )
     real, made = real.double(), made.double()
@@ -99,13 +106,17 @@ def precision_recall(real: Feature, made: Feature, neighbours: int = 3) -> Overl
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> Spread:
-    """exp of the mean divergence of every picture's classes BK from their mean: 1 (all alike or unsure) to K, over splits.
+    """exp of the mean divergence of every picture's classes BK from their mean: 1 (all alike or unsure) to K,
+    over splits.
 
-    Eq. Salimans et al. 2016: exp( mean_x KL( p(y|x) || p(y) ) ), p(y) the mean of the split. Splits are taken in order; with
-    few pictures in each the score is biased downwards.
+    Eq. Salimans et al. 2016: exp( mean_x KL( p(y|x) || p(y) ) ), p(y) the mean of the split. Splits are taken
+    in order; with few pictures in each the score is biased downwards.
     """
     if len(probabilities) < 2 * splits:
-        raise InputError(f"an inception score of {splits} splits needs at least {2 * splits} pictures, got {len(probabilities)}.")
+        raise InputError(
+            f"an inception score of {splits} splits needs at least {2 * splits} pictures, got "
+            f"{len(probabilities)}."
+        )
     scores = []
     for part in probabilities.double().tensor_split(splits):
         mean = part.mean(dim=0, keepdim=True)
@@ -126,7 +137,8 @@ def pairwise_diversity(features: Feature) -> float:
 
 
 def diversity_ratio(made: Feature, other: Feature) -> float:
-    """Diversity of adapted pictures over that of others, the source's or the true ones: 1 is as diverse, 0 is collapse.
+    """Diversity of adapted pictures over that of others, the source's or the true ones: 1 is as diverse, 0 is
+    collapse.
 
     NaN where the others all look alike.
     """
@@ -145,7 +157,8 @@ class Gaussians(NamedTuple):
 
 
 def position_gaussians(maps: Tensor) -> Gaussians:
-    """Gaussian fit, in float64, of the H * W positions of every map BCHW; covariance with divisor H * W - 1."""
+    """Gaussian fit, in float64, of the H * W positions of every map BCHW; covariance with divisor H * W -
+    1."""
     points = maps.double().flatten(2)
     mean = points.mean(dim=2)
     centred = points - mean[:, :, None]
@@ -153,7 +166,8 @@ def position_gaussians(maps: Tensor) -> Gaussians:
 
 
 def single_image_frechet(references: Gaussians, made: Gaussians) -> Tensor:
-    """Frechet distances R,B between the positions of each reference's early map and those of each made picture's.
+    """Frechet distances R,B between the positions of each reference's early map and those of each made
+    picture's.
 
     Eq. Shaham et al. 2019 (SIFID). tr (C1 C2)^(1/2) = tr (C1^(1/2) C2 C1^(1/2))^(1/2), of symmetric matrices.
     """
@@ -170,7 +184,8 @@ def single_image_frechet(references: Gaussians, made: Gaussians) -> Tensor:
 def structural_consistency(source: Tensor, target: Tensor) -> Tensor:
     """Agreement B of edge maps B1HW >= 0 of source and target: 1 for equal edges, 0 where none coincide.
 
-    Eq. Xiao et al. 2022 (SCS): 2 sum(a b) / (sum(a^2) + sum(b^2)), one value per pair. Two pictures without edges agree.
+    Eq. Xiao et al. 2022 (SCS): 2 sum(a b) / (sum(a^2) + sum(b^2)), one value per pair. Two pictures without
+    edges agree.
     """
     _same_shape(source, target)
     a, b = source.double().flatten(1), target.double().flatten(1)
@@ -189,9 +204,11 @@ def clip_score(images: Feature, text: Feature) -> Tensor:
 
 
 def directional_similarity(source: Feature, target: Feature, text_direction: Feature) -> Tensor:
-    """Cosine B of each pair's change and the text's: 1 in the direction, 0 across it or where nothing changed.
+    """Cosine B of each pair's change and the text's: 1 in the direction, 0 across it or where nothing
+    changed.
 
-    Eq. DiffusionCLIP (S_dir): cos( n(E_I(target)) - n(E_I(source)), E_T(target) - E_T(source) ), 1 - L_dir of NADA.
+    Eq. DiffusionCLIP (S_dir): cos( n(E_I(target)) - n(E_I(source)), E_T(target) - E_T(source) ), 1 - L_dir of
+    NADA.
     """
     return clip_score(normalize(target) - normalize(source), text_direction)
 
@@ -211,16 +228,20 @@ def pixel_distances(pictures: Picture, truth: Picture) -> Tensor:
 
 
 def perceptual_vectors(maps: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> Tensor:
-    """Rows BN whose squared distances are the perceptual distances of the pictures that the maps BCHW belong to.
+    """Rows BN whose squared distances are the perceptual distances of the pictures that the maps BCHW belong
+    to.
 
-    Eq. Zhang et al. 2018 (LPIPS): sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2 of maps of unit length per position; weights
-    (C,) per map, 1 where there are none. As w >= 0, sqrt(w / HW) goes into the rows, and all pairs are one product of matrices.
+    Eq. Zhang et al. 2018 (LPIPS): sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2 of maps of unit length per
+    position; weights (C,) per map, 1 where there are none. As w >= 0, sqrt(w / HW) goes into the rows, and
+    all pairs are one product of matrices.
     """
     rows = []
     for number, values in enumerate(maps):
         scale = values.new_ones(values.shape[1]) if weights is None else weights[number].to(values)
         if bool((scale < 0).any()):
-            raise InputError(f"the weights of perceptual layer {number} are negative in places; LPIPS has none below 0.")
+            raise InputError(
+                f"the weights of perceptual layer {number} are negative in places; LPIPS has none below 0."
+            )
         length = torch.linalg.vector_norm(values, dim=1, keepdim=True) + 1e-10
         positions = values.shape[2] * values.shape[3]
         rows.append((values / length * (scale / positions).sqrt()[:, None, None]).flatten(1))
@@ -233,7 +254,8 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
 
 
 class Intra(NamedTuple):
-    """Mean distance within clusters, its deviation over clusters, and how many clusters had enough pictures to count."""
+    """Mean distance within clusters, its deviation over clusters, and how many clusters had enough pictures
+    to count."""
 
     mean: float
     deviation: float
@@ -243,7 +265,8 @@ class Intra(NamedTuple):
 def intra_distance(distances: Tensor, labels: Tensor, most: int = 50) -> Intra:
     """Mean distance of the pairs within each cluster, then over clusters. `distances` BB, `labels` B.
 
-    Eq. Ojha et al. 2021 (Intra-LPIPS): of a cluster, the first `most` pictures count; clusters of fewer than 2 do not.
+    Eq. Ojha et al. 2021 (Intra-LPIPS): of a cluster, the first `most` pictures count; clusters of fewer than
+    2 do not.
     """
     values = []
     for label in labels.unique():
@@ -252,14 +275,17 @@ def intra_distance(distances: Tensor, labels: Tensor, most: int = 50) -> Intra:
             inside = distances[rows][:, rows].double()
             values.append((inside.sum() - inside.diagonal().sum()) / (len(rows) * (len(rows) - 1)))
     if not values:
-        raise InputError("no cluster has 2 pictures, so there is no distance within clusters; evaluate more pictures.")
+        raise InputError(
+            "no cluster has 2 pictures, so there is no distance within clusters; evaluate more pictures."
+        )
     return Intra(*_spread(torch.stack(values)), len(values))
 
 
 def medoid_distance(distances: Tensor, medoids: Tensor, labels: Tensor) -> Intra:
     """Mean distance of each cluster's other pictures to its medoid, then over clusters.
 
-    Eq. the code of AIR, which calls this Intra-LPIPS too; it is another number than `intra_distance` of the same clusters.
+    Eq. the code of AIR, which calls this Intra-LPIPS too; it is another number than `intra_distance` of the
+    same clusters.
     """
     values = []
     for label, medoid in enumerate(medoids.tolist()):
@@ -267,7 +293,9 @@ def medoid_distance(distances: Tensor, medoids: Tensor, labels: Tensor) -> Intra
         if len(rows) > 1:
             values.append(distances[medoid, rows].double().sum() / (len(rows) - 1))
     if not values:
-        raise InputError("no cluster has 2 pictures, so there is no distance to a medoid; evaluate more pictures.")
+        raise InputError(
+            "no cluster has 2 pictures, so there is no distance to a medoid; evaluate more pictures."
+        )
     return Intra(*_spread(torch.stack(values)), len(values))
 
 
@@ -281,7 +309,8 @@ class Clusters(NamedTuple):
 def k_medoids(distances: Tensor, clusters: int = 10) -> Clusters:
     """Clusters of pictures by their distances BB, without chance.
 
-    Medoids are added where they help most (Kaufman and Rousseeuw 1990, first phase of PAM), then moved until nothing changes.
+    Medoids are added where they help most (Kaufman and Rousseeuw 1990, first phase of PAM), then moved until
+    nothing changes.
     """
     count = len(distances)
     if not 0 < clusters <= count:
@@ -312,18 +341,28 @@ def k_medoids(distances: Tensor, clusters: int = 10) -> Clusters:
 
 @torch.no_grad()
 def style_accuracy(
-    judge: ClipModel, pictures: Picture, label: str, labels: Sequence[str], templates: TemplateBank | None = None
+    judge: ClipModel,
+    pictures: Picture,
+    label: str,
+    labels: Sequence[str],
+    templates: TemplateBank | None = None,
 ) -> float:
-    """Share of pictures that the judge finds closer to `label` than to any other of `labels`, by the mean over its templates."""
+    """Share of pictures that the judge finds closer to `label` than to any other of `labels`, by the mean
+    over its templates."""
     images = torch.cat([judge.encode_image(part) for part in pictures.split(32)])
     return float(recognised(judge, images, label, labels, templates).mean())
 
 
 @torch.no_grad()
 def recognised(
-    judge: ClipModel, images: Feature, label: str, labels: Sequence[str], templates: TemplateBank | None = None
+    judge: ClipModel,
+    images: Feature,
+    label: str,
+    labels: Sequence[str],
+    templates: TemplateBank | None = None,
 ) -> Tensor:
-    """1 for every picture feature that is closer to `label` than to any other of `labels`, else 0; B, in float64."""
+    """1 for every picture feature that is closer to `label` than to any other of `labels`, else 0; B, in
+    float64."""
     if label not in labels or len(labels) < 2:
         raise InputError(f"labels must hold {label!r} and at least one other, got {list(labels)}.")
     words = torch.stack([template_features(judge, each, templates).mean(dim=0) for each in labels])
@@ -347,7 +386,8 @@ def share_right(read: Tensor, truth: Tensor) -> float:
 def _two_sets(first: Tensor, second: Tensor) -> None:
     if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
         raise InputError(
-            f"need two sets of at least 2 features of one width, got {tuple(first.shape)} and {tuple(second.shape)}."
+            f"need two sets of at least 2 features of one width, got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
         )
 
 

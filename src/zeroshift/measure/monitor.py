@@ -1,13 +1,16 @@
-"""The collapse monitor: what a run looks like from outside while stage 2 moves the generator, and when it is best or done.
+"""The collapse monitor: what a run looks like from outside while stage 2 moves the generator, and when it is
+best or done.
 
-Every `train.monitor.every` steps, and at the last one, the same few pictures are drawn by the source and by the average of
-the target (keyed by the run's seed; of a generator with styles with its own noise maps). Nothing here touches what is trained.
+Every `train.monitor.every` steps, and at the last one, the same few pictures are drawn by the source and by
+the average of the target (keyed by the run's seed; of a generator with styles with its own noise maps).
+Nothing here touches what is trained.
 
-The rule. The score of a look is what the judge says, where there is one (the built-in world in one of its own domains, unless the
-judge guides): the mean probability that it gives the target among all domains. Elsewhere it is the agreement of directions. A
-look with less than `least_diversity` of the source's diversity has no score. A look becomes the best if its score is more than
-`least_gain` above that of the best so far: a late gain too small to see does not outweigh the diversity that it costs. With
-`train.until converged`, stage 2 ends when `patience` looks in a row have not become the best.
+The rule. The score of a look is what the judge says, where there is one (the built-in world in one of its own
+domains, unless the judge guides): the mean probability that it gives the target among all domains. Elsewhere
+it is the agreement of directions. A look with less than `least_diversity` of the source's diversity has no
+score. A look becomes the best if its score is more than `least_gain` above that of the best so far: a late
+gain too small to see does not outweigh the diversity that it costs. With `train.until converged`, stage 2
+ends when `patience` looks in a row have not become the best.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from zeroshift.shapes import Picture, UnitFeature
 from zeroshift.training.run_folder import RunFolder
 
 Look = Mapping[str, Any]
-"""A line of monitor.jsonl: step, agreement, alike, diversity, judge (where there is one), score, best (a step), seconds."""
+"""A line of monitor.jsonl: step, agreement, alike, diversity, judge (where there is one), score, best (a
+step), seconds."""
 
 
 def rating(look: Look, config: MonitorConfig) -> float:
@@ -53,7 +57,8 @@ def best_look(looks: Sequence[Look], config: MonitorConfig) -> Look | None:
 
 
 def converged(looks: Sequence[Look], config: MonitorConfig) -> bool:
-    """Whether the score has stopped rising, by the rule: none of the last `patience` looks became the best."""
+    """Whether the score has stopped rising, by the rule: none of the last `patience` looks became the
+    best."""
     recent = looks[-config.patience :]
     if len(recent) < config.patience:
         return False
@@ -63,7 +68,8 @@ def converged(looks: Sequence[Look], config: MonitorConfig) -> bool:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """What does not change over stage 2: codes, what is seen in the source's pictures, and the text directions per CLIP."""
+    """What does not change over stage 2: codes, what is seen in the source's pictures, and the text
+    directions per CLIP."""
 
     codes: Any
     seen: list[UnitFeature]
@@ -86,7 +92,8 @@ class Views(Protocol):
 
 
 class Monitor:
-    """Looks at a run at fixed steps, keeps the best generator, and says when to stop. Its state is monitor.jsonl alone."""
+    """Looks at a run at fixed steps, keeps the best generator, and says when to stop. Its state is
+    monitor.jsonl alone."""
 
     def __init__(
         self,
@@ -122,9 +129,14 @@ class Monitor:
         if self.config.train.until != "converged" or not converged(self.looks, watch):
             return ""
         best = self.best
-        found = f"the best score is {best['score']:.4f} at step {best['step']}" if best else "no look was diverse enough"
+        found = (
+            f"the best score is {best['score']:.4f} at step {best['step']}"
+            if best
+            else "no look was diverse enough"
+        )
         return (
-            f"stopped early at step {self.looks[-1]['step']}: {found}, and the last {watch.patience} looks were not better by "
+            f"stopped early at step {self.looks[-1]['step']}: {found}, and the last {watch.patience} looks "
+            "were not better by "
             f"more than {watch.least_gain:g}"
         )
 
@@ -136,16 +148,25 @@ class Monitor:
         kept, facts = load_generator_file(self.folder.best_file)
         if int(facts["step"]) == best["step"]:
             return kept
-        # Only where a resumed run is not bit-equal: then the file may be of a step that was done again with other digits.
+        # Only where a resumed run is not bit-equal: then the file may be of a step that was done again with
+        # other digits.
         warnings.warn(
-            f"{self.folder.best_file} is of step {facts['step']}, the best is {best['step']}: the last is taken", stacklevel=4
+            f"{self.folder.best_file} is of step {facts['step']}, the best is {best['step']}: the last is "
+            "taken",
+            stacklevel=4,
         )
         return None
 
     def after(
-        self, step: int, last: bool, average: Any, save: Callable[..., None], progress: Callable[[dict[str, Any]], None]
+        self,
+        step: int,
+        last: bool,
+        average: Any,
+        save: Callable[..., None],
+        progress: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Looks where a look is due: logs it, saves it if it is the best so far, and warns once of collapse."""
+        """Looks where a look is due: logs it, saves it if it is the best so far, and warns once of
+        collapse."""
         watch = self.config.train.monitor
         if not watch.every or (step % watch.every and not last):
             return
@@ -170,9 +191,10 @@ class Monitor:
     def measure(self, generator: Any) -> dict[str, Any]:
         """Numbers of a generator on the watched pictures.
 
-        agreement: mean cosine of the pictures' directions and the texts', over CLIPs by their weights, in [-1, 1]. alike: mean
-        cosine of all pairs of picture directions, 1 where every picture changes in the same way. diversity: `diversity_ratio` to
-        the source, in the judge's features or else as the mean over the guiding CLIPs; None where the source has none.
+        agreement: mean cosine of the pictures' directions and the texts', over CLIPs by their weights, in
+        [-1, 1]. alike: mean cosine of all pairs of picture directions, 1 where every picture changes in the
+        same way. diversity: `diversity_ratio` to the source, in the judge's features or else as the mean over
+        the guiding CLIPs; None where the source has none.
         """
         fixed = self.fixed = self.fixed or self._fix()
         pictures = self.views.view(generator, fixed.codes)
@@ -237,6 +259,8 @@ class Monitor:
         kept = "; best.safetensors is from before" if self.best else ""
         share, least = look["diversity"], self.config.train.monitor.least_diversity
         return (
-            f"the pictures grow alike: at step {look['step']} they have {share:.2f} of the source's diversity, less than "
-            f"train.monitor.least_diversity {least:g}{kept}. Try method ipl, fewer steps, a lower train.lr, or fewer layers."
+            f"the pictures grow alike: at step {look['step']} they have {share:.2f} of the source's "
+            "diversity, less than "
+            f"train.monitor.least_diversity {least:g}{kept}. Try method ipl, fewer steps, a lower train.lr, "
+            "or fewer layers."
         )

@@ -1,7 +1,9 @@
-"""Networks that metrics look through, as plug-ins: the built-in world's own, and the published ones from files that people hold.
+"""Networks that metrics look through, as plug-ins: the built-in world's own, and the published ones from
+files that people hold.
 
-A role (judge, features, perceptual, identity, edges, reader) is taken by a network that was asked for, or by the built-in world's
-own on pictures of that world. Nothing takes the place of a network that is missing: then the metric is missing, and says why.
+A role (judge, features, perceptual, identity, edges, reader) is taken by a network that was asked for, or by
+the built-in world's own on pictures of that world. Nothing takes the place of a network that is missing: then
+the metric is missing, and says why.
 """
 
 from __future__ import annotations
@@ -39,9 +41,12 @@ READER = ASSETS / "reader.safetensors"
 
 WANTED = {
     "judge": "a CLIP that did not guide: --judge NAME, such as openai/clip-vit-large-patch14",
-    "features": "the published Inception: --inception FILE (weights-inception-2015-12-05-6726825d.pth of torch-fidelity or "
-    "pt_inception-2015-12-05-6726825d.pth of pytorch-fid), or --inception fidelity with the extra of that name",
-    "perceptual": "the VGG16 or AlexNet of LPIPS: --lpips FILE (vgg16-397923af.pth or alexnet-owt-7be5be79.pth of torchvision), "
+    "features": "the published Inception: --inception FILE (weights-inception-2015-12-05-6726825d.pth of "
+    "torch-fidelity or "
+    "pt_inception-2015-12-05-6726825d.pth of pytorch-fid), or --inception fidelity with the extra of that "
+    "name",
+    "perceptual": "the VGG16 or AlexNet of LPIPS: --lpips FILE (vgg16-397923af.pth or "
+    "alexnet-owt-7be5be79.pth of torchvision), "
     "or --lpips vgg with the extra `fidelity`",
     "identity": "a face network: --identity FILE (model_ir_se50.pth)",
     "edges": "the edge network HED: --edges FILE (network-bsds500.pytorch)",
@@ -50,7 +55,8 @@ WANTED = {
 
 
 class Sight(NamedTuple):
-    """What a network sees in pictures: features BE, class probabilities BK of one or several questions, an early map BCHW."""
+    """What a network sees in pictures: features BE, class probabilities BK of one or several questions, an
+    early map BCHW."""
 
     features: Feature
     classes: tuple[Tensor, ...]
@@ -108,7 +114,9 @@ class Judge:
     def __init__(self, clip: ClipModel) -> None:
         self.clip = clip
         self.label = Label(
-            clip.name, fingerprint(clip.state_dict()), f"bicubic, {clip.resize}, centre square of {clip.resolution} px"
+            clip.name,
+            fingerprint(clip.state_dict()),
+            f"bicubic, {clip.resize}, centre square of {clip.resolution} px",
         )
 
     def features(self, pictures: Picture) -> UnitFeature:
@@ -119,8 +127,8 @@ class Judge:
 class PortraitsJudge(Judge):
     """The judging CLIP of the built-in world, which takes the roles `features` and `perceptual` there too.
 
-    Its classes are the choices of every attribute, asked for in the words of the target domain. Its maps are those of the stem
-    and the stages of its convolutional tower, the stem's the early one.
+    Its classes are the choices of every attribute, asked for in the words of the target domain. Its maps are
+    those of the stem and the stages of its convolutional tower, the stem's the early one.
     """
 
     weights = None
@@ -137,7 +145,9 @@ class PortraitsJudge(Judge):
         """Unit features, the probabilities of every attribute's choices, and the stem's map."""
         seen = self._tower(pictures)
         features = normalize(self.clip.model.visual_projection(seen.pooler_output.flatten(1)))
-        classes = tuple((self.clip.logit_scale * features @ texts.T).softmax(dim=1) for texts in self.prompts.values())
+        classes = tuple(
+            (self.clip.logit_scale * features @ texts.T).softmax(dim=1) for texts in self.prompts.values()
+        )
         return Sight(features, classes, seen.hidden_states[0])
 
     def _tower(self, pictures: Picture) -> Any:
@@ -147,24 +157,32 @@ class PortraitsJudge(Judge):
 
 @torch.no_grad()
 def attribute_features(clip: ClipModel, label: str = "photo") -> dict[str, UnitFeature]:
-    """Unit text features KE of every attribute's choices in the built-in world, of pictures that `label` names."""
+    """Unit text features KE of every attribute's choices in the built-in world, of pictures that `label`
+    names."""
     from zeroshift.portraits.captions import attribute_prompts
     from zeroshift.portraits.scene import CHOICES
 
-    return {name: normalize(clip.encode_text(attribute_prompts(name, f"a {label} of a person"))) for name in CHOICES}
+    return {
+        name: normalize(clip.encode_text(attribute_prompts(name, f"a {label} of a person")))
+        for name in CHOICES
+    }
 
 
 class InceptionSees:
-    """The published Inception, as torch-fidelity and the original scores feed it; its early map at the pictures' own size."""
+    """The published Inception, as torch-fidelity and the original scores feed it; its early map at the
+    pictures' own size."""
 
     def __init__(self, network: Inception, sha256: str) -> None:
         self.network = network
         self.label = Label(
-            "Inception v3 (2015-12-05)", sha256, "bilinear to 299 px as TensorFlow 1, not antialiased; SIFID: none"
+            "Inception v3 (2015-12-05)",
+            sha256,
+            "bilinear to 299 px as TensorFlow 1, not antialiased; SIFID: none",
         )
 
     def see(self, pictures: Picture) -> Sight:
-        """Pooled features of 2048 numbers, probabilities of 1008 classes, and the 64-channel map before the first maximum."""
+        """Pooled features of 2048 numbers, probabilities of 1008 classes, and the 64-channel map before the
+        first maximum."""
         pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round()
         features, logits = self.network((resize_tensorflow(pixels, 299) - 128) / 128)
         return Sight(features, (logits.softmax(dim=1),), self.network.early((pixels - 128) / 128))
@@ -208,20 +226,24 @@ class HedSees:
 
 
 class Sobel:
-    """Length of the gradient of luminance by Sobel's filters: the edges of the built-in world, where HED would see only blur."""
+    """Length of the gradient of luminance by Sobel's filters: the edges of the built-in world, where HED
+    would see only blur."""
 
     label = Label("Sobel gradient (a filter, no weights)", "", "none")
 
     def edges(self, pictures: Picture) -> Tensor:
         """Edges, 0 on flat ground and at most about 11 (luminance in [-1, 1])."""
-        grey = (pictures * pictures.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        grey = (pictures * pictures.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(
+            dim=1, keepdim=True
+        )
         across = pictures.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
         kernels = torch.stack([across, across.T])[:, None]
         return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1, keepdim=True)
 
 
 class WorldReader:
-    """Role `reader`: which choice of every attribute the pictures of one domain of the built-in world show."""
+    """Role `reader`: which choice of every attribute the pictures of one domain of the built-in world
+    show."""
 
     def __init__(self, reader: Reader, domain: str) -> None:
         self.reader, self.domain = reader, domain
@@ -252,7 +274,8 @@ class Networks:
 def open_networks(
     config: NetworksConfig, portraits: bool = False, target: str = "photo", device: str | torch.device = "cpu"
 ) -> Networks:
-    """The networks that a config names; on pictures of the built-in world that world's own take the roles left open.
+    """The networks that a config names; on pictures of the built-in world that world's own take the roles
+    left open.
 
     InputError where a file is missing, is another network, or needs an extra that is not installed.
     """
@@ -275,19 +298,24 @@ def open_networks(
 def load_inception(spec: str, device: str | torch.device = "cpu") -> InceptionSees:
     """The published Inception of a file, or "fidelity" for the one that torch-fidelity downloads."""
     if spec == "fidelity":
-        state = _from_extra("inception", spec, "torch_fidelity.feature_extractor_inceptionv3", _inception_state)
+        state = _from_extra(
+            "inception", spec, "torch_fidelity.feature_extractor_inceptionv3", _inception_state
+        )
         return InceptionSees(_filled(Inception(), state, spec, device), fingerprint(state))
     return InceptionSees(_filled(Inception(), _weights(spec, "features"), spec, device), file_sha256(spec))
 
 
 def load_lpips(spec: str, device: str | torch.device = "cpu") -> LpipsSees:
-    """LPIPS with the VGG16 or AlexNet of a file, told apart by content, or "vgg" or "alex" for torchvision's download.
+    """LPIPS with the VGG16 or AlexNet of a file, told apart by content, or "vgg" or "alex" for torchvision's
+    download.
 
     The linear layers of LPIPS 0.1 are those that torchmetrics ships.
     """
     extra = spec in TAPS and not Path(spec).is_file()
     if extra:
-        state = _from_extra("lpips", spec, "torchvision.models", lambda models: _torchvision_state(models, spec))
+        state = _from_extra(
+            "lpips", spec, "torchvision.models", lambda models: _torchvision_state(models, spec)
+        )
     else:
         state = _weights(spec, "perceptual")
     state = {name: value for name, value in state.items() if name.startswith("features.")}
@@ -340,7 +368,9 @@ def _weights(spec: str, role: str) -> dict[str, Tensor]:
     _there(spec, role)
     content = read_tensors(spec)
     if content.kind == "torchscript":
-        raise InputError(f"{spec} is a TorchScript program, which is not run here. The metric needs {WANTED[role]}.")
+        raise InputError(
+            f"{spec} is a TorchScript program, which is not run here. The metric needs {WANTED[role]}."
+        )
     return unprefixed(flat_tensors(content.tree))
 
 
@@ -348,7 +378,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def _filled(network: Module, state: Mapping[str, Tensor], spec: str, device: str | torch.device) -> Module:
-    """A network with these weights, frozen, in evaluation mode. InputError names the first tensor that does not fit."""
+    """A network with these weights, frozen, in evaluation mode. InputError names the first tensor that does
+    not fit."""
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     try:
         check_shapes(state, shapes, [name for name in shapes if name.endswith("num_batches_tracked")])
@@ -358,19 +389,24 @@ def _filled(network: Module, state: Mapping[str, Tensor], spec: str, device: str
     return network.eval().requires_grad_(False).to(device)
 
 
-def _from_extra(option: str, word: str, module: str, state_of: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _from_extra(
+    option: str, word: str, module: str, state_of: Callable[[Any], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Weights that a package of the extra `fidelity` downloads, with its own progress bar."""
     try:
         found = import_module(module)
     except ImportError as error:
         raise MissingExtra(
-            f'--{option} {word} needs the extra `fidelity`, which is not installed ({error}): pip install "zeroshift[fidelity]", '
+            f"--{option} {word} needs the extra `fidelity`, which is not installed ({error}): pip install "
+            '"zeroshift[fidelity]", '
             f"or give the weights as a file."
         ) from error
     try:
         return {name: value.detach() for name, value in state_of(found).items()}
     except OSError as error:
-        raise InputError(f"the weights for --{option} {word} could not be downloaded ({error}); give them as a file.") from error
+        raise InputError(
+            f"the weights for --{option} {word} could not be downloaded ({error}); give them as a file."
+        ) from error
 
 
 def _inception_state(module: Any) -> Mapping[str, Tensor]:

@@ -1,6 +1,8 @@
-"""What is measured: sets of pictures, drawn by a generator, rendered, or read from a folder, and what they are compared with.
+"""What is measured: sets of pictures, drawn by a generator, rendered, or read from a folder, and what they
+are compared with.
 
-A set is seen part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its pictures measure alike.
+A set is seen part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its
+pictures measure alike.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def fitted(pictures: Tensor, size: int) -> Tensor:
     pictures = pictures[..., top : top + side, left : left + side]
     if side == size:
         return pictures
-    return F.interpolate(pictures, size=(size, size), mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+    return F.interpolate(
+        pictures, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+    ).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ class Translated:
             first, last = missing[0], missing[-1] + 1
             given = fitted(self.pictures.part(slice(first, last)), self.source.image_size)
             found = translated(
-                self.source, given.to(next(self.source.parameters()).device), self.route, self.target.predict_noise
+                self.source,
+                given.to(next(self.source.parameters()).device),
+                self.route,
+                self.target.predict_noise,
             )
             self.made.update(zip(range(first, last), eight_bit(fitted(found.cpu(), self.size)), strict=True))
         return torch.stack([self.made[number] for number in numbers])
@@ -149,7 +156,9 @@ class Files:
 
     def part(self, rows: slice) -> Tensor:
         """Pictures of some files."""
-        return eight_bit(torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]]))
+        return eight_bit(
+            torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]])
+        )
 
     @property
     def seeds(self) -> list[int] | None:
@@ -165,13 +174,16 @@ def picture_files(folder: Path) -> tuple[Path, ...]:
 
 
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
-    """The pictures of a folder; `size` None takes that of the first. InputError where there are none, or they cannot be read."""
+    """The pictures of a folder; `size` None takes that of the first. InputError where there are none, or they
+    cannot be read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of pictures. Give a folder with PNG or JPEG files.")
     paths = picture_files(folder)
     if not paths:
-        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}). Give a folder with PNG or JPEG files.")
+        raise InputError(
+            f"{folder} holds no pictures ({', '.join(SUFFIXES)}). Give a folder with PNG or JPEG files."
+        )
     if size is None:
         size = min(read_picture(paths[0]).shape[-2:])
     return Files(paths, size, folder.name)
@@ -188,7 +200,8 @@ def _opaque(picture: Any) -> Any:
 
 
 def read_picture(path: Path) -> Tensor:
-    """Picture CHW in [-1, 1] of a file, turned upright, what is transparent laid on white; InputError where it is none."""
+    """Picture CHW in [-1, 1] of a file, turned upright, what is transparent laid on white; InputError where
+    it is none."""
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -198,7 +211,9 @@ def read_picture(path: Path) -> Tensor:
     except FileNotFoundError:
         raise InputError(f"there is no picture {path}.") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); leave it out or replace it.") from error
+        raise InputError(
+            f"{path} cannot be read as a picture ({error}); leave it out or replace it."
+        ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -207,7 +222,8 @@ def paired(target: Files, source: Files) -> Files:
     by_name = {path.stem: path for path in source.paths}
     if missing := [path.name for path in target.paths if path.stem not in by_name]:
         raise InputError(
-            f"the source {source.name} has no picture for {len(missing)} of {len(target)}, first {missing[0]}; pairs have the "
+            f"the source {source.name} has no picture for {len(missing)} of {len(target)}, first "
+            f"{missing[0]}; pairs have the "
             "same file name in both folders."
         )
     return Files(tuple(by_name[path.stem] for path in target.paths), target.size, source.name)
@@ -221,7 +237,8 @@ class Subject:
     kind: Literal["run", "generator", "pictures"]
     target: PictureSet
     sets: dict[str, PictureSet] = field(default_factory=dict)
-    """source, truth, reference and shots, where there are any. Source and truth pair with the target, row by row."""
+    """source, truth, reference and shots, where there are any. Source and truth pair with the target, row by
+    row."""
     labels: tuple[str, str] | None = None
     seeds: Sequence[int] | None = None
     portraits: bool = False
@@ -250,7 +267,13 @@ def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device =
             subject = _of_file(str(what), config, device)
     elif isinstance(what, Generator | DiffusionGenerator):
         drawn = _drawn(what, config, "generator")
-        subject = Subject("generator", "generator", drawn, seeds=drawn.seeds, hashes={"generator": fingerprint(what.state())})
+        subject = Subject(
+            "generator",
+            "generator",
+            drawn,
+            seeds=drawn.seeds,
+            hashes={"generator": fingerprint(what.state())},
+        )
         _add_source(subject, config, device)
     else:
         subject = _of_run(what, config)
@@ -261,10 +284,15 @@ def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device =
 
 
 def _drawn(
-    generator: Generator | DiffusionGenerator, config: EvaluateConfig, name: str, seeds: Sequence[int] | None = None
+    generator: Generator | DiffusionGenerator,
+    config: EvaluateConfig,
+    name: str,
+    seeds: Sequence[int] | None = None,
 ) -> Drawn:
     size = config.size or generator.image_size
-    return Drawn(generator, parse_seeds(config.seeds) if seeds is None else seeds, config.truncation, size, name)
+    return Drawn(
+        generator, parse_seeds(config.seeds) if seeds is None else seeds, config.truncation, size, name
+    )
 
 
 def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
@@ -274,7 +302,8 @@ def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
         return _of_diffusion_run(run, folder, config)
     if _is_folder_of_pictures(config.source):
         raise InputError(
-            f"the source {config.source} is a folder of pictures, which a run with styles does not take; leave it out."
+            f"the source {config.source} is a folder of pictures, which a run with styles does not take; "
+            "leave it out."
         )
     drawn = _drawn(run.generator, config, "the adapted generator")
     subject = Subject(
@@ -293,12 +322,15 @@ def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
     except InputError as error:
         if config.source is not None:
             raise
-        subject.gaps["source"] = f"the source generator of the run was not found; give it with --source ({error})"
+        subject.gaps["source"] = (
+            f"the source generator of the run was not found; give it with --source ({error})"
+        )
     return subject
 
 
 def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -> Subject:
-    """The adapted model's versions of pictures: of a folder, of the photos of people, or else of what the source makes of seeds.
+    """The adapted model's versions of pictures: of a folder, of the photos of people, or else of what the
+    source makes of seeds.
 
     A seed names no person to a diffusion model, but the photo of a person can be given to it.
     """
@@ -314,7 +346,10 @@ def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -
     else:
         before = Drawn(run.source, seeds, 1.0, size, "the source generator")
     route = Route.of(options.train.diffusion)
-    name, given = "the adapted generator", "photos of the people" if isinstance(before, Rendered) else before.name
+    name, given = (
+        "the adapted generator",
+        "photos of the people" if isinstance(before, Rendered) else before.name,
+    )
     return Subject(
         folder.path.name,
         "run",
@@ -326,7 +361,8 @@ def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -
         hashes={"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]},
         guides=tuple(clip["sha256"] for clip in made["clips"]),
         folder=folder,
-        route=f"{given}, inverted to time {route.t0} on {route.invert_steps} points, generated in {route.steps} steps",
+        route=f"{given}, inverted to time {route.t0} on {route.invert_steps} points, generated in "
+        f"{route.steps} steps",
     )
 
 
@@ -339,7 +375,11 @@ def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> S
     generator, told = load_generator_file(path, facts)
     drawn = _drawn(generator.to(device).eval(), config, "the generator")
     subject = Subject(
-        Path(spec).name, "generator", drawn, seeds=drawn.seeds, hashes={"generator": file_sha256(weights_file(path))}
+        Path(spec).name,
+        "generator",
+        drawn,
+        seeds=drawn.seeds,
+        hashes={"generator": file_sha256(weights_file(path))},
     )
     if "source" in told and "target" in told:
         subject.labels = (told["source"], told["target"])
@@ -358,21 +398,30 @@ def _of_pictures(path: Path, config: EvaluateConfig, device: str | torch.device)
     return subject
 
 
-def _add_source(subject: Subject, config: EvaluateConfig, device: str | torch.device, known: str | None = None) -> None:
+def _add_source(
+    subject: Subject, config: EvaluateConfig, device: str | torch.device, known: str | None = None
+) -> None:
     """The source's pictures: of a folder by file names, of a generator by seeds."""
     spec = config.source or known
     if spec is None:
         return
     if Path(spec).is_dir() and picture_files(Path(spec)):
         if not isinstance(subject.target, Files):
-            raise InputError(f"the source {spec} is a folder of pictures, which pairs only with another one; give a generator.")
+            raise InputError(
+                f"the source {spec} is a folder of pictures, which pairs only with another one; give a "
+                "generator."
+            )
         subject.sets["source"] = paired(subject.target, read_folder(spec))
         return
     if subject.seeds is None:
-        raise InputError(f"files must be named after their seeds (seed00012.png) to pair with the generator {spec}.")
+        raise InputError(
+            f"files must be named after their seeds (seed00012.png) to pair with the generator {spec}."
+        )
     source, info = load_generator(spec, device)
     drawn = _drawn(source, config, "the source generator", subject.seeds)
-    subject.sets["source"] = Drawn(drawn.generator, drawn.seeds, drawn.truncation, subject.target.size, drawn.name)
+    subject.sets["source"] = Drawn(
+        drawn.generator, drawn.seeds, drawn.truncation, subject.target.size, drawn.name
+    )
     subject.hashes["source"] = info.sha256
     subject.portraits = subject.portraits or info.is_portraits
 
@@ -390,7 +439,9 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
     elif subject.seeds is None:
         gaps["truth"] = "files must be named after their seeds (seed00012.png) to know their truth"
     elif domain is None:
-        gaps["truth"] = "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
+        gaps["truth"] = (
+            "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
+        )
     elif nobody:
         gaps["truth"] = "a seed names no person to a diffusion model"
         subject.sets["reference"] = Rendered(subject.seeds, domain, size)
@@ -402,7 +453,9 @@ def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
         subject.sets["reference"] = subject.sets["truth"]
     if config.shots is not None:
         subject.sets["shots"] = read_folder(config.shots, size)
-    subject.people = subject.portraits and subject.seeds is not None and config.truncation == 1.0 and not nobody
+    subject.people = (
+        subject.portraits and subject.seeds is not None and config.truncation == 1.0 and not nobody
+    )
     gaps["people"] = gaps.get("truth", "")
     gaps.setdefault("source", "there are no pictures before the change: --source GENERATOR or FOLDER")
     gaps["reference"] = "there are no real pictures of the target domain: --reference FOLDER"

@@ -1,4 +1,5 @@
-"""report.html of a run: one self-contained file with pictures, curves, numbers, chosen layers and the whole record."""
+"""report.html of a run: one self-contained file with pictures, curves, numbers, chosen layers and the whole
+record."""
 
 from __future__ import annotations
 
@@ -61,13 +62,18 @@ def conclude(folder: RunFolder, source: Any, target: Any) -> tuple[Path, Path]:
         truth = true_pictures(seeds, LATENT_DIM, config.target, source.image_size) if known else None
         labels, psi = (config.source, config.target), config.run.truncation
         rows = before_after(source, target, labels, seeds, psi, truth, config.train.diffusion)
-        write_png(picture, rows, {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target})
+        write_png(
+            picture,
+            rows,
+            {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target},
+        )
     report = folder.path / "report.html"
     return picture, report if report.is_file() else write_report(folder)
 
 
 def knows_truth(folder: RunFolder) -> bool:
-    """Whether the true pictures of the target domain are known: those of the built-in world in its own domains."""
+    """Whether the true pictures of the target domain are known: those of the built-in world in its own
+    domains."""
     from zeroshift.portraits import domain_of
 
     return folder.environment["source"]["name"] in GENERATORS and domain_of(folder.config.target) is not None
@@ -85,7 +91,9 @@ def template(name: str) -> Template:
     """A page among the files of the package; page.css is the style that pages share."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    loader = FunctionLoader(lambda name: files("zeroshift").joinpath("app", "assets", name).read_text("utf-8"))
+    loader = FunctionLoader(
+        lambda name: files("zeroshift").joinpath("app", "assets", name).read_text("utf-8")
+    )
     return Environment(autoescape=True, undefined=StrictUndefined, loader=loader).get_template(name)
 
 
@@ -107,7 +115,8 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
         "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
         "layers": layers,
-        "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was free to move in.",
+        "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was "
+        "free to move in.",
         "commands": _commands(folder),
         "tables": _tables(folder),
         "version": __version__,
@@ -117,7 +126,11 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
 def _numbers(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     status, config = folder.status, folder.config
     last = [line for line in lines if line["stage"] == 2][-1:]
-    rows = [("state", status.state), ("seed", str(config.run.seed)), ("steps", f"{status.step} of {config.train.steps}")]
+    rows = [
+        ("state", status.state),
+        ("seed", str(config.run.seed)),
+        ("steps", f"{status.step} of {config.train.steps}"),
+    ]
     if last and isinstance(last[0].get("loss"), float):
         rows.append(("last loss", f"{last[0]['loss']:.4f}"))
     if seconds := sum(float(line.get("seconds", 0.0)) for line in lines):
@@ -126,7 +139,8 @@ def _numbers(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tupl
 
 
 def evaluation_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Metric, value with its spread, which way is better, and network with the note, of the record of an evaluation."""
+    """Metric, value with its spread, which way is better, and network with the note, of the record of an
+    evaluation."""
     rows = []
     for row in record["metrics"].values():
         value = "undefined" if row["value"] is None else f"{row['value']:.4f}"
@@ -184,7 +198,8 @@ def _step_of(path: Path) -> str:
 
 
 def layer_shares(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per layer, how many logged steps of stage 2 it could move in, in the order in which layers first appear."""
+    """Per layer, how many logged steps of stage 2 it could move in, in the order in which layers first
+    appear."""
     chosen = [line["layers"] for line in lines if line["stage"] == 2 and line.get("layers")]
     counts = Counter(name for names in chosen for name in names)
     return [
@@ -204,11 +219,15 @@ def _curves(lines: Sequence[Mapping[str, Any]], hidden: set[str]) -> list[dict[s
             points = [
                 (int(line["step"]), float(line[name]))
                 for line in lines
-                if line["stage"] == stage and isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
+                if line["stage"] == stage
+                and isinstance(line.get(name), (int, float))
+                and math.isfinite(line[name])
             ]
             total = total or points
             if len(points) > 1 and (name == "loss" or points != total):
-                curves.append({"svg": curve(points, f"{what}: {title}"), "text": f"{what}: {title.lower()} by step"})
+                curves.append(
+                    {"svg": curve(points, f"{what}: {title}"), "text": f"{what}: {title.lower()} by step"}
+                )
     return curves
 
 
@@ -227,11 +246,17 @@ def _best(folder: RunFolder) -> str:
     looks, watch = folder.looks(), folder.config.train.monitor
     if not looks:
         return ""
-    score = "probability that the judge gives the target" if "judge" in looks[-1] else "agreement of directions"
+    score = (
+        "probability that the judge gives the target" if "judge" in looks[-1] else "agreement of directions"
+    )
     rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
     rule += f"{watch.least_gain:g} not counted"
     found = [look for look in looks if look["step"] == looks[-1]["best"]]
-    best = f"Best at step {found[0]['step']} with {found[0]['score']:.4f} ({rule}); kept as best.safetensors." if found else ""
+    best = (
+        f"Best at step {found[0]['step']} with {found[0]['score']:.4f} ({rule}); kept as best.safetensors."
+        if found
+        else ""
+    )
     ended = f" The run {folder.status.message}." if folder.finished and folder.status.message else ""
     return (
         f"{watch.count} pictures, looked at every {watch.every} steps. "
@@ -241,7 +266,8 @@ def _best(folder: RunFolder) -> str:
 
 
 def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
-    """SVG of a series of (step, value): the values faint, their running mean strong, with its own colours by style sheet."""
+    """SVG of a series of (step, value): the values faint, their running mean strong, with its own colours by
+    style sheet."""
     from markupsafe import Markup, escape
 
     thin = points[:: max(1, len(points) // MAX_POINTS)]
@@ -261,7 +287,8 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
     raw = " ".join(place(step, value) for step, value in thin)
     ticks = [low, (low + high) / 2, high]
     lines = "".join(
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/><text x="{LEFT - 6}" y="{float(y) + 4:.1f}" '
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/><text x="{LEFT - 6}" '
+        f'y="{float(y) + 4:.1f}" '
         f'text-anchor="end">{tick:{".3g" if abs(tick) >= 0.01 or not tick else ".0e"}}</text>'
         for tick, y in ((tick, place(first, tick).split(",")[1]) for tick in ticks)
     )
@@ -274,10 +301,15 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
 
 
 def _shown_text(folder: RunFolder) -> str:
-    """What the rows of before_after.png are. On portraits a diffusion model translates photos of the people of the seeds."""
+    """What the rows of before_after.png are. On portraits a diffusion model translates photos of the people
+    of the seeds."""
     config, known = folder.config, knows_truth(folder)
     people = known and folder.diffuses
-    first = f"Photos of the people of seeds 0 to {config.run.samples - 1}" if people else f"The same seeds as {config.source}"
+    first = (
+        f"Photos of the people of seeds 0 to {config.run.samples - 1}"
+        if people
+        else f"The same seeds as {config.source}"
+    )
     how = "translated by the adapted model" if people else "by the adapted generator"
     return f"{first}, and as {config.target} {how}" + ("; the third row is the truth." if known else ".")
 

@@ -1,9 +1,12 @@
-"""START HERE. The two-stage zero-shot trainer: stage 1 learns the words of every picture, stage 2 moves the generator.
+"""START HERE. The two-stage zero-shot trainer: stage 1 learns the words of every picture, stage 2 moves the
+generator.
 
-IPL: Guo et al., Zero-shot Generative Model Adaptation via Image-specific Prompt Learning (CVPR 2023). NADA (Gal et al.,
-SIGGRAPH 2022) is stage 2 alone, with one fixed direction. The loops of `adapt` are the method; the rest serves them.
+IPL: Guo et al., Zero-shot Generative Model Adaptation via Image-specific Prompt Learning (CVPR 2023). NADA
+(Gal et al., SIGGRAPH 2022) is stage 2 alone, with one fixed direction. The loops of `adapt` are the method;
+the rest serves them.
 
-Steps count from 1. Every draw is keyed by (seed, stage, step, sample), so a resumed run equals an uninterrupted one.
+Steps count from 1. Every draw is keyed by (seed, stage, step, sample), so a resumed run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ __all__ = ["AdaptRun", "Injected", "Plan", "adapt", "plan", "resolve", "trainer_
 
 @dataclass
 class AdaptRun:
-    """A finished run. `generator` is the result (EMA weights); `trained` the weights of the last step, if any was done here."""
+    """A finished run. `generator` is the result (EMA weights); `trained` the weights of the last step, if any
+    was done here."""
 
     folder: RunFolder
     config: AdaptConfig
@@ -61,8 +65,9 @@ def adapt(
 ) -> AdaptRun:
     """The source generator moved to the target domain, and the run folder that tells how.
 
-    Options come from `config` and from `overrides`, see `resolve`: adapt(target="pencil sketch", seed=1). The same call again
-    resumes; a finished run is returned at once. InputError before anything is written, RunError if the run itself fails.
+    Options come from `config` and from `overrides`, see `resolve`: adapt(target="pencil sketch", seed=1). The
+    same call again resumes; a finished run is returned at once. InputError before anything is written,
+    RunError if the run itself fails.
     """
     cfg, given = resolve(config, **overrides), state or Injected()
     if RunFolder.check(cfg).finished:
@@ -72,7 +77,8 @@ def adapt(
     source, guides = run.source, run.guides
     with run.recorded():
         for step in run.steps(1):  # learn the words of every picture
-            # 1. codes of some pictures (their styles, where the generator has any), and what every CLIP sees in them
+            # 1. codes of some pictures (their styles, where the generator has any), and what every CLIP sees
+            # in them
             codes, images = run.seen(step)
             # 2. prompts
             words = run.mapper(codes)
@@ -94,7 +100,10 @@ def adapt(
                 before = run.pictures(source, codes, step)
             after = run.pictures(run.target, codes, step)
             # 4. losses
-            terms = [run.compare(guide, before, after, text, step) for guide, text in zip(guides, texts, strict=True)]
+            terms = [
+                run.compare(guide, before, after, text, step)
+                for guide, text in zip(guides, texts, strict=True)
+            ]
             # 5. generator, and its running average
             run.update(step, terms)
             run.average()
@@ -103,8 +112,8 @@ def adapt(
 
 
 def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
-    """The config with its overrides, as `configure` takes them; without a config, those of `recipe="..."`, or else of the recipe
-    that suits the generator, as on the command line.
+    """The config with its overrides, as `configure` takes them; without a config, those of `recipe="..."`, or
+    else of the recipe that suits the generator, as on the command line.
     """
     if config is not None:
         return configure(config, **overrides)
@@ -113,7 +122,9 @@ def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
     return recipe(name, overrides.pop("target", ""), **overrides)
 
 
-def trainer_of(config: AdaptConfig, given: Injected, hook: Hook | None = None, progress: Progress | None = None) -> Trainer:
+def trainer_of(
+    config: AdaptConfig, given: Injected, hook: Hook | None = None, progress: Progress | None = None
+) -> Trainer:
     """The machinery that suits the source generator, which is loaded for that. Nothing is written."""
     opened = open_source(config, given)
     made = StyleTrainer if isinstance(opened[0], Generator) else DiffusionTrainer
@@ -122,7 +133,8 @@ def trainer_of(config: AdaptConfig, given: Injected, hook: Hook | None = None, p
 
 @torch.no_grad()
 def settle(run: Trainer) -> None:
-    """Takes the mean of the words' directions off each guide's, where `mapper.mean` wants the label's in its place."""
+    """Takes the mean of the words' directions off each guide's, where `mapper.mean` wants the label's in its
+    place."""
     if run.config.method == "ipl" and run.config.mapper.mean == "label":
         words = run.mapper(run.many_codes(MEAN_CODES))
         run.guides[:] = [guide.about_label(each) for guide, each in zip(run.guides, words, strict=True)]
@@ -131,7 +143,9 @@ def settle(run: Trainer) -> None:
 def reopened(config: AdaptConfig, given: Injected) -> AdaptRun:
     """A finished run, read from its folder."""
     folder, device = RunFolder.load(config.folder), resolve_device(config.run.device)
-    source: Any = given.generator.clone() if given.generator is not None else folder.find_source(config.generator)[0]
+    source: Any = (
+        given.generator.clone() if given.generator is not None else folder.find_source(config.generator)[0]
+    )
     generator = load_generator_file(folder.generator_file)[0]
     mapper = load_mapper(folder.mapper_file).to(device) if config.learns_words else None
     return AdaptRun(folder, config, source.to(device), generator.to(device).eval(), mapper)
@@ -155,7 +169,8 @@ class Plan:
     select: int | None
     """Latents that adaptive selection frees at a time; None where the layers are fixed."""
     memory_bytes: int
-    """Estimate of the peak: weights, optimiser, and the activations of the larger stage, measured on one picture."""
+    """Estimate of the peak: weights, optimiser, and the activations of the larger stage, measured on one
+    picture."""
     resumes_at: tuple[int, int] | None
     """Stage and step of the checkpoint that the run would go on from."""
 
@@ -167,11 +182,19 @@ def plan(config: AdaptConfig | None = None, *, state: Injected | None = None, **
     saved = run.folder.load_checkpoint()
     movable, layers = set(run.weights), run.target.layers()
     train, clips = run.config.train, run.clips
-    counts = {"generator": _count(run.source), "movable": sum(weight.numel() for weight in run.weights.values())}
+    counts = {
+        "generator": _count(run.source),
+        "movable": sum(weight.numel() for weight in run.weights.values()),
+    }
     counts |= {"mapper": _count(run.mapper)} | {clip.name: _count(clip) for clip in clips}
     adaptive = train.layers == "adaptive"
     # Source, target and average; gradients and two moments of what moves, or of the mapper.
-    numbers = 3 * counts["generator"] + 3 * max(counts["movable"], counts["mapper"]) + counts["mapper"] + sum(map(_count, clips))
+    numbers = (
+        3 * counts["generator"]
+        + 3 * max(counts["movable"], counts["mapper"])
+        + counts["mapper"]
+        + sum(map(_count, clips))
+    )
     return Plan(
         config=run.config,
         parameters=counts,
@@ -189,7 +212,9 @@ def _count(module: torch.nn.Module) -> int:
 def _activations(run: Trainer) -> int:
     """Bytes that autograd keeps for the larger stage: measured on one picture, times the batch."""
     config, sizes = run.config, [0]
-    owned = {each.untyped_storage().data_ptr() for part in (run.target, run.mapper) for each in part.parameters()}
+    owned = {
+        each.untyped_storage().data_ptr() for part in (run.target, run.mapper) for each in part.parameters()
+    }
     owned |= {each.untyped_storage().data_ptr() for guide in run.guides for each in guide.clip.parameters()}
     for stage in (1, 2) if config.learns_words else (2,):
         kept: dict[int, int] = {}

@@ -1,8 +1,9 @@
-"""What `adapt` needs of a diffusion model: pictures and their noise, fine-tuning through the steps back, codes for the words.
+"""What `adapt` needs of a diffusion model: pictures and their noise, fine-tuning through the steps back,
+codes for the words.
 
-Kim et al., DiffusionCLIP (CVPR 2022), and its code. With learned words it is what IPL's paper calls Diff-IPL: the fixed
-direction gives way to one for each picture. A diffusion model has no styles, so the code of a picture, from which its words are
-learned, is what each guiding CLIP sees in it (ADR 0018).
+Kim et al., DiffusionCLIP (CVPR 2022), and its code. With learned words it is what IPL's paper calls Diff-IPL:
+the fixed direction gives way to one for each picture. A diffusion model has no styles, so the code of a
+picture, from which its words are learned, is what each guiding CLIP sees in it (ADR 0018).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Album:
 
 
 class DiffusionTrainer(Trainer):
-    """A run of a diffusion model. A step of stage 2 is one of the optimiser, in mode per-step also one of denoising."""
+    """A run of a diffusion model. A step of stage 2 is one of the optimiser, in mode per-step also one of
+    denoising."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -67,12 +69,14 @@ class DiffusionTrainer(Trainer):
         config, name = self.config, self.config.generator
         if config.method == "nada":
             raise InputError(
-                f"{name} is a diffusion model, and method nada moves generators with styles; use diffusionclip, which has the "
+                f"{name} is a diffusion model, and method nada moves generators with styles; use "
+                "diffusionclip, which has the "
                 "same direction, or ipl."
             )
         if config.train.layers == "adaptive":
             raise InputError(
-                f"{name} is a diffusion model: it has no latent per layer by which layers could be selected. Use a recipe for "
+                f"{name} is a diffusion model: it has no latent per layer by which layers could be "
+                "selected. Use a recipe for "
                 "diffusion models (--recipe diffusionclip), or --layers all."
             )
         last = self.source.num_steps - 1
@@ -82,7 +86,8 @@ class DiffusionTrainer(Trainer):
         count = self.tuning.num_pictures if self.found is None else len(self.found)
         if config.learns_words and config.mapper.batch > count:
             raise InputError(
-                f"mapper.batch is {config.mapper.batch}, but there are {count} pictures to learn from; lower it, or raise "
+                f"mapper.batch is {config.mapper.batch}, but there are {count} pictures to learn from; "
+                "lower it, or raise "
                 "train.diffusion.num_pictures."
             )
 
@@ -104,17 +109,27 @@ class DiffusionTrainer(Trainer):
 
     def prepare(self) -> None:
         """Makes the pictures to learn from, where they are not given, and inverts them."""
-        self.album = self._album("train", self.tuning.num_pictures) if self.found is None else self._filled(self.found)
+        self.album = (
+            self._album("train", self.tuning.num_pictures) if self.found is None else self._filled(self.found)
+        )
 
     def _album(self, label: str, count: int) -> Album:
         """Pictures that the source makes of seeds of the run's own."""
-        seeds = torch.randint(2**31, (count,), generator=rng("pictures", self.config.run.seed, label)).tolist()
-        return self._filled(made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell).to(self.device, self.dtype))
+        seeds = torch.randint(
+            2**31, (count,), generator=rng("pictures", self.config.run.seed, label)
+        ).tolist()
+        return self._filled(
+            made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell).to(
+                self.device, self.dtype
+            )
+        )
 
     @torch.no_grad()
     def _filled(self, pictures: Tensor) -> Album:
         noisy = inverted(self.source, pictures, Route.of(self.tuning), self._tell)
-        features = [torch.cat([normalize(guide.see(row)) for row in pictures.split(1)]) for guide in self.guides]
+        features = [
+            torch.cat([normalize(guide.see(row)) for row in pictures.split(1)]) for guide in self.guides
+        ]
         return Album(pictures, noisy, features, features)
 
     def _tell(self, what: str, done: int, total: int) -> None:
@@ -123,7 +138,10 @@ class DiffusionTrainer(Trainer):
     def trial(self) -> list[Tensor]:
         """Codes of one blank picture."""
         blank = torch.zeros(1, *self.source.picture_shape, device=self.device, dtype=self.dtype)
-        codes = [torch.ones(1, self.code_width(guide), device=self.device, dtype=self.dtype) for guide in self.guides]
+        codes = [
+            torch.ones(1, self.code_width(guide), device=self.device, dtype=self.dtype)
+            for guide in self.guides
+        ]
         self.album = Album(blank, blank, codes, codes)
         return codes
 
@@ -142,7 +160,8 @@ class DiffusionTrainer(Trainer):
     # 2. Parts of a step.
 
     def place(self, step: int) -> tuple[int, int, slice]:
-        """Of a step of stage 2: the round through the pictures from 0, the step of denoising from 0, and the rows."""
+        """Of a step of stage 2: the round through the pictures from 0, the step of denoising from 0, and the
+        rows."""
         assert self.album is not None
         steps = self.tuning.train_steps if self.tuning.mode == "per-step" else 1
         batch, count = self.config.train.batch, len(self.album.pictures)
@@ -161,7 +180,9 @@ class DiffusionTrainer(Trainer):
         assert self.album is not None
         count, batch = len(self.album.pictures), self.config.mapper.batch
         turn, page = divmod(step - 1, count // batch)
-        order = torch.randperm(count, generator=rng("stage1 order", self.config.run.seed, turn)).to(self.device)
+        order = torch.randperm(count, generator=rng("stage1 order", self.config.run.seed, turn)).to(
+            self.device
+        )
         rows = order[page * batch :][:batch]
         return [each[rows] for each in self.album.codes], [each[rows] for each in self.album.features]
 
@@ -172,7 +193,8 @@ class DiffusionTrainer(Trainer):
         return self.album.features[number][self.place(step)[2]]
 
     def pictures(self, generator: Any, codes: Any, step: int) -> Tensor:
-        """Pictures of a step: the source's own, or the target's from their noise, in mode per-step the clean ones predicted."""
+        """Pictures of a step: the source's own, or the target's from their noise, in mode per-step the clean
+        ones predicted."""
         assert self.album is not None
         _, denoising, rows = self.place(step)
         if generator is self.source:
@@ -199,20 +221,26 @@ class DiffusionTrainer(Trainer):
                 return generator.predict_noise(x, t)
 
         with self.guides[0].mixed(self.device):
-            made = generator.generate(x, tuning.t0, tuning.train_steps, predict=predict, checkpointing=tuning.checkpointing)
+            made = generator.generate(
+                x, tuning.t0, tuning.train_steps, predict=predict, checkpointing=tuning.checkpointing
+            )
         self.facts["path"] = [*path[1 : tuning.train_steps], made.detach()]
         return made
 
     def free_layers(self, step: int) -> None:
         """Lets the weights move that may move at all."""
         trainable.free(self.target, self.weights)
-        self.layers = tuple(each.name for each in self.target.layers() if set(self.weights).issuperset(each.parameters))
+        self.layers = tuple(
+            each.name for each in self.target.layers() if set(self.weights).issuperset(each.parameters)
+        )
 
     def most_at_once(self) -> int:
         """A batch."""
         return self.config.train.batch
 
-    def compare(self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int) -> dict[str, Tensor]:
+    def compare(
+        self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int
+    ) -> dict[str, Tensor]:
         """Loss terms of one CLIP; the directional loss enters by its logarithm, as published."""
         terms = super().compare(guide, before, after, text_direction, step)
         if "direction" in terms:

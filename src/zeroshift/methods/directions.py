@@ -29,8 +29,11 @@ def template_features(clip: ClipModel, label: str, bank: TemplateBank | None = N
     return normalize(clip.encode_text((bank or clip.templates).sentences(label)))
 
 
-def text_direction(clip: ClipModel, source: str, target: str, bank: TemplateBank | None = None) -> UnitFeature:
-    """Eq. StyleGAN-NADA (Gal et al. 2022): n( mean_k [ n(E_T(T_k(target))) - n(E_T(T_k(source))) ] ), shape 1,E."""
+def text_direction(
+    clip: ClipModel, source: str, target: str, bank: TemplateBank | None = None
+) -> UnitFeature:
+    """Eq. StyleGAN-NADA (Gal et al. 2022): n( mean_k [ n(E_T(T_k(target))) - n(E_T(T_k(source))) ] ), shape
+    1,E."""
     difference_PE = template_features(clip, target, bank) - template_features(clip, source, bank)
     return normalize(difference_PE.mean(dim=0, keepdim=True))
 
@@ -38,19 +41,25 @@ def text_direction(clip: ClipModel, source: str, target: str, bank: TemplateBank
 def residual_feature(clip: ClipModel, context: str, label: str, kind: Residual = "corrected") -> Feature:
     """Text feature 1,E that is added to a learned prompt's, un-normalised.
 
-    "corrected": of "{context} {label}." in both stages. "published": of the bare context, which is what the authors' second
-    stage really encodes for both labels, because its template has no placeholder. "none": zero.
+    "corrected": of "{context} {label}." in both stages. "published": of the bare context, which is what the
+    authors' second stage really encodes for both labels, because its template has no placeholder. "none":
+    zero.
     """
     if kind not in ("corrected", "published", "none"):
         raise InputError(f'unknown residual "{kind}". Use "corrected", "published" or "none".')
-    feature_1E = clip.encode_text([context_sentence(context, label, period=True) if kind != "published" else context])
+    feature_1E = clip.encode_text(
+        [context_sentence(context, label, period=True) if kind != "published" else context]
+    )
     return torch.zeros_like(feature_1E) if kind == "none" else feature_1E
 
 
-def prompt_features(clip: ClipModel, words: Words, context: str, label: str, residual: Tensor | None = None) -> UnitFeature:
+def prompt_features(
+    clip: ClipModel, words: Words, context: str, label: str, residual: Tensor | None = None
+) -> UnitFeature:
     """Unit text features h B,E of "{context} {label}" with the whole context replaced by `words` B,M,D.
 
-    Eq. IPL (Guo et al. 2023): h = n( f_Y(V_i) + E_T(...) ), the residual E or 1,E un-normalised and not changed.
+    Eq. IPL (Guo et al. 2023): h = n( f_Y(V_i) + E_T(...) ), the residual E or 1,E un-normalised and not
+    changed.
     """
     features_BE = clip.encode_prompts(
         words, context_sentence(context, label, period=False), replaced=len(clip.embed_tokens(context))
@@ -64,10 +73,11 @@ def prompt_direction(source: UnitFeature, target: UnitFeature) -> UnitFeature:
 
 
 def recentred(found: UnitFeature, mean: Feature, label: UnitFeature) -> UnitFeature:
-    """n(label + found - mean), shape B,E: directions of pictures whose mean 1,E is replaced by the label's 1,E.
+    """n(label + found - mean), shape B,E: directions of pictures whose mean 1,E is replaced by the label's
+    1,E.
 
-    Not published. A learned prompt moves all directions alike, away from the label's, besides telling the pictures apart; only
-    the second is wanted (docs/adr/0017).
+    Not published. A learned prompt moves all directions alike, away from the label's, besides telling the
+    pictures apart; only the second is wanted (docs/adr/0017).
     """
     return normalize(label + found - mean)
 
@@ -75,11 +85,11 @@ def recentred(found: UnitFeature, mean: Feature, label: UnitFeature) -> UnitFeat
 def image_direction(source: Feature, target: Feature, floor: float = 0.05) -> Feature:
     """Eq. NADA and IPL, with a bounded divisor: d / max(||d||, floor), d = n(target) - n(source), shape B,E.
 
-    Unit rows where the pictures differ by more than `floor`, shorter ones below, zero where they are equal. 0 gives the
-    published formula, which is NaN at a zero row.
+    Unit rows where the pictures differ by more than `floor`, shorter ones below, zero where they are equal. 0
+    gives the published formula, which is NaN at a zero row.
 
-    Note. Every first step without live noise has zero rows. A divisor near 1e-8 lets one gradient of 1e6 and more into Adam's
-    second moment, after which nothing moves for a thousand steps.
+    Note. Every first step without live noise has zero rows. A divisor near 1e-8 lets one gradient of 1e6 and
+    more into Adam's second moment, after which nothing moves for a thousand steps.
     """
     difference = normalize(target) - normalize(source)
     norm = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
@@ -87,5 +97,8 @@ def image_direction(source: Feature, target: Feature, floor: float = 0.05) -> Fe
 
 
 def picture_set_direction(source: Feature, target: Feature) -> UnitFeature:
-    """Eq. NADA with target pictures instead of words: n( mean_j n(target_j) - mean_i n(source_i) ), shape 1,E."""
-    return normalize(normalize(target).mean(dim=0, keepdim=True) - normalize(source).mean(dim=0, keepdim=True))
+    """Eq. NADA with target pictures instead of words: n( mean_j n(target_j) - mean_i n(source_i) ), shape
+    1,E."""
+    return normalize(
+        normalize(target).mean(dim=0, keepdim=True) - normalize(source).mean(dim=0, keepdim=True)
+    )

@@ -1,4 +1,5 @@
-"""What one CLIP says about words and about pairs of pictures: its constants over a run, and its losses in both stages."""
+"""What one CLIP says about words and about pairs of pictures: its constants over a run, and its losses in
+both stages."""
 
 from __future__ import annotations
 
@@ -66,7 +67,10 @@ class Guide:
             context=context,
             text_direction=directions.normalize((features[1] - features[0]).mean(dim=0, keepdim=True)),
             label_means=(features[0].mean(dim=0), features[1].mean(dim=0)),
-            residuals=(residual("none" if config.quirks.residual == "none" else "corrected"), residual(config.quirks.residual)),
+            residuals=(
+                residual("none" if config.quirks.residual == "none" else "corrected"),
+                residual(config.quirks.residual),
+            ),
             target_label=directions.normalize(clip.encode_text([target])),
             target_sentence=directions.normalize(clip.encode_text([sentence("a {}", target)])),
             parts=parts,
@@ -80,8 +84,8 @@ class Guide:
     def word_losses(self, words: Words, images: UnitFeature) -> dict[str, Scalar]:
         """Terms of stage 1 for the learned words of each picture and the picture's feature.
 
-        Words that all pictures share cannot tell them apart, so CoOp's classification, as source and not as target, stands
-        in for the contrast.
+        Words that all pictures share cannot tell them apart, so CoOp's classification, as source and not as
+        target, stands in for the contrast.
         """
         source_h, target_h = self._prompts(words, stage=1)
         domains = {
@@ -100,17 +104,25 @@ class Guide:
         if words is None:
             return self.text_direction
         found_BE = directions.prompt_direction(*self._prompts(words, stage=2))
-        return found_BE if self.mean is None else directions.recentred(found_BE, self.mean, self.text_direction)
+        return (
+            found_BE if self.mean is None else directions.recentred(found_BE, self.mean, self.text_direction)
+        )
 
     @torch.no_grad()
     def about_label(self, words: Words) -> Guide:
-        """This guide with directions that lie about the label's: `words` are those of many pictures, whose mean is taken off."""
+        """This guide with directions that lie about the label's: `words` are those of many pictures, whose
+        mean is taken off."""
         plain = replace(self, mean=None)
         return replace(self, mean=plain.direction_of(words).mean(dim=0, keepdim=True))
 
-    def pair_losses(self, source: Feature, target: Feature, text_direction: UnitFeature) -> tuple[dict[str, Scalar], Feature]:
+    def pair_losses(
+        self, source: Feature, target: Feature, text_direction: UnitFeature
+    ) -> tuple[dict[str, Scalar], Feature]:
         """Terms of stage 2 for features of source and target pictures, and the image directions B,E."""
-        weights, image_direction = self.config.losses, directions.image_direction(source, target, self.config.quirks.image_floor)
+        weights, image_direction = (
+            self.config.losses,
+            directions.image_direction(source, target, self.config.quirks.image_floor),
+        )
         source, target = directions.normalize(source), directions.normalize(target)
         terms: dict[str, Scalar] = {}
         if weights.direction:
@@ -125,11 +137,15 @@ class Guide:
     def patch_loss(self, source: Feature, target: Feature) -> Scalar:
         """Patch loss of stage 2, for features of the same square of source and target pictures."""
         assert self.parts is not None
-        return losses.patch(directions.image_direction(source, target, self.config.quirks.image_floor), self.parts)
+        return losses.patch(
+            directions.image_direction(source, target, self.config.quirks.image_floor), self.parts
+        )
 
     def label_loss(self, pictures: Picture) -> Scalar:
         """Distance of pictures to the bare target label, by which layers are selected."""
-        return losses.global_clip(directions.normalize(self.see(pictures)), self.target_label, self.logit_factor)
+        return losses.global_clip(
+            directions.normalize(self.see(pictures)), self.target_label, self.logit_factor
+        )
 
     def total(self, terms: dict[str, Scalar]) -> Scalar:
         """Weighted sum of the terms of a stage, without the weight of the CLIP itself."""
@@ -172,7 +188,8 @@ class Guide:
 
 @dataclass
 class Texture:
-    """The texture loss of stage 2. Its CLIP need not guide; its value, the same beside every guide, is computed once a step."""
+    """The texture loss of stage 2. Its CLIP need not guide; its value, the same beside every guide, is
+    computed once a step."""
 
     clip: ClipModel
     wanted: Feature | None
@@ -181,14 +198,17 @@ class Texture:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, config: AdaptConfig, guides: Sequence[Guide], load: Callable[[str], ClipModel]) -> Texture | None:
+    def of(
+        cls, config: AdaptConfig, guides: Sequence[Guide], load: Callable[[str], ClipModel]
+    ) -> Texture | None:
         """What the config asks for, `load` bringing a CLIP by name; None where the weight is 0."""
         if not config.losses.texture:
             return None
         convolutional = [guide.clip for guide in guides if guide.clip.convolutional]
         if not convolutional and not config.losses.texture_clip:
             raise InputError(
-                "no guiding CLIP has a convolutional picture tower; give one as losses.texture_clip, such as RN50.pt."
+                "no guiding CLIP has a convolutional picture tower; give one as losses.texture_clip, such "
+                "as RN50.pt."
             )
         clip = load(config.losses.texture_clip) if config.losses.texture_clip else convolutional[0]
         if config.losses.texture_image is None:
@@ -212,14 +232,17 @@ def _picture(path: Path) -> Picture:
         with Image.open(path) as file:
             red_green_blue = file.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the picture {path} of losses.texture_image: {error}. Give a PNG or JPEG file.") from error
+        raise InputError(
+            f"cannot read the picture {path} of losses.texture_image: {error}. Give a PNG or JPEG file."
+        ) from error
     width, height = red_green_blue.size
     pixels = torch.frombuffer(bytearray(red_green_blue.tobytes()), dtype=torch.uint8)
     return pixels.view(1, height, width, 3).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def unknown_words(clip: ClipModel, labels: tuple[str, ...], most: int = 150) -> str | None:
-    """A warning that names the words of labels that a CLIP never learned and some that it knows; None where it knows all."""
+    """A warning that names the words of labels that a CLIP never learned and some that it knows; None where
+    it knows all."""
     unknown = [word for label in labels for word in clip.tokenizer.unknown(label)]
     if not unknown:
         return None

@@ -1,4 +1,5 @@
-"""Learned words that stand in place of a prompt's context words: a mapper from styles for IPL, the same for all for CoOp.
+"""Learned words that stand in place of a prompt's context words: a mapper from styles for IPL, the same for
+all for CoOp.
 
 Sources: IPL (Guo et al., CVPR 2023), section 3.2 and its published code; CoOp (Zhou et al., IJCV 2022).
 """
@@ -25,7 +26,8 @@ SLOPE = 0.2
 
 
 class _ScaledLinear(nn.Module):
-    """sqrt(2) leaky_relu(W x / sqrt(fan-in) * RATE + b * RATE); weights start at standard deviation 1 / RATE."""
+    """sqrt(2) leaky_relu(W x / sqrt(fan-in) * RATE + b * RATE); weights start at standard deviation 1 /
+    RATE."""
 
     def __init__(self, width_in: int, width_out: int, source: torch.Generator) -> None:
         super().__init__()
@@ -40,9 +42,10 @@ class _ScaledLinear(nn.Module):
 class LatentMapper(nn.Module):
     """Words B,M,D from styles B,S, for one text encoder.
 
-    The style is normalised to mean square 1, then `depth` layers follow, the last one activated too. With `context` vectors M,D
-    the words start near those tokens: context + gamma F(w), gamma learned; without, they are F(w) alone, as published, with an
-    RMS near 1 where CLIP's tokens have about 0.02. `hidden` None means 512 (the published width), but no more than the style's.
+    The style is normalised to mean square 1, then `depth` layers follow, the last one activated too. With
+    `context` vectors M,D the words start near those tokens: context + gamma F(w), gamma learned; without,
+    they are F(w) alone, as published, with an RMS near 1 where CLIP's tokens have about 0.02. `hidden` None
+    means 512 (the published width), but no more than the style's.
     """
 
     def __init__(
@@ -64,12 +67,16 @@ class LatentMapper(nn.Module):
         self.num_words, self.text_width = num_words, text_width
         source = torch.Generator().manual_seed(seed)
         widths = [style_dim, *[hidden] * (depth - 1), num_words * text_width]
-        self.layers = nn.ModuleList(_ScaledLinear(*pair, source) for pair in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(
+            _ScaledLinear(*pair, source) for pair in zip(widths, widths[1:], strict=False)
+        )
         self.context: Tensor | None
         self.register_buffer("context", None if context is None else context.detach().clone())
         if context is not None:
             if context.shape != (num_words, text_width):
-                raise InputError(f"context vectors are {tuple(context.shape)}, expected {(num_words, text_width)}.")
+                raise InputError(
+                    f"context vectors are {tuple(context.shape)}, expected {(num_words, text_width)}."
+                )
             self.scaled_gamma = nn.Parameter(torch.tensor(gamma / RATE))
 
     @property
@@ -92,7 +99,9 @@ class SharedWords(nn.Module):
     They start at normal draws of deviation 0.02, as published, or at the vectors `context` M,D of tokens.
     """
 
-    def __init__(self, num_words: int, text_width: int, *, context: Tensor | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, num_words: int, text_width: int, *, context: Tensor | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         if num_words < 1:
             raise InputError(f"a prompt needs at least one word, got {num_words}.")
@@ -108,14 +117,16 @@ class SharedWords(nn.Module):
 
 
 class PromptMapper(nn.Module):
-    """One head per text encoder: CLIPs differ in width and in what their tokens mean, so they cannot share words."""
+    """One head per text encoder: CLIPs differ in width and in what their tokens mean, so they cannot share
+    words."""
 
     def __init__(self, heads: Sequence[LatentMapper | SharedWords]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
 
     def forward(self, codes: Style | Sequence[Style]) -> list[Words]:
-        """Words B,M,D for every text encoder, in the order of the CLIPs, of styles BS or of one code per encoder."""
+        """Words B,M,D for every text encoder, in the order of the CLIPs, of styles BS or of one code per
+        encoder."""
         every = [codes] * len(self.heads) if isinstance(codes, Tensor) else codes
         return [head(code) for head, code in zip(self.heads, every, strict=True)]
 
@@ -133,9 +144,9 @@ def prompt_mapper(
     gamma: float = 0.1,
     seed: int = 0,
 ) -> PromptMapper:
-    """A fresh mapper with a head for every CLIP, as many words as the context has tokens there unless `words` says otherwise.
-    `start` "tokens" begins at the context's own vectors; `shared` gives all pictures the same words. Raises InputError on an
-    empty context, and on a start at tokens with another number of words.
+    """A fresh mapper with a head for every CLIP, as many words as the context has tokens there unless `words`
+    says otherwise. `start` "tokens" begins at the context's own vectors; `shared` gives all pictures the same
+    words. Raises InputError on an empty context, and on a start at tokens with another number of words.
     """
     if start not in ("random", "tokens"):
         raise InputError(f'unknown start of the prompts "{start}". Use "random" (published) or "tokens".')
@@ -146,34 +157,53 @@ def prompt_mapper(
             raise InputError('the context is empty, so there are no words to learn. Try "a photo of a".')
         if start == "tokens" and words not in (0, len(tokens_TD)):
             raise InputError(
-                f'{words} words cannot start at the {len(tokens_TD)} tokens of "{context}". Give a context of that '
+                f'{words} words cannot start at the {len(tokens_TD)} tokens of "{context}". Give a context '
+                "of that "
                 'length, or prompt_init "random".'
             )
         size, given = words or len(tokens_TD), tokens_TD if start == "tokens" else None
         if shared:
             head = SharedWords(size, clip.text_width, context=given, seed=seed + number)
         else:
-            head = LatentMapper(style_dim, size, clip.text_width, hidden, depth, context=given, gamma=gamma, seed=seed + number)
+            head = LatentMapper(
+                style_dim,
+                size,
+                clip.text_width,
+                hidden,
+                depth,
+                context=given,
+                gamma=gamma,
+                seed=seed + number,
+            )
         heads.append(head.to(tokens_TD.device))
     return PromptMapper(heads)
 
 
 def mapper_from_official(state: Mapping[str, Tensor], num_words: int) -> LatentMapper:
-    """The mapper of the authors' checkpoints (`mapping.mapping.1.weight` ...). Raises InputError where the keys are others."""
+    """The mapper of the authors' checkpoints (`mapping.mapping.1.weight` ...). Raises InputError where the
+    keys are others."""
     prefix = "mapping.mapping."
     numbers = sorted({int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix)})
     # Position 0 of the authors' network is the normalisation, which has no weights.
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        raise InputError(f"no mapper under {prefix}1.weight ... in this state dict. Give the entry m of the authors' mapper.pt.")
+        raise InputError(
+            f"no mapper under {prefix}1.weight ... in this state dict. Give the entry m of the authors' "
+            "mapper.pt."
+        )
     first, last = state[f"{prefix}1.weight"], state[f"{prefix}{numbers[-1]}.weight"]
     if len(last) % num_words:
         raise InputError(
-            f"the mapper writes {len(last)} numbers, which {num_words} words do not divide. Check the context's length."
+            f"the mapper writes {len(last)} numbers, which {num_words} words do not divide. Check the "
+            "context's length."
         )
-    mapper = LatentMapper(first.shape[1], num_words, len(last) // num_words, hidden=len(first), depth=len(numbers)).to(
-        first.dtype
-    )
+    mapper = LatentMapper(
+        first.shape[1], num_words, len(last) // num_words, hidden=len(first), depth=len(numbers)
+    ).to(first.dtype)
     mapper.load_state_dict(
-        {f"layers.{number - 1}.{kind}": state[f"{prefix}{number}.{kind}"] for number in numbers for kind in ("weight", "bias")}
+        {
+            f"layers.{number - 1}.{kind}": state[f"{prefix}{number}.{kind}"]
+            for number in numbers
+            for kind in ("weight", "bias")
+        }
     )
     return mapper

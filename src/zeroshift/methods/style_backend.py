@@ -17,10 +17,12 @@ from zeroshift.pictures.sample import draw
 from zeroshift.training.loop import Trainer
 
 PART_PIXELS = {"cpu": 4 * 256**2}
-"""Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's cache."""
+"""Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's
+cache."""
 
 LEGACY = 4 / 5
-"""The published optimiser keeps a factor of lazy regularisation that it does not use: rate * 4/5, betas (0, 0.99 ** 4/5)."""
+"""The published optimiser keeps a factor of lazy regularisation that it does not use: rate * 4/5, betas (0,
+0.99 ** 4/5)."""
 
 
 class StyleTrainer(Trainer):
@@ -35,10 +37,19 @@ class StyleTrainer(Trainer):
         """Refuses what does not fit the generator or the given latents."""
         config, given = self.config, self.given
         if config.method == "diffusionclip":
-            raise InputError(f"{config.generator} is no diffusion model, which method diffusionclip is for; use nada or ipl.")
-        for name, given_z, steps in (("stage1_z", given.stage1_z, self.totals[1]), ("stage2_z", given.stage2_z, self.totals[2])):
+            raise InputError(
+                f"{config.generator} is no diffusion model, which method diffusionclip is for; use nada or "
+                "ipl."
+            )
+        for name, given_z, steps in (
+            ("stage1_z", given.stage1_z, self.totals[1]),
+            ("stage2_z", given.stage2_z, self.totals[2]),
+        ):
             if given_z is not None and len(given_z) < steps:
-                raise InputError(f"{name} holds latents for {len(given_z)} steps, the run has {steps}; give one batch per step.")
+                raise InputError(
+                    f"{name} holds latents for {len(given_z)} steps, the run has {steps}; give one batch "
+                    "per step."
+                )
 
     def code_width(self, guide: Guide) -> int:
         """Width of a style."""
@@ -56,14 +67,19 @@ class StyleTrainer(Trainer):
 
     @torch.no_grad()
     def _map(self, given: Tensor | None, batch: int, label: str, step: int) -> Tensor:
-        z_BZ = given[step - 1] if given is not None else draw_z(self.source.latent_dim, batch, self.config.run.seed, label, step)
+        z_BZ = (
+            given[step - 1]
+            if given is not None
+            else draw_z(self.source.latent_dim, batch, self.config.run.seed, label, step)
+        )
         return self.source.map(z_BZ.to(self.device, self.dtype))
 
     @torch.no_grad()
     def seen(self, step: int) -> tuple[Tensor, list[Tensor]]:
         """Styles BS of a step of stage 1, and the unit features BE of their source pictures for every CLIP.
 
-        With `mapper.pictures`, the first steps draw that many and the later ones show them again, shuffled anew every round.
+        With `mapper.pictures`, the first steps draw that many and the later ones show them again, shuffled
+        anew every round.
         """
         batch, seed = self.config.mapper.batch, self.config.run.seed
         pages = self.config.mapper.pictures // batch
@@ -100,7 +116,8 @@ class StyleTrainer(Trainer):
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
     def most_at_once(self) -> int:
-        """Pictures of the target that stage 2 differentiates at a time: a batch, or a part of those that select the layers."""
+        """Pictures of the target that stage 2 differentiates at a time: a batch, or a part of those that
+        select the layers."""
         train = self.config.train
         part = min(train.select_batch, self._part()) if train.layers == "adaptive" else 1
         return max(train.batch, part)
@@ -126,7 +143,9 @@ class StyleTrainer(Trainer):
         else:
             if not self.chosen or (step - 1) % train.select_every == 0:
                 self.chosen = self._select(step)
-            names = trainable.select_latents(self.target, self.chosen, layer_map=quirks.layer_map, free_rgb=train.free_rgb)
+            names = trainable.select_latents(
+                self.target, self.chosen, layer_map=quirks.layer_map, free_rgb=train.free_rgb
+            )
         trainable.free(self.target, names)
         moving = set(names)
         self.layers = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
@@ -137,11 +156,15 @@ class StyleTrainer(Trainer):
         w_BS = self._map(self.given.select_z, self.config.train.select_batch, "select", step)
 
         def loss(pictures: Tensor) -> Tensor:
-            return torch.stack([guide.weight * guide.label_loss(pictures.to(self.dtype)) for guide in self.guides]).sum()
+            return torch.stack(
+                [guide.weight * guide.label_loss(pictures.to(self.dtype)) for guide in self.guides]
+            ).sum()
 
         noise = self._noise("select", step, len(w_BS))
         with self.guides[0].mixed(self.device):
-            scores, value = trainable.score_layers(self.target, w_BS, loss, noise=noise, part=self.most_at_once())
+            scores, value = trainable.score_layers(
+                self.target, w_BS, loss, noise=noise, part=self.most_at_once()
+            )
         self._require_finite(value, step)
         self.facts |= {"scores": scores, "selection_loss": value}
         return trainable.top_latents(scores, self.config.train.top_k or trainable.default_top_k(self.target))
@@ -153,8 +176,12 @@ class StyleTrainer(Trainer):
             return trainable.select(self.target, train.layers, free_rgb=train.free_rgb)
         count = self.target.num_latents
         if train.top_k is not None and train.top_k > count:
-            raise InputError(f"train.top_k is {train.top_k}, this generator has {count} latents to choose from.")
-        return trainable.select_latents(self.target, range(count), layer_map=layer_map, free_rgb=train.free_rgb)
+            raise InputError(
+                f"train.top_k is {train.top_k}, this generator has {count} latents to choose from."
+            )
+        return trainable.select_latents(
+            self.target, range(count), layer_map=layer_map, free_rgb=train.free_rgb
+        )
 
     # What is looked at.
 

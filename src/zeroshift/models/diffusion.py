@@ -1,10 +1,12 @@
-"""Diffusion generators: a network that predicts noise, and the deterministic way between pictures and noise (DDIM).
+"""Diffusion generators: a network that predicts noise, and the deterministic way between pictures and noise
+(DDIM).
 
-Song et al., DDIM (2021), eq. 12 and 16; time grids as in Kim et al., DiffusionCLIP (CVPR 2022). A diffusion model has no styles
-and no latent per layer, and does not pretend to: its latent is a noisy picture x_t, of the shape of the picture.
+Song et al., DDIM (2021), eq. 12 and 16; time grids as in Kim et al., DiffusionCLIP (CVPR 2022). A diffusion
+model has no styles and no latent per layer, and does not pretend to: its latent is a noisy picture x_t, of
+the shape of the picture.
 
-The step is our own: diffusers' schedulers compute the same one (a test shows it), but only between times of equal distance,
-and the published grids are rounded.
+The step is our own: diffusers' schedulers compute the same one (a test shows it), but only between times of
+equal distance, and the published grids are rounded.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ SAMPLE_STEPS = 50
 
 Times = list[tuple[int, int]]
 Variance = Literal["fixedsmall", "fixedlarge", "learned"]
-"""Of an ancestral step: that of the posterior, that of the forward process, or between them as the network says."""
+"""Of an ancestral step: that of the posterior, that of the forward process, or between them as the network
+says."""
 Prediction = Literal["epsilon", "v_prediction"]
-"""What the network predicts: the noise, or the velocity sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho, 2022)."""
+"""What the network predicts: the noise, or the velocity sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho,
+2022)."""
 Predictor = Callable[[Tensor, int], Tensor]
 """Noise in x at time t."""
 StepNoise = Callable[[int], Tensor]
@@ -50,7 +54,9 @@ def linear_betas(num_steps: int = NUM_STEPS, first: float = 1e-4, last: float = 
 def time_grid(t0: int, steps: int) -> list[int]:
     """Times 0 .. t0 of the published grid with `steps` points: (i step) t0 in doubles, rounded down."""
     if steps < 2 or t0 < 1:
-        raise InputError(f"a time grid needs at least 2 steps and a time above 0, got {steps} steps to time {t0}.")
+        raise InputError(
+            f"a time grid needs at least 2 steps and a time above 0, got {steps} steps to time {t0}."
+        )
     step = 1.0 / (steps - 1)
     return [int((i * step if i < steps - 1 else 1.0) * t0) for i in range(steps)]
 
@@ -62,14 +68,16 @@ def generation_times(t0: int, steps: int) -> Times:
 
 
 def inversion_times(t0: int, steps: int) -> Times:
-    """Pairs (t, t_next) from 0 up to t0. The picture counts as x_0, though strictly it is at -1; noise is predicted at t."""
+    """Pairs (t, t_next) from 0 up to t0. The picture counts as x_0, though strictly it is at -1; noise is
+    predicted at t."""
     grid = time_grid(t0, steps)
     return list(zip(grid[:-1], grid[1:], strict=True))
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What makes up a diffusion generator beside its weights. `unet` are options of `build_unet`, `betas` the noise schedule."""
+    """What makes up a diffusion generator beside its weights. `unet` are options of `build_unet`, `betas` the
+    noise schedule."""
 
     image_size: int
     unet: Mapping[str, Any]
@@ -80,11 +88,12 @@ class DiffusionConfig:
 
 
 class DiffusionGenerator(nn.Module):
-    """A network that predicts noise, with its schedule: pictures BCHW in [-1, 1] <-> noisy pictures of the same shape.
+    """A network that predicts noise, with its schedule: pictures BCHW in [-1, 1] <-> noisy pictures of the
+    same shape.
 
-    `unet(x, t, return_dict=False)[0]` predicts noise (or what `prediction` says), or that and an interpolation of log-variances
-    where it has twice the channels. With `patch` p it sees each p x p block of pixels as p^2 channels at 1/p of the side;
-    outside it all stays pixels.
+    `unet(x, t, return_dict=False)[0]` predicts noise (or what `prediction` says), or that and an
+    interpolation of log-variances where it has twice the channels. With `patch` p it sees each p x p block of
+    pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
 
     def __init__(
@@ -103,9 +112,14 @@ class DiffusionGenerator(nn.Module):
         options = _options(unet)
         inputs, outputs = int(options["in_channels"]), int(options["out_channels"])
         if inputs % patch**2 or outputs not in (inputs, 2 * inputs):
-            raise InputError(f"a network of {inputs} to {outputs} channels predicts no noise of pictures in blocks of {patch}.")
+            raise InputError(
+                f"a network of {inputs} to {outputs} channels predicts no noise of pictures in blocks of "
+                f"{patch}."
+            )
         if (variance == "learned") != (outputs == 2 * inputs):
-            raise InputError(f"the variance is {variance!r}, but the network has {inputs} to {outputs} channels.")
+            raise InputError(
+                f"the variance is {variance!r}, but the network has {inputs} to {outputs} channels."
+            )
         self.unet, self.image_size, self.patch = unet, image_size, patch
         self.variance: Variance = variance
         self.prediction: Prediction = prediction
@@ -119,7 +133,9 @@ class DiffusionGenerator(nn.Module):
     def config(self) -> DiffusionConfig:
         """Everything but the weights."""
         betas = tuple(self.betas.tolist())
-        return DiffusionConfig(self.image_size, _options(self.unet), betas, self.patch, self.variance, self.prediction)
+        return DiffusionConfig(
+            self.image_size, _options(self.unet), betas, self.patch, self.variance, self.prediction
+        )
 
     @property
     def num_steps(self) -> int:
@@ -134,11 +150,14 @@ class DiffusionGenerator(nn.Module):
     # 1. One step.
 
     def predict(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Noise in x at time t (one for all, or one per picture); where the variance is learned, also its place v between the
-        bounds, -1 to 1. Both in the number format of x, whatever that of the network is."""
+        """Noise in x at time t (one for all, or one per picture); where the variance is learned, also its
+        place v between the bounds, -1 to 1. Both in the number format of x, whatever that of the network
+        is."""
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         blocks = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        found = self.unet(blocks.to(next(self.unet.parameters()).dtype), times, return_dict=False)[0].to(x.dtype)
+        found = self.unet(blocks.to(next(self.unet.parameters()).dtype), times, return_dict=False)[0].to(
+            x.dtype
+        )
         parts = found.split(blocks.shape[1], dim=1)
         if self.patch > 1:
             parts = [F.pixel_shuffle(part, self.patch) for part in parts]
@@ -168,9 +187,16 @@ class DiffusionGenerator(nn.Module):
         return abar.sqrt() * pictures + (1 - abar).sqrt() * noise
 
     def step(
-        self, x: Tensor, t: int | Tensor, t_next: int | Tensor, eps: Tensor, eta: float = 0.0, noise: Tensor | None = None
+        self,
+        x: Tensor,
+        t: int | Tensor,
+        t_next: int | Tensor,
+        eps: Tensor,
+        eta: float = 0.0,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """x at t_next of x at t, up or down: one DDIM step. `eta` above 0 (only down) replaces a part of eps by `noise`."""
+        """x at t_next of x at t, up or down: one DDIM step. `eta` above 0 (only down) replaces a part of eps
+        by `noise`."""
         now, then = self.abar(t, x), self.abar(t_next, x)
         if not eta:
             return then.sqrt() * self.clean(x, t, eps) + (1 - then).sqrt() * eps
@@ -179,14 +205,23 @@ class DiffusionGenerator(nn.Module):
         fresh = eta * ((1 - now / then) * (1 - then) / (1 - now)).sqrt()
         return then.sqrt() * self.clean(x, t, eps) + (1 - then - fresh**2).sqrt() * eps + fresh * noise
 
-    def ancestral_step(self, x: Tensor, t: int | Tensor, eps: Tensor, noise: Tensor, place: Tensor | None = None) -> Tensor:
-        """x at t - 1 of x at t by DDPM's own step, without noise at t = 0. `place` is the second part of `predict`."""
+    def ancestral_step(
+        self, x: Tensor, t: int | Tensor, eps: Tensor, noise: Tensor, place: Tensor | None = None
+    ) -> Tensor:
+        """x at t - 1 of x at t by DDPM's own step, without noise at t = 0. `place` is the second part of
+        `predict`."""
         beta, abar = _at(self.betas, t, x), self.abar(t, x)
         mean = (x - beta / (1 - abar).sqrt() * eps) / (1 - beta).sqrt()
-        return mean + _at((torch.arange(self.num_steps) > 0).float(), t, x) * (0.5 * self.log_variance(t, x, place)).exp() * noise
+        return (
+            mean
+            + _at((torch.arange(self.num_steps) > 0).float(), t, x)
+            * (0.5 * self.log_variance(t, x, place)).exp()
+            * noise
+        )
 
     def log_variance(self, t: int | Tensor, like: Tensor, place: Tensor | None = None) -> Tensor:
-        """Log-variance of an ancestral step; a learned one lies between those of posterior and forward process."""
+        """Log-variance of an ancestral step; a learned one lies between those of posterior and forward
+        process."""
         small, large, forward = (_at(table, t, like) for table in self.log_variances)
         if self.variance != "learned":
             return small if self.variance == "fixedsmall" else large
@@ -209,10 +244,13 @@ class DiffusionGenerator(nn.Module):
         checkpointing: bool = False,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures of noisy pictures at time t0 (unset: the last). Differentiable; `checkpointing` keeps one picture per step
-        and computes the rest again on the way back. `predict` stands in for the network, to mix several."""
+        """Pictures of noisy pictures at time t0 (unset: the last). Differentiable; `checkpointing` keeps one
+        picture per step and computes the rest again on the way back. `predict` stands in for the network, to
+        mix several."""
         predict = predict or self.predict_noise
-        return self._walk(x, generation_times(self._time(t0), steps), predict, eta, noise, checkpointing, progress)
+        return self._walk(
+            x, generation_times(self._time(t0), steps), predict, eta, noise, checkpointing, progress
+        )
 
     def invert(
         self,
@@ -224,12 +262,15 @@ class DiffusionGenerator(nn.Module):
         checkpointing: bool = False,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Noisy pictures at time t0 from which `generate` comes back to these pictures, up to the error of the steps."""
+        """Noisy pictures at time t0 from which `generate` comes back to these pictures, up to the error of
+        the steps."""
         times = inversion_times(self._time(t0), steps)
         return self._walk(pictures, times, predict or self.predict_noise, 0.0, None, checkpointing, progress)
 
     @torch.no_grad()
-    def ancestral(self, x: Tensor, noise: StepNoise, t0: int | None = None, progress: Progress | None = None) -> Tensor:
+    def ancestral(
+        self, x: Tensor, noise: StepNoise, t0: int | None = None, progress: Progress | None = None
+    ) -> Tensor:
         """Pictures of noisy pictures at time t0 by DDPM's own sampler, which takes every time."""
         start = self._time(t0)
         for k, t in enumerate(range(start, -1, -1)):
@@ -250,15 +291,17 @@ class DiffusionGenerator(nn.Module):
         predict: Predictor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch.
-        `predict` stands in for the network, as in `generate`.
+        """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others
+        or on the batch. `predict` stands in for the network, as in `generate`.
         """
         place, parts = next(self.unet.parameters()).device, []
         groups = [list(seeds[at : at + batch]) for at in range(0, len(seeds), batch)]
         for index, group in enumerate(groups):
             tell = None if progress is None else _offset(progress, index * steps, len(groups) * steps)
             x = self.latents(group).to(place)
-            made = self.generate(x, None, steps, eta=eta, noise=self.step_noise(group), predict=predict, progress=tell)
+            made = self.generate(
+                x, None, steps, eta=eta, noise=self.step_noise(group), predict=predict, progress=tell
+            )
             parts.append(made.clamp(-1, 1).cpu())
         return torch.cat(parts)
 
@@ -291,11 +334,15 @@ class DiffusionGenerator(nn.Module):
         """Pure noise BCHW on the CPU; row i depends on seeds[i] only."""
         if not len(seeds):
             raise InputError("seeds is empty. Give at least one integer, for example range(16).")
-        return torch.stack([torch.randn(self.picture_shape, generator=rng("x_T", int(seed))) for seed in seeds])
+        return torch.stack(
+            [torch.randn(self.picture_shape, generator=rng("x_T", int(seed))) for seed in seeds]
+        )
 
     def step_noise(self, seeds: Sequence[int] | range) -> StepNoise:
         """Noise BCHW of step k on the CPU; row i depends on (seeds[i], k) only."""
-        return lambda k: torch.stack([torch.randn(self.picture_shape, generator=rng("eta", int(seed), k)) for seed in seeds])
+        return lambda k: torch.stack(
+            [torch.randn(self.picture_shape, generator=rng("eta", int(seed), k)) for seed in seeds]
+        )
 
     def _time(self, t0: int | None) -> int:
         last = self.num_steps - 1
@@ -306,14 +353,26 @@ class DiffusionGenerator(nn.Module):
     # 4. What every generator has.
 
     def layers(self) -> tuple[Layer, ...]:
-        """Every parameter once, in groups named as in the network, in the order of computation; no latent drives one alone."""
+        """Every parameter once, in groups named as in the network, in the order of computation; no latent
+        drives one alone."""
         groups: dict[str, list[str]] = {}
         for name, _ in self.named_parameters():
             first, second = name.removeprefix("unet.").split(".")[:2]
             groups.setdefault(f"{first}.{second}" if second.isdigit() else first, []).append(name)
-        order = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+        order = (
+            "time_embedding",
+            "conv_in",
+            "down_blocks",
+            "mid_block",
+            "up_blocks",
+            "conv_norm_out",
+            "conv_out",
+        )
         place = {name: order.index(name.split(".")[0]) for name in groups}
-        return tuple(Layer(name, None, "block", tuple(groups[name])) for name in sorted(groups, key=lambda name: place[name]))
+        return tuple(
+            Layer(name, None, "block", tuple(groups[name]))
+            for name in sorted(groups, key=lambda name: place[name])
+        )
 
     def clone(self) -> Self:
         """An independent copy with equal weights."""
@@ -329,8 +388,8 @@ class DiffusionGenerator(nn.Module):
 def build_unet(options: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """diffusers' UNet2DModel, in training mode, its weights drawn from the seed.
 
-    Beside its own options it knows two that models of guided-diffusion need: `num_heads`, where every attention has as many,
-    and `time_width`, where the sinusoids are wider than the first block.
+    Beside its own options it knows two that models of guided-diffusion need: `num_heads`, where every
+    attention has as many, and `time_width`, where the sinusoids are wider than the first block.
     """
     from diffusers.models.embeddings import TimestepEmbedding
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -347,7 +406,9 @@ def build_unet(options: Mapping[str, Any], seed: int = 0) -> nn.Module:
         attentions: list[Any] = [module for module in unet.modules() if hasattr(module, "to_q")]
         for module in attentions:
             module.heads, module.scale = heads, (module.to_q.out_features / heads) ** -0.5
-    unet.register_to_config(**{name: options[name] for name in ("num_heads", "time_width") if options.get(name) is not None})
+    unet.register_to_config(
+        **{name: options[name] for name in ("num_heads", "time_width") if options.get(name) is not None}
+    )
     return unet
 
 
@@ -372,7 +433,8 @@ def _at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
 
 
 def _log_variances(betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-variances of an ancestral step at every time: of the posterior, "fixedlarge", and of the forward process."""
+    """Log-variances of an ancestral step at every time: of the posterior, "fixedlarge", and of the forward
+    process."""
     beta = betas.double()
     abar = torch.cumprod(1 - beta, dim=0)
     before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])

@@ -1,8 +1,8 @@
 """FIR filtering, modulated convolution and friends of StyleGAN2, in plain PyTorch.
 
-Everything here is differentiable twice (R1 and path length need it) and works in float32, float64 and under autocast.
-Source of all formulas: Karras et al., Analyzing and Improving the Image Quality of StyleGAN (2020), in the layout of the
-widely used PyTorch checkpoints.
+Everything here is differentiable twice (R1 and path length need it) and works in float32, float64 and under
+autocast. Source of all formulas: Karras et al., Analyzing and Improving the Image Quality of StyleGAN (2020),
+in the layout of the widely used PyTorch checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ModulationPath = Literal["scale", "grouped"]
 
 
 def fir_kernel(gain: float = 1.0) -> Tensor:
-    """Separable low-pass kernel, 4 x 4, sum `gain`. Up-sampling by 2 needs gain 4, smoothing and down-sampling gain 1."""
+    """Separable low-pass kernel, 4 x 4, sum `gain`. Up-sampling by 2 needs gain 4, smoothing and
+    down-sampling gain 1."""
     taps = torch.tensor(FIR_TAPS)
     square = torch.outer(taps, taps)
     return square * (gain / square.sum())
@@ -58,10 +59,11 @@ def scaled_leaky_relu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
-    """BCHW with one more channel: the standard deviation across a group of pictures, averaged over channels and positions.
+    """BCHW with one more channel: the standard deviation across a group of pictures, averaged over channels
+    and positions.
 
-    Note. Sample b belongs to sub-group b mod (B / group); a batch that `group` does not divide uses the largest divisor
-    below it.
+    Note. Sample b belongs to sub-group b mod (B / group); a batch that `group` does not divide uses the
+    largest divisor below it.
     """
     batch, channels, height, width = x.shape
     size = max(n for n in range(1, min(group, batch) + 1) if batch % n == 0)
@@ -71,12 +73,14 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
     return torch.cat([x, extra], dim=1)
 
 
-def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, path: ModulationPath, up_kernel: Tensor | None = None) -> Tensor:
+def modulated_conv2d(
+    x: Tensor, weight: Tensor, style: Tensor, path: ModulationPath, up_kernel: Tensor | None = None
+) -> Tensor:
     """Convolution whose input channels are scaled per sample by `style`; not demodulated.
 
     Shapes. x BCHW, weight (out, in, k, k), style B x in. With `up_kernel` (gain 4) the side doubles.
-    Note. Both paths give the same numbers: "scale" multiplies the activations and shares one convolution, "grouped"
-    multiplies the weights and runs one group per sample.
+    Note. Both paths give the same numbers: "scale" multiplies the activations and shares one convolution,
+    "grouped" multiplies the weights and runs one group per sample.
     """
     convolve = _scaled_convolution if path == "scale" else _grouped_convolution
     y = convolve(x, weight, style, up=up_kernel is not None)
@@ -84,10 +88,11 @@ def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, path: ModulationP
 
 
 def demodulation(weight: Tensor, style: Tensor) -> Tensor:
-    """B x out factors 1 / || weight * style || over input channels and kernel positions. weight (out, in, k, k), style B x in.
+    """B x out factors 1 / || weight * style || over input channels and kernel positions. weight (out, in, k,
+    k), style B x in.
 
-    Note. The factor is constant per sample and output channel, so multiplying the output of the convolution (and of the
-    filter behind it) equals demodulating the weights.
+    Note. The factor is constant per sample and output channel, so multiplying the output of the convolution
+    (and of the filter behind it) equals demodulating the weights.
     """
     with torch.autocast(weight.device.type, enabled=False):
         energy = weight.square().sum(dim=(2, 3))
@@ -95,8 +100,10 @@ def demodulation(weight: Tensor, style: Tensor) -> Tensor:
 
 
 def styled_activation(x: Tensor, factor: Tensor, bias: Tensor, noise: Tensor | None) -> Tensor:
-    """sqrt(2) leaky_relu(factor x + noise + bias) with slope 0.2. x BCHW, factor BC, bias C, noise (1 or B)1HW."""
-    # The gain is folded into the three small tensors and the rest is in place: fewer passes over the activations.
+    """sqrt(2) leaky_relu(factor x + noise + bias) with slope 0.2. x BCHW, factor BC, bias C, noise (1 or
+    B)1HW."""
+    # The gain is folded into the three small tensors and the rest is in place: fewer passes over the
+    # activations.
     y = x * (factor * SQRT2).to(x.dtype)[:, :, None, None]
     if noise is not None:
         y.add_((noise * SQRT2).to(x.dtype))

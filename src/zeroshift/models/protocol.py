@@ -16,8 +16,8 @@ LayerKind = Literal["mapping", "const", "conv", "rgb", "block"]
 class Layer:
     """One named group of parameters, in the order of computation.
 
-    `latent` is the index of the W+ row that drives the layer, None where none does (mapping network, constant input).
-    `parameters` are full parameter names: weights, modulation, bias and noise strength of the layer.
+    `latent` is the index of the W+ row that drives the layer, None where none does (mapping network, constant
+    input). `parameters` are full parameter names: weights, modulation, bias and noise strength of the layer.
     """
 
     name: str
@@ -28,7 +28,8 @@ class Layer:
 
 @runtime_checkable
 class PictureGenerator(Protocol):
-    """What every generator has; a diffusion model shares no more than this with a GAN: no `map`, no style, no truncation."""
+    """What every generator has; a diffusion model shares no more than this with a GAN: no `map`, no style, no
+    truncation."""
 
     image_size: int
 

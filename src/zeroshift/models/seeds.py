@@ -1,7 +1,7 @@
 """Seeds -> noise, and what is done with styles: truncation, mixing, the average.
 
-Every draw comes from a CPU generator seeded by its own key, so a sample depends on its key alone: not on its batch, the
-device, earlier draws or the global random state.
+Every draw comes from a CPU generator seeded by its own key, so a sample depends on its key alone: not on its
+batch, the device, earlier draws or the global random state.
 """
 
 from __future__ import annotations
@@ -34,19 +34,26 @@ def z_from_seeds(seeds: Sequence[int] | range, latent_dim: int) -> Tensor:
 
 def draw_z(latent_dim: int, batch: int, seed: int, stage: str, step: int) -> Tensor:
     """Noise BZ of one training step; row i depends on (seed, stage, step, i) only."""
-    return torch.stack([torch.randn(latent_dim, generator=rng("z", seed, stage, step, i)) for i in range(batch)])
+    return torch.stack(
+        [torch.randn(latent_dim, generator=rng("z", seed, stage, step, i)) for i in range(batch)]
+    )
 
 
 def draw_noise(
     shapes: Sequence[tuple[int, ...]], batch: int, seed: int, stage: str, step: int, first_sample: int = 0
 ) -> list[Tensor]:
-    """Noise maps (B, 1, H, W) of one step, one per shape; row i depends on (seed, stage, step, first_sample + i) only."""
+    """Noise maps (B, 1, H, W) of one step, one per shape; row i depends on (seed, stage, step, first_sample +
+    i) only."""
     sources = [rng("noise", seed, stage, step, first_sample + i) for i in range(batch)]
-    return [torch.stack([torch.randn(tuple(shape[1:]), generator=source) for source in sources]) for shape in shapes]
+    return [
+        torch.stack([torch.randn(tuple(shape[1:]), generator=source) for source in sources])
+        for shape in shapes
+    ]
 
 
 def truncate(w: Tensor, average: Tensor, psi: float) -> Tensor:
-    """Styles BS or BKS pulled towards the average (S, 1S or KS): average + psi (w - average). psi 1 changes nothing."""
+    """Styles BS or BKS pulled towards the average (S, 1S or KS): average + psi (w - average). psi 1 changes
+    nothing."""
     return w if psi == 1.0 else average + psi * (w - average)
 
 
@@ -60,7 +67,8 @@ def mix(first: Tensor, second: Tensor, index: int, num_latents: int) -> Tensor:
 
 @torch.no_grad()
 def average_style(generator: Generator, num_samples: int = 4096, seed: int = 0) -> Tensor:
-    """Mean style (S,) over `num_samples` draws: the centre of truncation for a generator that was saved without one."""
+    """Mean style (S,) over `num_samples` draws: the centre of truncation for a generator that was saved
+    without one."""
     z = torch.randn(num_samples, generator.latent_dim, generator=rng("average_style", seed))
     parts = [generator.map(part.to(generator.latent_avg)) for part in z.split(512)]
     return torch.cat(parts).mean(dim=0)

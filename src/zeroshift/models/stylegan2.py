@@ -1,7 +1,7 @@
 """StyleGAN2 generator and discriminator, with the parameter names of the widely used PyTorch checkpoints.
 
-Karras et al., Analyzing and Improving the Image Quality of StyleGAN (2020). The numbers equal those of the common PyTorch
-implementation: the golden tests compare pictures, activations, logits and gradients.
+Karras et al., Analyzing and Improving the Image Quality of StyleGAN (2020). The numbers equal those of the
+common PyTorch implementation: the golden tests compare pictures, activations, logits and gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from zeroshift.models.protocol import Layer, LayerKind, Noise
 
 Modulation = Literal["auto", "scale", "grouped"]
 
-# Measured on CPUs: grouped takes 1.4 to 2.7 times as long. Elsewhere scaling is what the authors' own training code does.
+# Measured on CPUs: grouped takes 1.4 to 2.7 times as long. Elsewhere scaling is what the authors' own
+# training code does.
 FASTER: dict[str, ops.ModulationPath] = {"cpu": "scale"}
 
 
@@ -30,9 +31,10 @@ FASTER: dict[str, ops.ModulationPath] = {"cpu": "scale"}
 class StyleGAN2Config:
     """Architecture of a generator and of the discriminator that belongs to it.
 
-    Channels at side r are min(channel_max, channel_base / r) where `channel_base` is given. Otherwise they follow the published
-    table: 512 up to 32 px, then 256, 128, 64, 32, 16 times `channel_multiplier`, each at most `channel_max`.
-    `num_classes` above 0 makes the mapping conditional. `conv_clamp` bounds every layer's output, as half-precision layers need.
+    Channels at side r are min(channel_max, channel_base / r) where `channel_base` is given. Otherwise they
+    follow the published table: 512 up to 32 px, then 256, 128, 64, 32, 16 times `channel_multiplier`, each at
+    most `channel_max`. `num_classes` above 0 makes the mapping conditional. `conv_clamp` bounds every layer's
+    output, as half-precision layers need.
     """
 
     size: int
@@ -59,7 +61,9 @@ class StyleGAN2Config:
         if self.num_classes < 0:
             raise InputError(f"num_classes must be at least 0, got {self.num_classes}.")
         if self.conv_clamp is not None and not self.conv_clamp > 0:
-            raise InputError(f"conv_clamp must be positive, got {self.conv_clamp}. Leave it out for no bound.")
+            raise InputError(
+                f"conv_clamp must be positive, got {self.conv_clamp}. Leave it out for no bound."
+            )
 
     def channels(self, side: int) -> int:
         """Number of channels at a side of 4, 8, ... size pixels."""
@@ -70,14 +74,24 @@ class StyleGAN2Config:
 
 
 def resolve_modulation(modulation: Modulation, device: torch.device) -> ops.ModulationPath:
-    """The path that `modulation` means on a device; "auto" is the faster one by `benchmarks/bench_modulation.py`."""
+    """The path that `modulation` means on a device; "auto" is the faster one by
+    `benchmarks/bench_modulation.py`."""
     return FASTER.get(device.type, "scale") if modulation == "auto" else modulation
 
 
 class EqualLinear(nn.Module):
-    """Linear layer, weight scaled at run time by learning-rate multiplier / sqrt(fan-in). Keeps the weight's precision."""
+    """Linear layer, weight scaled at run time by learning-rate multiplier / sqrt(fan-in). Keeps the weight's
+    precision."""
 
-    def __init__(self, num_in: int, num_out: int, *, bias_init: float = 0.0, lr_mul: float = 1.0, activate: bool = False) -> None:
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        bias_init: float = 0.0,
+        lr_mul: float = 1.0,
+        activate: bool = False,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_out, num_in))
         self.bias = nn.Parameter(torch.full((num_out,), bias_init))
@@ -147,7 +161,9 @@ class NoiseInjection(nn.Module):
 class StyledConv(nn.Module):
     """Modulated and demodulated 3x3 convolution, noise, bias, activation, bound."""
 
-    def __init__(self, num_in: int, num_out: int, style_dim: int, *, up: bool = False, clamp: float | None = None) -> None:
+    def __init__(
+        self, num_in: int, num_out: int, style_dim: int, *, up: bool = False, clamp: float | None = None
+    ) -> None:
         super().__init__()
         self.clamp = clamp
         self.conv = ModulatedConv2d(num_in, num_out, 3, style_dim, up=up)
@@ -196,8 +212,8 @@ class ConstantInput(nn.Module):
 class StyleGAN2Generator(nn.Module):
     """Noise z -> style w -> picture; weights drawn from `seed` alone.
 
-    Order of computation: constant, conv1 (latent 0), to_rgb1 (latent 1), then per side convs.(2j) enlarging (latent 2j+1),
-    convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
+    Order of computation: constant, conv1 (latent 0), to_rgb1 (latent 1), then per side convs.(2j) enlarging
+    (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
     """
 
     latent_avg: Tensor
@@ -210,8 +226,13 @@ class StyleGAN2Generator(nn.Module):
         levels = int(math.log2(config.size)) - 2
         self.num_latents = 2 * levels + 2
         self.embed = EqualLinear(config.num_classes, config.style_dim) if config.num_classes else None
-        widths = [config.latent_dim + config.style_dim * bool(config.num_classes)] + [config.style_dim] * config.mapping_depth
-        mapping = [EqualLinear(a, b, lr_mul=config.lr_mlp, activate=True) for a, b in zip(widths, widths[1:], strict=False)]
+        widths = [config.latent_dim + config.style_dim * bool(config.num_classes)] + [
+            config.style_dim
+        ] * config.mapping_depth
+        mapping = [
+            EqualLinear(a, b, lr_mul=config.lr_mlp, activate=True)
+            for a, b in zip(widths, widths[1:], strict=False)
+        ]
         self.style = nn.Sequential(PixelNorm(), *mapping)
         width, below, clamp = config.style_dim, config.channels(4), config.conv_clamp
         self.input = ConstantInput(below)
@@ -233,7 +254,8 @@ class StyleGAN2Generator(nn.Module):
     def map(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Styles BS of noise BZ.
 
-        A generator with classes needs `labels`: class numbers (B,) or rows of weights (B, classes); see also `for_class`.
+        A generator with classes needs `labels`: class numbers (B,) or rows of weights (B, classes); see also
+        `for_class`.
         """
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise InputError(f"z must have shape (batch, {self.latent_dim}), got {tuple(z.shape)}.")
@@ -245,13 +267,15 @@ class StyleGAN2Generator(nn.Module):
         return self.style[1:](torch.cat([self.style[0](z), known.to(z.dtype)], dim=1))
 
     def for_class(self, label: int) -> StyleGAN2Generator:
-        """A generator without classes that draws what this one draws for the class `label`; itself where there are no classes."""
+        """A generator without classes that draws what this one draws for the class `label`; itself where
+        there are no classes."""
         if self.embed is None:
             return self
         made = StyleGAN2Generator(replace(self.config, num_classes=0), modulation=self.modulation)
         state, width = self.state(), self.latent_dim
         weight = state["style.1.weight"]
-        # The class is constant, so its share of the first layer moves into the bias; the rest is scaled by another fan-in.
+        # The class is constant, so its share of the first layer moves into the bias; the rest is scaled by
+        # another fan-in.
         row = self.embed(self._label_rows(torch.tensor([label]), self.latent_avg[None]))
         known = weight[:, width:] @ ops.pixel_norm(row).detach()[0]
         state["style.1.weight"] = weight[:, :width] * math.sqrt(width / weight.shape[1])
@@ -262,12 +286,17 @@ class StyleGAN2Generator(nn.Module):
     @overload
     def synthesize(self, w: Tensor, noise: Noise = ..., *, features: Literal[False] = ...) -> Tensor: ...
     @overload
-    def synthesize(self, w: Tensor, noise: Noise = ..., *, features: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
-    def synthesize(self, w: Tensor, noise: Noise = "buffers", *, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Pictures BCHW, about [-1, 1] and not clamped, of styles BS (one for all layers) or BKS (one per latent).
+    def synthesize(
+        self, w: Tensor, noise: Noise = ..., *, features: Literal[True]
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def synthesize(
+        self, w: Tensor, noise: Noise = "buffers", *, features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Pictures BCHW, about [-1, 1] and not clamped, of styles BS (one for all layers) or BKS (one per
+        latent).
 
-        noise: "buffers" the registered maps, "off" none, or one map per convolution as `noise_shapes()` says (batch 1 or B).
-        With `features` also the outputs of the styled convolutions (0 = conv1), in order.
+        noise: "buffers" the registered maps, "off" none, or one map per convolution as `noise_shapes()` says
+        (batch 1 or B). With `features` also the outputs of the styled convolutions (0 = conv1), in order.
         """
         rows, maps = self._rows(w), self._noise_maps(noise, w.shape[0])
         path = resolve_modulation(self.modulation, w.device)
@@ -329,9 +358,14 @@ class StyleGAN2Generator(nn.Module):
             raise InputError(f"this generator draws {count} classes, 0 to {count - 1}: {tried}.")
         if labels.shape == (batch, count):
             return labels.to(z)
-        if labels.shape != (batch,) or labels.is_floating_point() or not bool(((labels >= 0) & (labels < count)).all()):
+        if (
+            labels.shape != (batch,)
+            or labels.is_floating_point()
+            or not bool(((labels >= 0) & (labels < count)).all())
+        ):
             raise InputError(
-                f"labels must be {batch} whole numbers from 0 to {count - 1}, or weights of shape ({batch}, {count})."
+                f"labels must be {batch} whole numbers from 0 to {count - 1}, or weights of shape ({batch}, "
+                f"{count})."
             )
         return F.one_hot(labels.long(), count).to(z)
 
@@ -355,7 +389,9 @@ class StyleGAN2Generator(nn.Module):
             raise InputError(f"noise needs {len(shapes)} maps, got {len(noise)}. See noise_shapes().")
         for given, shape in zip(noise, shapes, strict=True):
             if given.dim() != 4 or given.shape[1:] != shape[1:] or given.shape[0] not in (1, batch):
-                raise InputError(f"a noise map must have shape (1 or {batch}, *{shape[1:]}), got {tuple(given.shape)}.")
+                raise InputError(
+                    f"a noise map must have shape (1 or {batch}, *{shape[1:]}), got {tuple(given.shape)}."
+                )
         return list(noise)
 
 
@@ -394,8 +430,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(EqualConv2d(num_in, num_in, 3, padding=1), Bias(num_in))
-        self.conv2 = nn.Sequential(Smooth(padding=2), EqualConv2d(num_in, num_out, 3, stride=2), Bias(num_out))
-        # The filter takes the stride of the 1x1 convolution behind it: a quarter of the work, the same numbers.
+        self.conv2 = nn.Sequential(
+            Smooth(padding=2), EqualConv2d(num_in, num_out, 3, stride=2), Bias(num_out)
+        )
+        # The filter takes the stride of the 1x1 convolution behind it: a quarter of the work, the same
+        # numbers.
         self.skip = nn.Sequential(Smooth(padding=1, stride=2), EqualConv2d(num_in, num_out, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -430,7 +469,9 @@ class StyleGAN2Discriminator(nn.Module):
         """Logits; with `features` also the outputs of both convolutions of every residual block, in order."""
         size = self.config.size
         if image.dim() != 4 or image.shape[1:] != (3, size, size):
-            raise InputError(f"pictures must have shape (batch, 3, {size}, {size}), got {tuple(image.shape)}.")
+            raise InputError(
+                f"pictures must have shape (batch, 3, {size}, {size}), got {tuple(image.shape)}."
+            )
         # Channels last is the faster layout for the filters on CPUs (15 to 25 % of a step).
         x = image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
         x = self.convs[0](x)

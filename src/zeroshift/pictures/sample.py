@@ -1,4 +1,5 @@
-"""Pictures from seeds: of a run or a generator, between source and target, in grids, rows and files that know their seed."""
+"""Pictures from seeds: of a run or a generator, between source and target, in grids, rows and files that know
+their seed."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def parse_seeds(text: str) -> list[int]:
     for part in (piece.strip() for piece in text.split(",")):
         match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part)
         if match is None:
-            raise InputError(f"seeds must be numbers and ranges such as 0-15 or 1,4,7-9, got {part!r} in {text!r}.")
+            raise InputError(
+                f"seeds must be numbers and ranges such as 0-15 or 1,4,7-9, got {part!r} in {text!r}."
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"the range {part!r} in seeds runs backwards; write {last}-{first}.")
@@ -54,7 +57,8 @@ def parse_seeds(text: str) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising:
-    """How a diffusion model draws. `eta` 0 is deterministic (DDIM), 1 as random as DDPM; the same seed is the same picture."""
+    """How a diffusion model draws. `eta` 0 is deterministic (DDIM), 1 as random as DDPM; the same seed is the
+    same picture."""
 
     steps: int = SAMPLE_STEPS
     eta: float = 0.0
@@ -82,15 +86,21 @@ def draw(
     denoising: Denoising | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
-    """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on the batch.
+    """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others or on
+    the batch.
 
     `denoising` and `progress` (told what, done and total) are for diffusion models, which take many steps.
     """
     if not 0 <= truncation <= 1:
-        raise InputError(f"truncation must be between 0 and 1, got {truncation}; 1 is the full variety, 0 the average picture.")
+        raise InputError(
+            f"truncation must be between 0 and 1, got {truncation}; 1 is the full variety, 0 the average "
+            "picture."
+        )
     if isinstance(generator, DiffusionGenerator):
         if truncation != 1.0:
-            raise InputError(f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out.")
+            raise InputError(
+                f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out."
+            )
         how, tell = denoising or Denoising(), None
         if progress is not None:
             told = progress
@@ -100,14 +110,17 @@ def draw(
         raise InputError("steps and eta are for diffusion models; this generator draws in one step.")
     average = generator.latent_avg
     z = z_from_seeds(seeds, generator.latent_dim).to(average)
-    parts = [generator.synthesize(truncate(generator.map(part), average, truncation)) for part in z.split(batch)]
+    parts = [
+        generator.synthesize(truncate(generator.map(part), average, truncation)) for part in z.split(batch)
+    ]
     return torch.cat([part.float().clamp(-1, 1).cpu() for part in parts])
 
 
 def _in_range(strength: float) -> None:
     if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
         raise InputError(
-            f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}; 1 is the target."
+            f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}; 1 is "
+            "the target."
         )
 
 
@@ -123,10 +136,14 @@ def blend(source: Generator, target: Generator, strength: float) -> Generator:
     shapes = [{name: value.shape for name, value in state.items()} for state in (start, end)]
     if unlike := [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]:
         raise InputError(
-            f"source and target differ in {len(unlike)} tensors such as {unlike[0]}; give the source of this target."
+            f"source and target differ in {len(unlike)} tensors such as {unlike[0]}; give the source of "
+            "this target."
         )
     moving = {name: value.is_floating_point() for name, value in end.items()}
-    mixed = {name: torch.lerp(start[name].to(value), value, strength) if moving[name] else value for name, value in end.items()}
+    mixed = {
+        name: torch.lerp(start[name].to(value), value, strength) if moving[name] else value
+        for name, value in end.items()
+    }
     between.load_state_dict(mixed)
     return between
 
@@ -139,7 +156,8 @@ def photos_of(seeds: Sequence[int] | range, size: int) -> Tensor:
 
 
 def true_pictures(seeds: Sequence[int] | range, latent_dim: int, label: str, size: int) -> Tensor | None:
-    """The true pictures of the built-in portraits in a domain, for the same seeds; None for a domain that it does not have."""
+    """The true pictures of the built-in portraits in a domain, for the same seeds; None for a domain that it
+    does not have."""
     from zeroshift.portraits import domain_of, render
 
     domain = domain_of(label)
@@ -163,12 +181,15 @@ def _stacked(lines: Sequence[Tensor]) -> Tensor:
     """Pictures CHW one below the other, on white, with a margin at the right and below."""
     width = max(line.shape[-1] for line in lines)
     return F.pad(
-        torch.cat([F.pad(line, (0, width - line.shape[-1]), value=1.0) for line in lines], dim=-2), (0, GAP, 0, GAP), value=1.0
+        torch.cat([F.pad(line, (0, width - line.shape[-1]), value=1.0) for line in lines], dim=-2),
+        (0, GAP, 0, GAP),
+        value=1.0,
     )
 
 
 def enlarged(pictures: Tensor, smallest: int = 128) -> Tensor:
-    """Pictures of at least `smallest` pixels a side, by whole factors, so that small ones can be looked at."""
+    """Pictures of at least `smallest` pixels a side, by whole factors, so that small ones can be looked
+    at."""
     factor = max(1, smallest // pictures.shape[-1])
     return pictures.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
 
@@ -187,7 +208,9 @@ def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
     lines = []
     for text, row in zip(texts, tiles, strict=True):
         label = Image.new("RGB", (margin, side), "white")
-        ImageDraw.Draw(label).multiline_text((2 * GAP, side / 2), text, fill="#333333", font=font, anchor="lm")
+        ImageDraw.Draw(label).multiline_text(
+            (2 * GAP, side / 2), text, fill="#333333", font=font, anchor="lm"
+        )
         pixels = torch.from_numpy(np.array(label)).permute(2, 0, 1) / 127.5 - 1
         lines.append(torch.cat([pixels, *row], dim=-1))
     return _stacked(lines)
@@ -202,7 +225,8 @@ def draw_relayed(
     denoising: Denoising | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
-    """Pictures of seeds by an adapted diffusion model: by the source down to time t0, by both mixed by strength from there on.
+    """Pictures of seeds by an adapted diffusion model: by the source down to time t0, by both mixed by
+    strength from there on.
 
     Where `denoising` is not said they take the steps of the run.
     """
@@ -221,8 +245,9 @@ def pair(
     truncation: float = 1.0,
     people: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of the same seeds by source and target. With `people` the seeds name people of the built-in world: a diffusion
-    model, which knows no person by a seed, is then given their photos, and the target's pictures are made of these.
+    """Pictures of the same seeds by source and target. With `people` the seeds name people of the built-in
+    world: a diffusion model, which knows no person by a seed, is then given their photos, and the target's
+    pictures are made of these.
     """
     if not isinstance(target, DiffusionGenerator) or tuning is None:
         return draw(source, seeds, truncation), draw(target, seeds, truncation)
@@ -242,7 +267,8 @@ def before_after(
     truth: Tensor | None = None,
     tuning: FinetuneConfig | None = None,
 ) -> Tensor:
-    """One picture CHW of the same seeds in rows: source, target and, where it is known, the truth (all then untruncated)."""
+    """One picture CHW of the same seeds in rows: source, target and, where it is known, the truth (all then
+    untruncated)."""
     psi = truncation if truth is None else 1.0
     pictures = pair(source, target, tuning, seeds, psi, people=truth is not None)
     rows = list(zip(labels, pictures, strict=True))
@@ -250,7 +276,8 @@ def before_after(
 
 
 def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
-    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the facts in its text chunks."""
+    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the facts in its text
+    chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -263,7 +290,9 @@ def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = Non
     write_bytes(path, buffer.getvalue())
 
 
-def save_pictures(pictures: Tensor, seeds: Iterable[int], folder: Path, facts: Mapping[str, str]) -> list[Path]:
+def save_pictures(
+    pictures: Tensor, seeds: Iterable[int], folder: Path, facts: Mapping[str, str]
+) -> list[Path]:
     """Paths of grid.png and of one PNG per seed; each names its seed and the given facts in its metadata."""
     numbers = list(seeds)
     paths = [folder / "grid.png"]
@@ -314,7 +343,9 @@ class Run:
             self._loaded["source"] = self.folder.find_source(self.source_spec, self.device)[0]
         return self._loaded["source"]
 
-    def sample(self, seeds: Sequence[int] | range, truncation: float | None = None, strength: float = 1.0) -> Tensor:
+    def sample(
+        self, seeds: Sequence[int] | range, truncation: float | None = None, strength: float = 1.0
+    ) -> Tensor:
         """Pictures BCHW in [-1, 1]; see the function `sample`."""
         return sample(self, seeds, truncation, strength)
 
@@ -339,7 +370,8 @@ def load(run: Path, *, generator: str | None = None, device: str = "cpu") -> Run
 @overload
 def load(run: str, *, generator: str | None = None, device: str = "cpu") -> Any: ...
 def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") -> Run | AnyGenerator:
-    """A finished run, from its folder; or the generator of a file, a built-in name or a hub reference such as "hf:owner/name".
+    """A finished run, from its folder; or the generator of a file, a built-in name or a hub reference such as
+    "hf:owner/name".
 
     `generator` says where the source generator of a run is now, if not where the run found it.
     """
@@ -347,12 +379,16 @@ def load(run: str | Path, *, generator: str | None = None, device: str = "cpu") 
         return load_generator(run, device)[0]
     folder = RunFolder.load(run)
     if not folder.generator_file.is_file():
-        raise InputError(f"{run} has no adapted generator yet ({folder.status.state}); run the command that began it again.")
+        raise InputError(
+            f"{run} has no adapted generator yet ({folder.status.state}); run the command that began it "
+            "again."
+        )
     return Run(folder, device, generator)
 
 
 def is_run(spec: str | Path) -> bool:
-    """Whether a name can only mean a run folder: it is no file, no built-in name, no reference and no model of diffusers."""
+    """Whether a name can only mean a run folder: it is no file, no built-in name, no reference and no model
+    of diffusers."""
     if is_reference(spec) or str(spec) in GENERATORS or Path(split_facts(str(spec))[0]).is_file():
         return False
     return not is_diffusers_folder(Path(spec))
@@ -370,7 +406,9 @@ def facts_of(
     how = denoising or Denoising(steps=usual)
     told = {"steps": str(how.steps), "eta": f"{how.eta:g}"}
     if isinstance(run, Run):
-        return run.facts(truncation, strength) | (told if isinstance(run.generator, DiffusionGenerator) else {})
+        return run.facts(truncation, strength) | (
+            told if isinstance(run.generator, DiffusionGenerator) else {}
+        )
     if isinstance(run, DiffusionGenerator):
         return {"software": f"zeroshift {__version__}", "generator": Path(spec).name, **told}
     psi = 1.0 if truncation is None else truncation
@@ -385,22 +423,34 @@ def sample(
     denoising: Denoising | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
-    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator (or its file, name or reference).
+    """Pictures BCHW in [-1, 1], one per seed, of a run (or its folder) or a generator (or its file, name or
+    reference).
 
-    `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source (0), target (1) and
-    beyond (up to 2); it needs a run, because only that knows its source. `denoising` says how a diffusion model draws.
+    `truncation` None takes the run's own, 1 for a bare generator. `strength` moves the weights between source
+    (0), target (1) and beyond (up to 2); it needs a run, because only that knows its source. `denoising` says
+    how a diffusion model draws.
     """
     run = load(run_or_generator) if isinstance(run_or_generator, (str, Path)) else run_or_generator
     if isinstance(run, Generator | DiffusionGenerator):
         if strength != 1.0:
-            raise InputError(f"strength {strength} needs a run, which knows its source; load one with zeroshift.load(RUN).")
-        return draw(run, seeds, 1.0 if truncation is None else truncation, denoising=denoising, progress=progress)
+            raise InputError(
+                f"strength {strength} needs a run, which knows its source; load one with zeroshift.load(RUN)."
+            )
+        return draw(
+            run, seeds, 1.0 if truncation is None else truncation, denoising=denoising, progress=progress
+        )
     if isinstance(run.generator, DiffusionGenerator):
         if truncation not in (None, 1.0):
-            raise InputError(f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out.")
+            raise InputError(
+                f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out."
+            )
         tuning, source = run.config.train.diffusion, cast(DiffusionGenerator, run.source)
         return draw_relayed(source, run.generator, tuning, seeds, strength, denoising, progress)
     if denoising is not None:
-        raise InputError("steps and eta are for diffusion models; the generator of this run draws in one step.")
-    generator = run.generator if strength == 1.0 else blend(cast(Generator, run.source), run.generator, strength)
+        raise InputError(
+            "steps and eta are for diffusion models; the generator of this run draws in one step."
+        )
+    generator = (
+        run.generator if strength == 1.0 else blend(cast(Generator, run.source), run.generator, strength)
+    )
     return draw(generator, seeds, run.config.run.truncation if truncation is None else truncation)

@@ -1,4 +1,5 @@
-"""Pictures of one's own in the target domain: into noise with the source model of a run, back with the adapted one."""
+"""Pictures of one's own in the target domain: into noise with the source model of a run, back with the
+adapted one."""
 
 from __future__ import annotations
 
@@ -32,12 +33,15 @@ def translate(
 ) -> Tensor:
     """Pictures BCHW in [-1, 1] on the CPU in the target domain of a run of a diffusion model (or its folder).
 
-    `strength` mixes the predictions of source (0) and adapted model (1), or goes beyond it (up to 2). `t0` and `steps` default to
-    the run's. `unseen` pictures are first drawn into the source's domain that many times, with the noise of `seed`.
-    InputError where the run is of another kind of generator, or a picture cannot be read.
+    `strength` mixes the predictions of source (0) and adapted model (1), or goes beyond it (up to 2). `t0`
+    and `steps` default to the run's. `unseen` pictures are first drawn into the source's domain that many
+    times, with the noise of `seed`. InputError where the run is of another kind of generator, or a picture
+    cannot be read.
     """
     if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
-        raise InputError(f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}.")
+        raise InputError(
+            f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}."
+        )
     (source, target), route = _models(run, t0, steps)
     return _made(source, pictures, route, between(source, target, strength), unseen, seed, progress)
 
@@ -55,8 +59,9 @@ def translate_mixed(
 ) -> Tensor:
     """Pictures with several changes at once: the predictions of several runs of one source, mixed by ratios.
 
-    `schedule` maps times to one ratio per run, {0: [0.5, 0.5]} or {300: [1, 0], 0: [0.2, 0.8]}: from 300 up the first alone;
-    None is equal parts. `t0` and `steps` default to those of the first run; `unseen` and `seed` as in `translate`.
+    `schedule` maps times to one ratio per run, {0: [0.5, 0.5]} or {300: [1, 0], 0: [0.2, 0.8]}: from 300 up
+    the first alone; None is equal parts. `t0` and `steps` default to those of the first run; `unseen` and
+    `seed` as in `translate`.
     """
     if not runs:
         raise InputError("runs is empty; give at least one run of a diffusion model.")
@@ -68,20 +73,27 @@ def translate_mixed(
     assert route is not None
     first = models[0][0]
     if any(not _equal(first, source) for source, _ in models[1:]):
-        raise InputError("the runs began from different source models, so their changes cannot be mixed; give runs of one.")
+        raise InputError(
+            "the runs began from different source models, so their changes cannot be mixed; give runs of one."
+        )
     parts = schedule or {0: [1.0] * len(models)}
-    return _made(first, pictures, route, mixture([target for _, target in models], parts), unseen, seed, progress)
+    return _made(
+        first, pictures, route, mixture([target for _, target in models], parts), unseen, seed, progress
+    )
 
 
 def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
-    """The schedule of `translate_mixed` for `count` runs, written TIME:RATIO,RATIO,...; of no texts, equal parts."""
+    """The schedule of `translate_mixed` for `count` runs, written TIME:RATIO,RATIO,...; of no texts, equal
+    parts."""
     schedule: dict[int, list[float]] = {}
     for text in texts:
         time, colon, listed = text.partition(":")
         try:
             at, ratios = int(time), [float(part) for part in listed.split(",")]
         except ValueError:
-            raise InputError(f"{text!r} is no part of a schedule; write TIME:RATIO,RATIO,... as in 300:1,0 0:0.2,0.8.") from None
+            raise InputError(
+                f"{text!r} is no part of a schedule; write TIME:RATIO,RATIO,... as in 300:1,0 0:0.2,0.8."
+            ) from None
         if at in schedule:
             raise InputError(f"the schedule names time {at} twice.")
         schedule[at] = ratios
@@ -106,18 +118,25 @@ def read_pictures(pictures: Pictures, size: int) -> tuple[Tensor, list[str]]:
 def save_translated(
     runs: Sequence[Run], pictures: Pictures, made: Tensor, folder: Path, options: Mapping[str, Any]
 ) -> list[Path]:
-    """Paths of before_after.png and of one PNG per picture, named after it, with the options in their metadata."""
+    """Paths of before_after.png and of one PNG per picture, named after it, with the options in their
+    metadata."""
     given, names = read_pictures(pictures, made.shape[-1])
     config, targets = runs[0].config, " + ".join(run.config.target for run in runs)
     facts = {"method": config.method, "source": config.source, "target": targets}
-    facts |= {name: value if isinstance(value, str) else f"{value:g}" for name, value in options.items() if value is not None}
+    facts |= {
+        name: value if isinstance(value, str) else f"{value:g}"
+        for name, value in options.items()
+        if value is not None
+    }
     paths = [folder / "before_after.png", *(folder / f"{name}.png" for name in names)]
     try:
         shown = [("before", given[:8]), (targets, made[:8])]
         for path, picture in zip(paths, [labelled_rows(shown), *made], strict=True):
             write_png(path, picture, facts)
     except OSError as error:
-        raise InputError(f"cannot write pictures to {folder}: {error.strerror}; choose another --out.") from error
+        raise InputError(
+            f"cannot write pictures to {folder}: {error.strerror}; choose another --out."
+        ) from error
     return paths
 
 
@@ -128,10 +147,14 @@ def _models(
     opened: Any = load(Path(run)) if isinstance(run, str | Path) else run
     name = str(run) if isinstance(run, str | Path) else "what was given"
     if isinstance(opened, DiffusionGenerator):
-        raise InputError(f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run of it.")
+        raise InputError(
+            f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run "
+            "of it."
+        )
     if not isinstance(getattr(opened, "generator", None), DiffusionGenerator):
         raise InputError(
-            f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is no way back from a "
+            f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is "
+            "no way back from a "
             "picture to a style here. Adapt a diffusion model with --generator portraits-ddpm."
         )
     last = opened.generator.num_steps - 1
@@ -161,4 +184,6 @@ def _made(
 
 def _equal(first: DiffusionGenerator, second: DiffusionGenerator) -> bool:
     ours, theirs = first.state(), second.state()
-    return first.config == second.config and all(torch.equal(ours[name], cast(Tensor, theirs[name])) for name in ours)
+    return first.config == second.config and all(
+        torch.equal(ours[name], cast(Tensor, theirs[name])) for name in ours
+    )

@@ -1,4 +1,5 @@
-"""Words for the built-in world: labels of domains, partial and attribute-complete captions, prompts of every attribute."""
+"""Words for the built-in world: labels of domains, partial and attribute-complete captions, prompts of every
+attribute."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
         "beanie": ("with a beanie", "wearing a beanie"),
         "hat": ("with a hat", "wearing a hat"),
     },
-    "clothes": {c: (f"in {c} clothes", f"in a {c} shirt", f"wearing a {c} sweater") for c in CHOICES["clothes"][0]},
+    "clothes": {
+        c: (f"in {c} clothes", f"in a {c} shirt", f"wearing a {c} sweater") for c in CHOICES["clothes"][0]
+    },
     "background": {c: (f"on a {c} background", f"before a {c} wall") for c in CHOICES["background"][0]},
 }
 _EXTRA = (
@@ -93,7 +96,9 @@ def _mood(scene: Scene, index: int) -> str:
     return "smiling" if smile > 0.65 else "frowning" if smile < 0.3 else "serious"
 
 
-def full_caption(scene: Scene, index: int, domain: str, rng: random.Random, *, label_last: bool = False) -> str:
+def full_caption(
+    scene: Scene, index: int, domain: str, rng: random.Random, *, label_last: bool = False
+) -> str:
     """A caption that names every attribute of one person, the domain before or after them."""
     words = scene.words(index)
     name = rng.choice(SYNONYMS[domain])

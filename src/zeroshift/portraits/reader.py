@@ -1,7 +1,8 @@
-"""The attribute reader of the built-in world: linear heads per domain over the features of the identity encoder.
+"""The attribute reader of the built-in world: linear heads per domain over the features of the identity
+encoder.
 
-What a head says depends on its domain's own renders alone, not on words, so that no CLIP decides what a picture shows. Its
-weights are learnt by `portraits.train_reader`.
+What a head says depends on its domain's own renders alone, not on words, so that no CLIP decides what a
+picture shows. Its weights are learnt by `portraits.train_reader`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Heads = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def encoder_features(network: IrSe, pictures: Picture) -> Feature:
-    """What heads read, BF: the encoder's features before they get unit length, and means over parts of its last map."""
+    """What heads read, BF: the encoder's features before they get unit length, and means over parts of its
+    last map."""
     maps = network.body(network.input_layer(F.adaptive_avg_pool2d(pictures, network.config.size)))
     cells = F.adaptive_avg_pool2d(maps, CELLS).flatten(1)
     return torch.cat([network.output_layer(maps), cells], dim=1)
@@ -57,11 +59,16 @@ class Reader:
         return encoder_features(self.network, pictures)
 
     def read(self, features: Feature, domain: str) -> dict[str, Tensor]:
-        """The choice (B, long) of every attribute that pictures of a domain show. InputError where no head knows the domain."""
+        """The choice (B, long) of every attribute that pictures of a domain show. InputError where no head
+        knows the domain."""
         if domain not in self.heads:
-            raise InputError(f"the attribute reader does not know {domain!r}; it knows {', '.join(self.heads)}.")
+            raise InputError(
+                f"the attribute reader does not know {domain!r}; it knows {', '.join(self.heads)}."
+            )
         weights, biases = self.heads[domain]
-        return {name: said.argmax(dim=1) for name, said in split_choices(features @ weights.T + biases).items()}
+        return {
+            name: said.argmax(dim=1) for name, said in split_choices(features @ weights.T + biases).items()
+        }
 
 
 def save_reader(path: str | Path, heads: Heads, encoder_sha256: str) -> None:
@@ -70,18 +77,26 @@ def save_reader(path: str | Path, heads: Heads, encoder_sha256: str) -> None:
 
     tensors = {}
     for domain, (weights, biases) in heads.items():
-        tensors |= {f"{domain}.weight": weights.half().contiguous(), f"{domain}.bias": biases.half().contiguous()}
+        tensors |= {
+            f"{domain}.weight": weights.half().contiguous(),
+            f"{domain}.bias": biases.half().contiguous(),
+        }
     with atomic_path(Path(path)) as part:
         save_file(tensors, part, {"format": FORMAT, "version": __version__, "encoder": encoder_sha256})
 
 
 def load_reader(path: str | Path, encoder: str | Path, device: str | torch.device = "cpu") -> Reader:
-    """The reader of a file of heads and a file of the encoder. InputError where they do not belong together."""
+    """The reader of a file of heads and a file of the encoder. InputError where they do not belong
+    together."""
     content, (network, encoder_sha256) = read_tensors(path), load_ir_se(encoder)
     if content.metadata.get("format") != FORMAT:
-        raise InputError(f"{path} holds no attribute reader. Give a file of `python -m zeroshift.pretrain reader`.")
+        raise InputError(
+            f"{path} holds no attribute reader. Give a file of `python -m zeroshift.pretrain reader`."
+        )
     if content.metadata.get("encoder") != encoder_sha256:
-        raise InputError(f"{path} reads the features of another encoder than {encoder}. Train the reader again.")
+        raise InputError(
+            f"{path} reads the features of another encoder than {encoder}. Train the reader again."
+        )
     tensors, width = flat_tensors(content.tree), sum(len(choices) for choices, _ in CHOICES.values())
     heads = {}
     for domain in DOMAINS:

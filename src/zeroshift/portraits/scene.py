@@ -1,8 +1,8 @@
 """Latent z -> the attributes of one person -> G-buffers, by a closed-form ray-caster over ellipsoids.
 
-Every portrait is seen orthographically and framed by the eyes: the picture's centre lies a fixed distance below the
-midpoint of the turned eyes, as in the field's aligned face sets. Axes: x right, y up, z towards the viewer, one unit
-is about half a head's height. Shapes: B batch, N supersampled side, A attributes.
+Every portrait is seen orthographically and framed by the eyes: the picture's centre lies a fixed distance
+below the midpoint of the turned eyes, as in the field's aligned face sets. Axes: x right, y up, z towards the
+viewer, one unit is about half a head's height. Shapes: B batch, N supersampled side, A attributes.
 """
 
 from __future__ import annotations
@@ -114,17 +114,21 @@ class Scene:
 
     def subset(self, rows: slice | Tensor) -> Scene:
         """The people of some rows."""
-        return Scene({k: v[rows] for k, v in self.choice.items()}, {k: v[rows] for k, v in self.slider.items()})
+        return Scene(
+            {k: v[rows] for k, v in self.choice.items()}, {k: v[rows] for k, v in self.slider.items()}
+        )
 
 
 def sample_scene(z: Tensor) -> Scene:
     """The people of latents z (B, Z), Z >= 23: a fixed quantile map of the leading coordinates.
 
-    z is first normalised as the mapping network normalises it (unit mean square), so that both see the same person.
+    z is first normalised as the mapping network normalises it (unit mean square), so that both see the same
+    person.
     """
     if z.ndim != 2 or z.shape[1] < NUM_ATTRIBUTES:
         raise ValueError(
-            f"z must have shape (batch, >= {NUM_ATTRIBUTES}), got {tuple(z.shape)}. Draw it with latent.z_from_seeds."
+            f"z must have shape (batch, >= {NUM_ATTRIBUTES}), got {tuple(z.shape)}. Draw it with "
+            "latent.z_from_seeds."
         )
     z = z.double()
     quantile = torch.special.ndtr(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()).clamp(1e-4, 1 - 1e-4)
@@ -138,7 +142,8 @@ def sample_scene(z: Tensor) -> Scene:
 
 
 def features(scene: Scene) -> Tensor:
-    """One-hot choices and sliders scaled to [-1.5, 1.5]: (B, 47), what the generator's regression starts from."""
+    """One-hot choices and sliders scaled to [-1.5, 1.5]: (B, 47), what the generator's regression starts
+    from."""
     columns = [torch.nn.functional.one_hot(scene.choice[n], len(c)).float() for n, (c, _) in CHOICES.items()]
     columns += [3 * scene.slider[n][:, None] - 1.5 for n in SLIDERS]
     return torch.cat(columns, 1)
@@ -148,8 +153,9 @@ def features(scene: Scene) -> Tensor:
 class Buffers:
     """What the camera sees, at the supersampled size.
 
-    part long (B, N, N); albedo (B, 3, N, N) in [0, 1]; normal (B, 3, N, N) unit, viewer's frame; depth (B, N, N), larger is
-    nearer, 0 on the background; place (B, 3, N, N) in the head's own frame (textures stick to it); light (B, 3) unit.
+    part long (B, N, N); albedo (B, 3, N, N) in [0, 1]; normal (B, 3, N, N) unit, viewer's frame; depth (B, N,
+    N), larger is nearer, 0 on the background; place (B, 3, N, N) in the head's own frame (textures stick to
+    it); light (B, 3) unit.
     """
 
     part: Tensor
@@ -166,7 +172,14 @@ def _lerp(low: float, high: float, t: Tensor) -> Tensor:
 
 def _rotation(yaw: Tensor, pitch: Tensor) -> Tensor:
     """Head-to-viewer rotations (B, 3, 3): turn about y, then nod about x. Angles in radians."""
-    cy, sy, cp, sp, zero, one = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin(), torch.zeros_like(yaw), torch.ones_like(yaw)
+    cy, sy, cp, sp, zero, one = (
+        yaw.cos(),
+        yaw.sin(),
+        pitch.cos(),
+        pitch.sin(),
+        torch.zeros_like(yaw),
+        torch.ones_like(yaw),
+    )
     turn = torch.stack([cy, zero, sy, zero, one, zero, -sy, zero, cy], 1).view(-1, 3, 3)
     nod = torch.stack([one, zero, zero, zero, cp, -sp, zero, sp, cp], 1).view(-1, 3, 3)
     return nod @ turn
@@ -183,9 +196,13 @@ class _Canvas:
         axis = (torch.arange(size) + 0.5) / size * 2 - 1
         x = (axis * HALF_EXTENT)[None, None, :] + centre[:, 0, None, None]
         y = (-axis * HALF_EXTENT)[None, :, None] + centre[:, 1, None, None]
-        self.view = torch.stack([x.expand(batch, size, size), y.expand(batch, size, size), torch.zeros(batch, size, size)], 1)
+        self.view = torch.stack(
+            [x.expand(batch, size, size), y.expand(batch, size, size), torch.zeros(batch, size, size)], 1
+        )
         # Orthographic ray in the head frame: origin + t * along.
-        self.origin = x[:, None] * self.rotation[:, 0, :, None, None] + y[:, None] * self.rotation[:, 1, :, None, None]
+        self.origin = (
+            x[:, None] * self.rotation[:, 0, :, None, None] + y[:, None] * self.rotation[:, 1, :, None, None]
+        )
         self.along = self.rotation[:, 2]
         self.depth = torch.full((batch, size, size), -10.0)
         self.part = torch.zeros(batch, size, size, dtype=torch.long)
@@ -193,9 +210,16 @@ class _Canvas:
         self.solids: list[tuple[Tensor, Tensor, bool]] = []
 
     def ellipsoid(
-        self, part: str, centre: Tensor, radii: Tensor, keep=None, body: bool = False, on: Tensor | None = None
+        self,
+        part: str,
+        centre: Tensor,
+        radii: Tensor,
+        keep=None,
+        body: bool = False,
+        on: Tensor | None = None,
     ) -> None:
-        """Casts one ellipsoid; centre and radii (B, 3) or (3,); `keep(place)` cuts it; `on` (B,) switches it per person."""
+        """Casts one ellipsoid; centre and radii (B, 3) or (3,); `keep(place)` cuts it; `on` (B,) switches it
+        per person."""
         batch = len(self.depth)
         centre, radii = centre.expand(batch, 3), radii.expand(batch, 3)
         origin = self.view if body else self.origin
@@ -220,8 +244,16 @@ class _Canvas:
         """Casts a plane z = const of the head frame, cut by `keep(place)`: spectacles."""
         batch = len(self.depth)
         t = (z - self.origin[:, 2]) / self.along[:, 2, None, None]
-        hit = (t > self.depth) & on[:, None, None] & keep(self.origin + t[:, None] * self.along[:, :, None, None])
-        flat = torch.tensor([0.0, 0.0, z - 1.0]).expand(batch, 3), torch.tensor([1e-4, 1e-4, 1.0]).expand(batch, 3), False
+        hit = (
+            (t > self.depth)
+            & on[:, None, None]
+            & keep(self.origin + t[:, None] * self.along[:, :, None, None])
+        )
+        flat = (
+            torch.tensor([0.0, 0.0, z - 1.0]).expand(batch, 3),
+            torch.tensor([1e-4, 1e-4, 1.0]).expand(batch, 3),
+            False,
+        )
         self._write(hit, t, part, flat)
 
     def _write(self, hit: Tensor, t: Tensor, part: str, solid: tuple[Tensor, Tensor, bool]) -> None:
@@ -247,7 +279,9 @@ class _Canvas:
         table = torch.zeros(batch, len(self.solids) + 1, 7)
         for i, (centre, inverse, body) in enumerate(self.solids, 1):
             table[:, i] = torch.cat([centre, inverse, torch.full((batch, 1), float(body))], 1)
-        rows = torch.gather(table, 1, self.solid.view(batch, -1, 1).expand(-1, -1, 7)).view(batch, size, size, 7)
+        rows = torch.gather(table, 1, self.solid.view(batch, -1, 1).expand(-1, -1, 7)).view(
+            batch, size, size, 7
+        )
         rows = rows.permute(0, 3, 1, 2)
         body = rows[:, 6:] > 0.5
         view = torch.stack([self.view[:, 0], self.view[:, 1], self.depth], 1)
@@ -256,7 +290,9 @@ class _Canvas:
         turned = torch.einsum("bij,bjyx->biyx", self.rotation, gradient)
         normal = torch.where(body, gradient, turned)
         normal = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        return torch.where((self.solid > 0)[:, None], normal, torch.tensor([0.0, 0.0, 1.0])[None, :, None, None])
+        return torch.where(
+            (self.solid > 0)[:, None], normal, torch.tensor([0.0, 0.0, 1.0])[None, :, None, None]
+        )
 
 
 def cast(scene: Scene, size: int) -> Buffers:
@@ -277,7 +313,14 @@ def cast(scene: Scene, size: int) -> Buffers:
     albedo = torch.gather(palette, 1, flat).view(*canvas.part.shape, 3).permute(0, 3, 1, 2).contiguous()
     place = canvas.place()
     depth = torch.where(seen, canvas.depth + 3, torch.zeros(()))
-    return Buffers(canvas.part, albedo, canvas.normals(), depth, torch.where(seen[:, None], place, torch.zeros(())), light)
+    return Buffers(
+        canvas.part,
+        albedo,
+        canvas.normals(),
+        depth,
+        torch.where(seen[:, None], place, torch.zeros(())),
+        light,
+    )
 
 
 def _body(canvas: _Canvas, scene: Scene) -> None:
@@ -292,7 +335,9 @@ def _head(canvas: _Canvas, scene: Scene) -> None:
     width, jaw = _lerp(0.88, 1.12, s["face_width"]), _lerp(0.86, 1.12, s["jaw"])
     one = torch.ones_like(width)
     canvas.ellipsoid("skin", v([0.0, 0.12, 0.0]), torch.stack([0.76 * width, 0.92 * one, 0.84 * one], 1))
-    canvas.ellipsoid("skin", v([0.0, -0.38, 0.12]), torch.stack([0.6 * width * jaw, 0.66 * one, 0.68 * one], 1))
+    canvas.ellipsoid(
+        "skin", v([0.0, -0.38, 0.12]), torch.stack([0.6 * width * jaw, 0.66 * one, 0.68 * one], 1)
+    )
     for side in (-1.0, 1.0):
         centre = torch.stack([side * 0.75 * width, 0.02 * one, -0.05 * one], 1)
         canvas.ellipsoid("ear", centre, v([0.12, 0.22, 0.16]))
@@ -309,7 +354,9 @@ def _hair(canvas: _Canvas, scene: Scene) -> None:
     hairy = style != 4
     bare = hat == 0
 
-    def cap(place: Tensor) -> Tensor:  # behind a line that runs over the forehead and down in front of the ears
+    def cap(
+        place: Tensor,
+    ) -> Tensor:  # behind a line that runs over the forehead and down in front of the ears
         return place[:, 1] > 0.28 + 0.62 * place[:, 2] - 0.25 * place[:, 0].square()
 
     def lower_cap(place: Tensor) -> Tensor:
@@ -319,17 +366,25 @@ def _hair(canvas: _Canvas, scene: Scene) -> None:
     canvas.ellipsoid("hair", v([0.0, 0.16, -0.04]), radii, cap, on=hairy & bare)
     canvas.ellipsoid("hair", v([0.0, 0.14, -0.06]), radii * v([1.0, 0.96, 0.96]), lower_cap, on=hairy)
     long = style == 1
-    canvas.ellipsoid("hair", v([0.0, -0.45, -0.42]), torch.stack([1.0 * width, 1.25 * one, 0.42 * one], 1), on=long)
+    canvas.ellipsoid(
+        "hair", v([0.0, -0.45, -0.42]), torch.stack([1.0 * width, 1.25 * one, 0.42 * one], 1), on=long
+    )
     for side in (-1.0, 1.0):
         centre = torch.stack([side * 0.8 * width, -0.45 * one, -0.02 * one], 1)
         canvas.ellipsoid("hair", centre, torch.stack([0.2 * one, 0.85 * one, 0.34 * one], 1), on=long)
     curly = style == 2
     for angle in torch.linspace(-0.35, math.pi + 0.35, 9).tolist():
-        centre = torch.stack([0.86 * math.cos(angle) * width, 0.3 + 0.74 * math.sin(angle) * one, -0.1 * one], 1)
-        canvas.ellipsoid("hair", centre, (0.36 * volume)[:, None].expand(-1, 3), on=curly & (bare | (centre[:, 1] < 0.6)))
+        centre = torch.stack(
+            [0.86 * math.cos(angle) * width, 0.3 + 0.74 * math.sin(angle) * one, -0.1 * one], 1
+        )
+        canvas.ellipsoid(
+            "hair", centre, (0.36 * volume)[:, None].expand(-1, 3), on=curly & (bare | (centre[:, 1] < 0.6))
+        )
     bun = (0.33 * volume)[:, None].expand(-1, 3)
     canvas.ellipsoid("hair", v([0.0, 1.08, -0.1]), bun, on=(style == 3) & bare)
-    canvas.ellipsoid("hair", v([0.8, -0.42, -0.3]), bun, on=(style == 3) & ~bare)  # a low bun stays visible under a hat
+    canvas.ellipsoid(
+        "hair", v([0.8, -0.42, -0.3]), bun, on=(style == 3) & ~bare
+    )  # a low bun stays visible under a hat
 
 
 def _hat(canvas: _Canvas, scene: Scene) -> None:
@@ -344,11 +399,25 @@ def _hat(canvas: _Canvas, scene: Scene) -> None:
         return (place[:, 1] > 0.44) & (place[:, 1] < 0.68)
 
     beanie, brimmed = hat == 1, hat == 2
-    canvas.ellipsoid("hat", v([0.0, 0.3, -0.02]), torch.stack([0.9 * width, 0.98 * one, 1.0 * one], 1), above, on=beanie)
-    canvas.ellipsoid("hat_band", v([0.0, 0.3, -0.02]), torch.stack([0.96 * width, 1.05 * one, 1.06 * one], 1), roll, on=beanie)
-    canvas.ellipsoid("hat", v([0.0, 0.62, -0.02]), torch.stack([0.78 * width, 0.72 * one, 0.86 * one], 1), on=brimmed)
-    canvas.ellipsoid("hat", v([0.0, 0.6, 0.0]), torch.stack([1.28 * one, 0.1 * one, 1.2 * one], 1), on=brimmed)
-    canvas.ellipsoid("hat_band", v([0.0, 0.7, -0.02]), torch.stack([0.82 * width, 0.1 * one, 0.9 * one], 1), on=brimmed)
+    canvas.ellipsoid(
+        "hat", v([0.0, 0.3, -0.02]), torch.stack([0.9 * width, 0.98 * one, 1.0 * one], 1), above, on=beanie
+    )
+    canvas.ellipsoid(
+        "hat_band",
+        v([0.0, 0.3, -0.02]),
+        torch.stack([0.96 * width, 1.05 * one, 1.06 * one], 1),
+        roll,
+        on=beanie,
+    )
+    canvas.ellipsoid(
+        "hat", v([0.0, 0.62, -0.02]), torch.stack([0.78 * width, 0.72 * one, 0.86 * one], 1), on=brimmed
+    )
+    canvas.ellipsoid(
+        "hat", v([0.0, 0.6, 0.0]), torch.stack([1.28 * one, 0.1 * one, 1.2 * one], 1), on=brimmed
+    )
+    canvas.ellipsoid(
+        "hat_band", v([0.0, 0.7, -0.02]), torch.stack([0.82 * width, 0.1 * one, 0.9 * one], 1), on=brimmed
+    )
 
 
 def _face(canvas: _Canvas, scene: Scene) -> None:
@@ -400,14 +469,20 @@ def _palette(scene: Scene) -> Tensor:
     batch, s = len(scene), scene.slider
     tone = s["skin"][:, None]
     dark, middle, light = torch.tensor([[0.30, 0.18, 0.12], [0.70, 0.47, 0.33], [0.97, 0.79, 0.68]])
-    skin = torch.where(tone < 0.5, dark + (middle - dark) * 2 * tone, middle + (light - middle) * (2 * tone - 1))
+    skin = torch.where(
+        tone < 0.5, dark + (middle - dark) * 2 * tone, middle + (light - middle) * (2 * tone - 1)
+    )
     hair = torch.tensor([_HAIR_RGB[c] for c in CHOICES["hair_color"][0]])[scene.choice["hair_color"]]
     hair = hair + (torch.tensor([0.75, 0.75, 0.77]) - hair) * 0.35 * (s["age"][:, None] - 0.6).clamp_min(0)
     clothes = torch.tensor([_CLOTHES_RGB[c] for c in CHOICES["clothes"][0]])[scene.choice["clothes"]]
-    background = torch.tensor([_BACKGROUND_RGB[c] for c in CHOICES["background"][0]])[scene.choice["background"]]
+    background = torch.tensor([_BACKGROUND_RGB[c] for c in CHOICES["background"][0]])[
+        scene.choice["background"]
+    ]
     hue = s["eye_hue"][:, None]
     iris = (1 - hue) * torch.tensor([0.32, 0.18, 0.07]) + hue * torch.tensor([0.2, 0.5, 0.75])
-    hat = torch.where((scene.choice["hat"] == 1)[:, None], torch.tensor([0.45, 0.12, 0.3]), torch.tensor([0.36, 0.27, 0.18]))
+    hat = torch.where(
+        (scene.choice["hat"] == 1)[:, None], torch.tensor([0.45, 0.12, 0.3]), torch.tensor([0.36, 0.27, 0.18])
+    )
 
     def rgb(*value: float) -> Tensor:
         return torch.tensor(value).expand(batch, 3)

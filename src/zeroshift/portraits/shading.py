@@ -1,7 +1,8 @@
 """One function per domain, all from the same G-buffers: every portrait exists in every domain, pixel-aligned.
 
-Textures (paper, hatching, grain) are fixed patterns of the canvas, equal in every picture, so that the true picture of a
-domain is a function of the person alone. Shapes: rgb (B, 3, N, N) in [0, 1]; tone (B, 1, N, N) in [0, 1].
+Textures (paper, hatching, grain) are fixed patterns of the canvas, equal in every picture, so that the true
+picture of a domain is a function of the person alone. Shapes: rgb (B, 3, N, N) in [0, 1]; tone (B, 1, N, N)
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ def pencil_sketch(g: Buffers) -> Tensor:
     x, y = _ramp(size)
     tone = torch.where(_is(g, "background") > 0, torch.ones(()), 0.15 + 0.95 * _tone(g))
     first, second = torch.sin((x + y) * 1.75) * 0.5 + 0.5, torch.sin((x - y) * 1.75) * 0.5 + 0.5
-    hatch = torch.sigmoid((first - 1.45 * tone + 0.12) * 9) * 0.5 + torch.sigmoid((second - 2.4 * tone + 0.1) * 9) * 0.4
+    hatch = (
+        torch.sigmoid((first - 1.45 * tone + 0.12) * 9) * 0.5
+        + torch.sigmoid((second - 2.4 * tone + 0.1) * 9) * 0.4
+    )
     ink = (hatch * (tone < 0.93) + 0.9 * _lines(g)).clamp(0, 1)
     return ((0.97 + 0.03 * _grain(size, 48, 1)) * (1 - ink) + 0.17 * ink).expand(-1, 3, -1, -1)
 
@@ -162,10 +166,14 @@ def neon(g: Buffers) -> Tensor:
     warm = _is(g, "skin", "ear", "nose", "neck", "lips", "lid")
     tint = (g.albedo - grey) * 3.5 + 0.5
     tint = torch.where(warm > 0, _rgb(1.0, 0.15, 0.75), tint)
-    tint = torch.where(_is(g, "frame", "sclera", "iris", "pupil", "dark_lens", "brow") > 0, _rgb(0.1, 0.95, 1.0), tint)
+    tint = torch.where(
+        _is(g, "frame", "sclera", "iris", "pupil", "dark_lens", "brow") > 0, _rgb(0.1, 0.95, 1.0), tint
+    )
     tube = _lines(g, 3) * tint.clamp(0.05, 1)
     glow = _blur(tube, 4) * 1.5
-    return (_rgb(0.03, 0.01, 0.07) + 0.1 * tint * (1 - _is(g, "background")) * _lambert(g) + tube + glow).clamp(0, 1)
+    return (
+        _rgb(0.03, 0.01, 0.07) + 0.1 * tint * (1 - _is(g, "background")) * _lambert(g) + tube + glow
+    ).clamp(0, 1)
 
 
 def watercolor(g: Buffers) -> Tensor:
@@ -176,7 +184,9 @@ def watercolor(g: Buffers) -> Tensor:
     wash = wash * 0.62 + 0.42
     rim = (_blur(_lines(g), 2) * 1.1).clamp(0, 0.35)
     wash = (wash - rim * (1.15 - wash)) * (1 + 0.09 * _grain(size, 10, 6)) + 0.025 * _grain(size, 64, 7)
-    margin = torch.sigmoid((((x - 32) / 29).square() ** 2 + ((y - 32) / 29).square() ** 2 - 1 + 0.3 * _grain(size, 8, 8)) * 9)
+    margin = torch.sigmoid(
+        (((x - 32) / 29).square() ** 2 + ((y - 32) / 29).square() ** 2 - 1 + 0.3 * _grain(size, 8, 8)) * 9
+    )
     return (wash * (1 - margin) + 0.98 * margin).clamp(0, 1)
 
 
@@ -208,7 +218,10 @@ def oil_painting(g: Buffers) -> Tensor:
     size = g.part.shape[-1]
     x, y = _ramp(size)
     rgb = F.grid_sample(
-        _blur(photo(g), 1), _brush(size).expand(len(g.part), -1, -1, -1), padding_mode="border", align_corners=False
+        _blur(photo(g), 1),
+        _brush(size).expand(len(g.part), -1, -1, -1),
+        padding_mode="border",
+        align_corners=False,
     )
     grey = rgb.mean(1, keepdim=True)
     rgb = (grey + (rgb - grey) * 1.5 - 0.5) * 1.2 + 0.47
@@ -229,7 +242,12 @@ def blueprint(g: Buffers) -> Tensor:
     """White construction lines and a grid on blue paper."""
     x, y = _ramp(g.part.shape[-1])
     grid = (((x % 8) < 0.5) | ((y % 8) < 0.5)).float() * 0.14
-    hatch = (torch.sin((x + y) * 2.1) > 0.55).float() * (1 - _tone(g)).clamp(0, 1) * 0.35 * (1 - _is(g, "background"))
+    hatch = (
+        (torch.sin((x + y) * 2.1) > 0.55).float()
+        * (1 - _tone(g)).clamp(0, 1)
+        * 0.35
+        * (1 - _is(g, "background"))
+    )
     white = (grid + hatch + 0.95 * _lines(g)).clamp(0, 1)
     return _rgb(0.09, 0.24, 0.56) * (1 - white) + _rgb(0.93, 0.96, 1.0) * white
 
@@ -247,7 +265,9 @@ def ukiyo_e(g: Buffers) -> Tensor:
     ink = torch.where(_is(g, "clothes", "collar") > 0, 0.5 * ink + 0.5 * _rgb(0.18, 0.28, 0.42), ink)
     sky = _rgb(0.9, 0.84, 0.7) * (y / 64).clamp(0.0, 1) + _rgb(0.42, 0.55, 0.62) * (1 - y / 64)
     ink = torch.where(_is(g, "background") > 0, sky * 0.85 + 0.15 * g.albedo, ink)
-    return ((ink + 0.03 * _grain(size, 40, 11)) * (1 - 0.85 * _lines(g)) + _rgb(0.1, 0.08, 0.1) * 0.85 * _lines(g)).clamp(0, 1)
+    return (
+        (ink + 0.03 * _grain(size, 40, 11)) * (1 - 0.85 * _lines(g)) + _rgb(0.1, 0.08, 0.1) * 0.85 * _lines(g)
+    ).clamp(0, 1)
 
 
 def mosaic(g: Buffers) -> Tensor:
@@ -292,7 +312,11 @@ def shade(buffers: Buffers, domain: str, size: int) -> Tensor:
 
 
 def render(z: Tensor, domain: str = "photo", size: int = 64, batch: int = 16) -> Tensor:
-    """The true pictures (B, 3, size, size) in [-1, 1] of latents z (B, Z) in a domain, with 2x2 supersampling."""
+    """The true pictures (B, 3, size, size) in [-1, 1] of latents z (B, Z) in a domain, with 2x2
+    supersampling."""
     scene: Scene = sample_scene(z.cpu())
-    rows = [shade(cast(scene.subset(slice(i, i + batch)), 2 * size), domain, size) for i in range(0, len(scene), batch)]
+    rows = [
+        shade(cast(scene.subset(slice(i, i + batch)), 2 * size), domain, size)
+        for i in range(0, len(scene), batch)
+    ]
     return torch.cat(rows)

@@ -1,8 +1,8 @@
 """Trains a built-in model: `python -m zeroshift.pretrain MODEL`.
 
-The same command again continues a killed training. Each model is written with a card: data, steps, time and quality measured
-on people that no training saw. The generators' cards need the judge, the identity encoder's needs the generator, and the reader
-needs judge and encoder: train those first.
+The same command again continues a killed training. Each model is written with a card: data, steps, time and
+quality measured on people that no training saw. The generators' cards need the judge, the identity encoder's
+needs the generator, and the reader needs judge and encoder: train those first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from zeroshift.clip.model import ClipModel
-from zeroshift.files.checkpoints import file_sha256, load_generator_file, save_discriminator, save_generator, with_styles
+from zeroshift.files.checkpoints import (
+    file_sha256,
+    load_generator_file,
+    save_discriminator,
+    save_generator,
+    with_styles,
+)
 from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.faces import load_ir_se, save_ir_se
 from zeroshift.measure.features import read_attributes
@@ -71,7 +77,9 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
 @torch.no_grad()
 def _accuracies(judge: ClipModel, pictures: Tensor, z: Tensor) -> dict[str, float]:
     """How often the judge, trained on renders only, reads each attribute right."""
-    return read_attributes(judge, torch.cat([judge.encode_image(part) for part in pictures.split(64)]), sample_scene(z))
+    return read_attributes(
+        judge, torch.cat([judge.encode_image(part) for part in pictures.split(64)]), sample_scene(z)
+    )
 
 
 @torch.no_grad()
@@ -146,7 +154,9 @@ def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "seed": recipe.seed,
         "parameters": sum(p.numel() for p in rounded.parameters()),
-        "quality": train_ddpm.measure(rounded.eval().to(device), generator.eval(), load_clip_folder(out / "judge")),
+        "quality": train_ddpm.measure(
+            rounded.eval().to(device), generator.eval(), load_clip_folder(out / "judge")
+        ),
     }
     (out / "ddpm.card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -159,7 +169,9 @@ def make_identity(data: Path, work: Path, out: Path) -> dict:
     save_ir_se(place, network, {"name": "portraits-identity", "world": "portraits"}, half=True)
     network, sha256 = load_ir_se(place)
     z, photos, domains = _test_people()
-    generator = with_styles(load_generator_file(out / "generator.safetensors")[0], "the built-in generator", "the card")
+    generator = with_styles(
+        load_generator_file(out / "generator.safetensors")[0], "the built-in generator", "the card"
+    )
     with torch.no_grad():
         made = torch.cat([generator.eval().synthesize(generator.map(part)) for part in z.split(32)])
     card = {
@@ -174,8 +186,12 @@ def make_identity(data: Path, work: Path, out: Path) -> dict:
         "parameters": sum(p.numel() for p in network.parameters()),
         "quality": {
             "people": len(z),
-            "renders": train_identity.measure(network, photos, dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))),
-            "built_in_generator": train_identity.measure(network, photos, {"photo": _eight_bit(made)})["photo"],
+            "renders": train_identity.measure(
+                network, photos, dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))
+            ),
+            "built_in_generator": train_identity.measure(network, photos, {"photo": _eight_bit(made)})[
+                "photo"
+            ],
             "cosine_after_one_change": train_identity.measure_changes(network, z[:64]),
         },
     }
@@ -206,15 +222,26 @@ def make_reader(data: Path, work: Path, out: Path) -> dict:
 
 def main() -> None:
     """Parses the command line and trains one model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *train_clip.RECIPES))
     parser.add_argument(
-        "--data", type=Path, default=dataset.default_folder(), help="folder of the rendered shards; made when missing"
+        "--data",
+        type=Path,
+        default=dataset.default_folder(),
+        help="folder of the rendered shards; made when missing",
     )
-    parser.add_argument("--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs")
+    parser.add_argument(
+        "--work", type=Path, default=dataset.default_folder() / "work", help="folder of checkpoints and logs"
+    )
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder that receives the weights and cards")
-    parser.add_argument("--shards", type=int, default=24, help="thousands of people that a generator learns from")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the diffusion model is trained")
+    parser.add_argument(
+        "--shards", type=int, default=24, help="thousands of people that a generator learns from"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the diffusion model is trained"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.model == "generator":

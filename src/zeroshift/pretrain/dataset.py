@@ -1,8 +1,8 @@
 """Renders of many people, kept as 8-bit shards on disk so that every training reads the same pictures.
 
-A shard holds SHARD people: `z` float32 (SHARD, Z), `photo` uint8 (SHARD, 3, 64, 64) and, for the leading shards, `domains`
-uint8 (SHARD, D, 3, 64, 64) in the order of shading.DOMAINS[1:]. Training people come from their own random stream, never
-from the seeds that users sample or that quality is measured on.
+A shard holds SHARD people: `z` float32 (SHARD, Z), `photo` uint8 (SHARD, 3, 64, 64) and, for the leading
+shards, `domains` uint8 (SHARD, D, 3, 64, 64) in the order of shading.DOMAINS[1:]. Training people come from
+their own random stream, never from the seeds that users sample or that quality is measured on.
 """
 
 from __future__ import annotations
@@ -65,8 +65,13 @@ def make_shard(folder: Path, index: int, with_domains: bool, people: int | None 
 
 
 def _make_missing(folder: Path, wanted: dict[int, bool]) -> None:
-    """Renders the shards that are not there, of which some carry every domain: one process per core where there are several."""
-    missing = [(folder, index, domains, SHARD) for index, domains in wanted.items() if not _path(folder, index).exists()]
+    """Renders the shards that are not there, of which some carry every domain: one process per core where
+    there are several."""
+    missing = [
+        (folder, index, domains, SHARD)
+        for index, domains in wanted.items()
+        if not _path(folder, index).exists()
+    ]
     cores = min(len(missing), os.cpu_count() or 1)
     if cores < 2:
         for each in missing:
@@ -78,7 +83,8 @@ def _make_missing(folder: Path, wanted: dict[int, bool]) -> None:
 
 @dataclass(frozen=True)
 class People:
-    """Pictures of the built-in world in memory: z (n, Z), photo uint8 (n, 3, 64, 64), domains uint8 (m, D, 3, 64, 64), m <= n."""
+    """Pictures of the built-in world in memory: z (n, Z), photo uint8 (n, 3, 64, 64), domains uint8 (m, D, 3,
+    64, 64), m <= n."""
 
     z: Tensor
     photo: Tensor
@@ -86,7 +92,8 @@ class People:
 
 
 def load(folder: Path, shards: int, domain_shards: int) -> People:
-    """Reads, and renders where missing, `shards` shards, of which the leading `domain_shards` carry every domain."""
+    """Reads, and renders where missing, `shards` shards, of which the leading `domain_shards` carry every
+    domain."""
     z, photo, domains = [], [], []
     _make_missing(folder, {index: index < domain_shards for index in range(max(shards, domain_shards))})
     for index in range(max(shards, domain_shards)):

@@ -1,7 +1,8 @@
 """Training of the built-in diffusion model of photos: a small UNet on pixels.
 
 Ho et al., DDPM (2020), with the published noise schedule. The network predicts the velocity
-v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho, 2022): unlike eps it tells the clean picture at every time.
+v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho, 2022): unlike eps it tells the clean picture at
+every time.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class DdpmRecipe:
-    """Lengths and rates; pictures seen = batch * steps. The rate is constant, then falls: until then `steps` may be changed."""
+    """Lengths and rates; pictures seen = batch * steps. The rate is constant, then falls: until then `steps`
+    may be changed."""
 
     steps: int = 6000
     batch: int = 512
@@ -73,8 +75,11 @@ def wrap(unet: nn.Module) -> DiffusionGenerator:
     return DiffusionGenerator(unet, image_size=dataset.SIZE, prediction="v_prediction")
 
 
-def loss_of(unet: Network, model: DiffusionGenerator, pictures: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity at the times; that of the clean picture weighed by SNR + 1, SNR = abar / (1 - abar)."""
+def loss_of(
+    unet: Network, model: DiffusionGenerator, pictures: Tensor, times: Tensor, noise: Tensor
+) -> Tensor:
+    """Mean squared error of the velocity at the times; that of the clean picture weighed by SNR + 1, SNR =
+    abar / (1 - abar)."""
     abar = model.abar(times, pictures)
     velocity = abar.sqrt() * noise - (1 - abar).sqrt() * pictures
     x = model.add_noise(pictures, times, noise).contiguous(memory_format=torch.channels_last)
@@ -100,7 +105,9 @@ def train(
         draw = torch.Generator(device).manual_seed(97 * number)
         rows = torch.randint(len(photos), (recipe.batch,), generator=draw, device=device)
         # One time from each of `batch` equal parts: the loss depends on time far more than on the picture.
-        parts = torch.arange(recipe.batch, device=device) + torch.rand(recipe.batch, generator=draw, device=device)
+        parts = torch.arange(recipe.batch, device=device) + torch.rand(
+            recipe.batch, generator=draw, device=device
+        )
         times = (parts / recipe.batch * model.num_steps).long().clamp(max=model.num_steps - 1)
         pictures = dataset.to_float(photos[rows])
         noise = torch.randn(pictures.shape, generator=draw, device=device)
@@ -146,14 +153,20 @@ def _features(judge: ClipModel, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(
-    model: DiffusionGenerator, generator: StyleGAN2Generator, judge: ClipModel, count: int = 512, steps: int = 40
+    model: DiffusionGenerator,
+    generator: StyleGAN2Generator,
+    judge: ClipModel,
+    count: int = 512,
+    steps: int = 40,
 ) -> dict:
-    """Distance to renders of people whom no training saw, beside that of the built-in GAN; and the way to the noise and back.
+    """Distance to renders of people whom no training saw, beside that of the built-in GAN; and the way to the
+    noise and back.
 
-    Distances are Frechet's between unit features of the judge, of `count` pictures each, as in `evaluate`. Seed i of the GAN
-    is the person of seed i, which brings it nearer to the renders of the same seeds than chance allows any other model, so
-    it is measured against the same renders with other people too. The floor is that of renders of other people. Pictures are
-    made with fresh noise at every step (eta 1), and deterministically too.
+    Distances are Frechet's between unit features of the judge, of `count` pictures each, as in `evaluate`.
+    Seed i of the GAN is the person of seed i, which brings it nearer to the renders of the same seeds than
+    chance allows any other model, so it is measured against the same renders with other people too. The floor
+    is that of renders of other people. Pictures are made with fresh noise at every step (eta 1), and
+    deterministically too.
     """
     seen, others = range(count), range(10_000, 10_000 + count)
     truth = render(latent.z_from_seeds(seen, LATENT_DIM))
@@ -161,7 +174,12 @@ def measure(
     made = model.sample(seen, steps, eta=1.0)
     seconds = time.perf_counter() - began
     shown = [
-        torch.cat([generator.synthesize(generator.map(part)) for part in latent.z_from_seeds(seeds, LATENT_DIM).split(32)])
+        torch.cat(
+            [
+                generator.synthesize(generator.map(part))
+                for part in latent.z_from_seeds(seeds, LATENT_DIM).split(32)
+            ]
+        )
         for seeds in (seen, others)
     ]
     real = _features(judge, truth)

@@ -1,8 +1,11 @@
-"""Trainings of the built-in StyleGAN2: regression to renders, a mapping network distilled from it, an adversarial finish.
+"""Trainings of the built-in StyleGAN2: regression to renders, a mapping network distilled from it, an
+adversarial finish.
 
-1. Attributes of a person -> style -> picture, supervised at every resolution; the network grows from 16 to 64 px.
+1. Attributes of a person -> style -> picture, supervised at every resolution; the network grows from 16 to 64
+  px.
 2. The standard mapping network learns z -> the style that stage 1 gave the person of z.
-3. A discriminator, live noise and style mixing make it a generator with noise, layer roles and truncation, while an anchor
+3. A discriminator, live noise and style mixing make it a generator with noise, layer roles and truncation,
+  while an anchor
    keeps G(z) near the render of z.
 4. A last slow regression of the synthesis network brings it back to the renders.
 """
@@ -29,7 +32,9 @@ from zeroshift.portraits.scene import CHOICES, LATENT_DIM, SLIDERS, features, sa
 from zeroshift.pretrain import dataset
 from zeroshift.pretrain import resumable as training
 
-CONFIG = StyleGAN2Config(size=64, latent_dim=LATENT_DIM, style_dim=128, mapping_depth=5, channel_base=2048, channel_max=192)
+CONFIG = StyleGAN2Config(
+    size=64, latent_dim=LATENT_DIM, style_dim=128, mapping_depth=5, channel_base=2048, channel_max=192
+)
 NUM_FEATURES = sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS)
 
 
@@ -71,7 +76,8 @@ class Regressor(nn.Module):
 
     def style(self, attributes: Tensor) -> Tensor:
         """Styles (B, S) with the range that the mapping network's last activation gives."""
-        # The bend lets a style follow a curve as the head turns: places in a picture are no linear function of the angle.
+        # The bend lets a style follow a curve as the head turns: places in a picture are no linear function
+        # of the angle.
         bent = self.embed(attributes) + self.bend(F.leaky_relu(self.hidden(attributes), 0.2))
         return ops.scaled_leaky_relu(bent, torch.zeros(CONFIG.style_dim))
 
@@ -91,7 +97,8 @@ def pyramid(generator: StyleGAN2Generator, w: Tensor, side: int) -> list[Tensor]
 
 
 def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
-    """L1 + 4 L2 + 4 squared differences of neighbouring-pixel gradients: small features count as much as flat areas."""
+    """L1 + 4 L2 + 4 squared differences of neighbouring-pixel gradients: small features count as much as flat
+    areas."""
     gap = made - wanted
     across, down = gap.diff(dim=3), gap.diff(dim=2)
     return gap.abs().mean() + 4 * gap.square().mean() + 4 * (across.square().mean() + down.square().mean())
@@ -107,8 +114,16 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
             group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr)
-        rows = torch.randint(len(people.z), (recipe.batch,), generator=torch.Generator().manual_seed(31 * number))
-        side = 16 if number < recipe.grow[0] * recipe.steps else 32 if number < recipe.grow[1] * recipe.steps else 64
+        rows = torch.randint(
+            len(people.z), (recipe.batch,), generator=torch.Generator().manual_seed(31 * number)
+        )
+        side = (
+            16
+            if number < recipe.grow[0] * recipe.steps
+            else 32
+            if number < recipe.grow[1] * recipe.steps
+            else 64
+        )
         wanted = dataset.to_float(people.photo[rows])
         with torch.autocast("cpu", torch.bfloat16):
             shown = pyramid(model.generator, model.style(attributes[rows]), side)
@@ -127,11 +142,14 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
 
 
 def _init_thresholds(first: nn.Linear) -> None:
-    """Pairs of hidden units around every quantile edge of the choices, so that steps need not be discovered."""
+    """Pairs of hidden units around every quantile edge of the choices, so that steps need not be
+    discovered."""
     row, sharp = 0, 60.0  # softer edges leave every second person between two choices
     with torch.no_grad():
         for column, (_, probabilities) in enumerate(CHOICES.values()):
-            edges = torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]).tolist()
+            edges = torch.special.ndtri(
+                torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
+            ).tolist()
             for edge in edges:
                 for half in (-0.5, 0.5):
                     first.weight[row].zero_()
@@ -140,8 +158,11 @@ def _init_thresholds(first: nn.Linear) -> None:
                     row += 1
 
 
-def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tuple[StyleGAN2Generator, float]:
-    """Stage 2: trains the mapping network so that map(z) equals the style of the person of z; sets the average style."""
+def distil(
+    model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE
+) -> tuple[StyleGAN2Generator, float]:
+    """Stage 2: trains the mapping network so that map(z) equals the style of the person of z; sets the
+    average style."""
     generator = model.generator
     sizes = [CONFIG.latent_dim] + [CONFIG.style_dim] * CONFIG.mapping_depth
     with torch.random.fork_rng(devices=[]):
@@ -169,7 +190,9 @@ def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tu
         optimizer.step()
         return {"loss": loss, "relative": loss / wanted.var()}
 
-    seconds = training.run("distil", work, recipe.mapping_steps, {"layers": layers, "optimizer": optimizer}, step)
+    seconds = training.run(
+        "distil", work, recipe.mapping_steps, {"layers": layers, "optimizer": optimizer}, step
+    )
     with torch.no_grad():
         for layer, learnt in zip(list(generator.style)[1:], plain, strict=True):
             assert isinstance(layer, EqualLinear)
@@ -180,7 +203,8 @@ def distil(model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE) -> tu
 
 
 def _mixed(generator: StyleGAN2Generator, w: Tensor, anchored: int, draw: torch.Generator) -> Tensor:
-    """Styles B,K,S: the first `anchored` rows as they are, the others mixed with each other at a random latent."""
+    """Styles B,K,S: the first `anchored` rows as they are, the others mixed with each other at a random
+    latent."""
     cut = int(torch.randint(1, generator.num_latents, (1,), generator=draw))
     plain = w[:anchored, None].expand(-1, generator.num_latents, -1)
     return torch.cat([plain, latent.mix(w[anchored:], w[anchored:].flip(0), cut, generator.num_latents)])
@@ -198,7 +222,18 @@ def _critic_loss(critic: StyleGAN2Discriminator, fake: Tensor, real: Tensor, r1:
     return loss
 
 
-def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE):
+def _fooled(critic: StyleGAN2Discriminator, fake: Tensor) -> Tensor:
+    """Non-saturating loss of the generator; the critic's weights receive no gradient."""
+    critic.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.softplus(-critic(fake).float()).mean()
+    critic.requires_grad_(True)
+    return loss
+
+
+def finish(
+    generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE
+):
     """Stage 3: returns the averaged generator, its discriminator and the seconds spent."""
     people = dataset.load(data, shards, 0)
     average, critic = generator.clone(), StyleGAN2Discriminator(CONFIG, seed=14)
@@ -232,10 +267,7 @@ def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, r
         for group in of_generator.param_groups:
             group["lr"] = training.warmup_cosine(number, recipe.finish_steps, recipe.finish_lr)
         fake, wanted = made(number, "generator")
-        critic.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
-            fool = F.softplus(-critic(fake).float()).mean()
-        critic.requires_grad_(True)
+        fool = _fooled(critic, fake)
         anchor = picture_loss(fake[:held], wanted[:held])
         of_generator.zero_grad(set_to_none=True)
         (fool + recipe.anchor * anchor).backward()
@@ -243,17 +275,34 @@ def finish(generator: StyleGAN2Generator, data: Path, work: Path, shards: int, r
         with torch.no_grad():
             for mean, now in zip(average.parameters(), generator.parameters(), strict=True):
                 mean.lerp_(now, 0.01)
-        return {"critic": loss_critic, "fool": fool, "anchor": anchor, "error": (fake[:held] - wanted[:held]).abs().mean()}
+        return {
+            "critic": loss_critic,
+            "fool": fool,
+            "anchor": anchor,
+            "error": (fake[:held] - wanted[:held]).abs().mean(),
+        }
 
-    parts = {"generator": generator, "average": average, "critic": critic, "of_generator": of_generator, "of_critic": of_critic}
+    parts = {
+        "generator": generator,
+        "average": average,
+        "critic": critic,
+        "of_generator": of_generator,
+        "of_critic": of_critic,
+    }
     seconds = training.run("finish", work, recipe.finish_steps, parts, step)
     return average, critic, seconds
 
 
 def polish(
-    model: Regressor, generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE
+    model: Regressor,
+    generator: StyleGAN2Generator,
+    data: Path,
+    work: Path,
+    shards: int,
+    recipe: GeneratorRecipe = RECIPE,
 ):
-    """Stage 4: a last, slow regression of the synthesis to the renders, without noise; returns the generator and the seconds."""
+    """Stage 4: a last, slow regression of the synthesis to the renders, without noise; returns the generator
+    and the seconds."""
     people = dataset.load(data, shards, 0)
     attributes = features(sample_scene(people.z))
     moving = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
@@ -274,5 +323,7 @@ def polish(
         optimizer.step()
         return {"loss": loss, "error": (pictures - wanted).abs().mean()}
 
-    seconds = training.run("polish", work, recipe.polish_steps, {"generator": generator, "optimizer": optimizer}, step)
+    seconds = training.run(
+        "polish", work, recipe.polish_steps, {"generator": generator, "optimizer": optimizer}, step
+    )
     return generator, seconds

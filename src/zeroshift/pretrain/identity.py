@@ -1,8 +1,9 @@
 """Training of the identity encoder: who a picture shows, whatever the domain.
 
-Two pictures of one person, each in a domain of its own and worn as generators wear them, are to find each other among all
-pictures of the batch (NT-Xent, Chen et al., ICML 2020); heads that read the person's attributes make the start shorter. The
-encoder judges and never guides, so that it sees every domain, the held-out ones too.
+Two pictures of one person, each in a domain of its own and worn as generators wear them, are to find each
+other among all pictures of the batch (NT-Xent, Chen et al., ICML 2020); heads that read the person's
+attributes make the start shorter. The encoder judges and never guides, so that it sees every domain, the
+held-out ones too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from zeroshift.pretrain import resumable as training
 class IdentityRecipe:
     """What one training consists of. A step shows `people` people twice."""
 
-    network: IrSeConfig = IrSeConfig((24, 48, 96, 160), (1, 1, 2, 1), first=12, squeeze=8, embed_dim=128, size=dataset.SIZE)
+    network: IrSeConfig = IrSeConfig(
+        (24, 48, 96, 160), (1, 1, 2, 1), first=12, squeeze=8, embed_dim=128, size=dataset.SIZE
+    )
     people: int = 80
     pairs: int = 4
     """Pairs of domains in a step: people who share one are each other's hardest negatives."""
@@ -49,7 +52,9 @@ class Student(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator
             self.network = IrSe(recipe.network, crop=False)
-            self.heads = nn.Linear(recipe.network.embed_dim, sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS))
+            self.heads = nn.Linear(
+                recipe.network.embed_dim, sum(len(c) for c, _ in CHOICES.values()) + len(SLIDERS)
+            )
         dropout = self.network.output_layer[1]
         assert isinstance(dropout, nn.Dropout)
         dropout.p = recipe.dropout
@@ -58,18 +63,23 @@ class Student(nn.Module):
         """Features (B, E), not yet of unit length, and what the heads say of them."""
         net = self.network
         with torch.autocast("cpu", torch.bfloat16):
-            sized = F.adaptive_avg_pool2d(pictures, net.config.size).contiguous(memory_format=torch.channels_last)
+            sized = F.adaptive_avg_pool2d(pictures, net.config.size).contiguous(
+                memory_format=torch.channels_last
+            )
             features = net.output_layer(net.body(net.input_layer(sized)))
         return features.float(), self.heads(features.float())
 
 
 def draw_batch(people: dataset.People, recipe: IdentityRecipe, step: int) -> tuple[Tensor, Scene]:
-    """Pictures (2n, 3, 64, 64) of a step, row i and row n + i of one person in two domains, and the n people."""
+    """Pictures (2n, 3, 64, 64) of a step, row i and row n + i of one person in two domains, and the n
+    people."""
     draw = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     n = recipe.people
     rows = torch.randperm(len(people.domains), generator=draw)[:n]
     couples = torch.stack([torch.randperm(len(DOMAINS), generator=draw)[:2] for _ in range(recipe.pairs)])
-    couples[::2, 0] = torch.where((couples[::2] == 0).any(1), couples[::2, 0], 0)  # photos are what is compared most
+    couples[::2, 0] = torch.where(
+        (couples[::2] == 0).any(1), couples[::2, 0], 0
+    )  # photos are what is compared most
     domains = couples[torch.arange(n) % recipe.pairs]
     photo = dataset.to_float(people.photo[rows])
     views = []
@@ -77,7 +87,9 @@ def draw_batch(people: dataset.People, recipe: IdentityRecipe, step: int) -> tup
         true = dataset.to_float(people.domains[rows, (which - 1).clamp_min(0)])
         true = torch.where((which == 0)[:, None, None, None], photo, true)
         # An unfinished adaptation lies between photo and domain, a pushed one beyond.
-        share = torch.where(torch.rand(n, generator=draw) < 0.3, 0.6 + 0.7 * torch.rand(n, generator=draw), torch.ones(()))
+        share = torch.where(
+            torch.rand(n, generator=draw) < 0.3, 0.6 + 0.7 * torch.rand(n, generator=draw), torch.ones(())
+        )
         views.append(photo + share[:, None, None, None] * (true - photo))
     return worn(torch.cat(views), draw), sample_scene(people.z[rows])
 
@@ -132,7 +144,9 @@ def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECI
 
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr, min(100, recipe.steps // 5))
+            group["lr"] = training.warmup_cosine(
+                number, recipe.steps, recipe.peak_lr, min(100, recipe.steps // 5)
+            )
         pictures, scene = draw_batch(people, recipe, number)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed * 9973 + number)  # dropout draws from the global generator
@@ -153,9 +167,11 @@ def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECI
 
 @torch.no_grad()
 def measure(network: IrSe, photos: Tensor, others: Mapping[str, Tensor]) -> dict:
-    """How people are found again by their photos, in sets of uint8 pictures (n, 3, 64, 64) of the same people in the same order.
+    """How people are found again by their photos, in sets of uint8 pictures (n, 3, 64, 64) of the same people
+    in the same order.
 
-    Per set: share of photos whose nearest picture is of the same person, mean cosine of one person, and of two people.
+    Per set: share of photos whose nearest picture is of the same person, mean cosine of one person, and of
+    two people.
     """
 
     def seen(pictures: Tensor) -> Tensor:
@@ -175,15 +191,19 @@ def measure(network: IrSe, photos: Tensor, others: Mapping[str, Tensor]) -> dict
 
 @torch.no_grad()
 def measure_changes(network: IrSe, z: Tensor) -> dict[str, float]:
-    """What the encoder goes by: mean cosine of photos of people with those of the same people after one change.
+    """What the encoder goes by: mean cosine of photos of people with those of the same people after one
+    change.
 
-    Of an attribute to its next choice, of a slider by half its range. 1 is an attribute that the encoder does not see.
+    Of an attribute to its next choice, of a slider by half its range. 1 is an attribute that the encoder does
+    not see.
     """
     people = sample_scene(z)
 
     def seen(scene: Scene) -> Tensor:
         parts = [scene.subset(slice(at, at + 16)) for at in range(0, len(scene), 16)]
-        return torch.cat([network.embed(shade(cast(part, 2 * dataset.SIZE), "photo", dataset.SIZE)) for part in parts])
+        return torch.cat(
+            [network.embed(shade(cast(part, 2 * dataset.SIZE), "photo", dataset.SIZE)) for part in parts]
+        )
 
     known, found = seen(people), {}
     for name, (choices, _) in CHOICES.items():

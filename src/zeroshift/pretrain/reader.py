@@ -1,7 +1,9 @@
-"""Training of the attribute reader: multinomial logistic regression per domain, on renders of that domain alone.
+"""Training of the attribute reader: multinomial logistic regression per domain, on renders of that domain
+alone.
 
-Its features are those of the identity encoder, so that reader and judge share nothing. Half of the pictures are worn as
-generators wear them (`train_identity.worn`): what is to be read are pictures of adapted generators.
+Its features are those of the identity encoder, so that reader and judge share nothing. Half of the pictures
+are worn as generators wear them (`train_identity.worn`): what is to be read are pictures of adapted
+generators.
 """
 
 from __future__ import annotations
@@ -66,13 +68,16 @@ def features_of(network: IrSe, pictures: Tensor, draw: torch.Generator | None = 
 
 
 def fit(features: Tensor, scene: Scene, recipe: ReaderRecipe = RECIPE) -> tuple[Tensor, Tensor]:
-    """Weights KF and biases K with the least cross-entropy, mean over attributes, plus `decay` on standardised weights."""
+    """Weights KF and biases K with the least cross-entropy, mean over attributes, plus `decay` on
+    standardised weights."""
     mean, scale = features.mean(0), features.std(0) + 1e-4
     rows = (features - mean) / scale
     choices = sum(len(each) for each, _ in CHOICES.values())
     weights = torch.zeros(choices, rows.shape[1], requires_grad=True)
     biases = torch.zeros(choices, requires_grad=True)
-    solver = torch.optim.LBFGS([weights, biases], max_iter=recipe.iterations, history_size=20, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [weights, biases], max_iter=recipe.iterations, history_size=20, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         solver.zero_grad()
@@ -87,7 +92,9 @@ def fit(features: Tensor, scene: Scene, recipe: ReaderRecipe = RECIPE) -> tuple[
     return folded, biases.detach() - folded @ mean
 
 
-def train(network: IrSe, data: Path, work: Path, shards: int = 8, recipe: ReaderRecipe = RECIPE) -> tuple[Heads, float]:
+def train(
+    network: IrSe, data: Path, work: Path, shards: int = 8, recipe: ReaderRecipe = RECIPE
+) -> tuple[Heads, float]:
     """Fits the heads of every domain, or continues; returns them with the seconds spent."""
     people = dataset.load(data, shards, shards)
     scene = sample_scene(people.z[: len(people.domains)])
@@ -101,7 +108,9 @@ def train(network: IrSe, data: Path, work: Path, shards: int = 8, recipe: Reader
         kept.weights[number], kept.biases[number] = fit(features, scene, recipe)
         heads = {DOMAINS[number]: (kept.weights[number], kept.biases[number])}
         read = Reader(network, heads).read(features, DOMAINS[number])
-        return {"accuracy": sum(share_right(read[name], scene.choice[name]) for name in CHOICES) / len(CHOICES)}
+        return {
+            "accuracy": sum(share_right(read[name], scene.choice[name]) for name in CHOICES) / len(CHOICES)
+        }
 
     seconds = training.run("reader", work, len(DOMAINS), {"heads": kept}, step)
     return {domain: (kept.weights[i], kept.biases[i]) for i, domain in enumerate(DOMAINS)}, seconds
@@ -109,7 +118,8 @@ def train(network: IrSe, data: Path, work: Path, shards: int = 8, recipe: Reader
 
 @torch.no_grad()
 def measure(reader: Reader, judge: ClipModel, pictures: Mapping[str, Tensor], z: Tensor) -> dict:
-    """How often every attribute is read right on uint8 pictures of each domain of people z, beside chance and judge."""
+    """How often every attribute is read right on uint8 pictures of each domain of people z, beside chance and
+    judge."""
     scene, right, words = sample_scene(z), {}, {}
     for domain, shown in pictures.items():
         read = reader.read(features_of(reader.network, shown), domain)

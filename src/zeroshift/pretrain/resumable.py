@@ -1,4 +1,5 @@
-"""What the trainings of the built-in models share: a resumable loop with a log, and a falling learning rate."""
+"""What the trainings of the built-in models share: a resumable loop with a log, and a falling learning
+rate."""
 
 from __future__ import annotations
 
@@ -30,9 +31,14 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: int = 200) -> floa
 
 
 def run(
-    name: str, folder: Path, steps: int, parts: dict[str, torch.nn.Module | torch.optim.Optimizer], step_fn: Callable[[int], dict]
+    name: str,
+    folder: Path,
+    steps: int,
+    parts: dict[str, torch.nn.Module | torch.optim.Optimizer],
+    step_fn: Callable[[int], dict],
 ) -> float:
-    """Calls step_fn(step) -> scalars until `steps`, logging and saving `parts`; the same call continues a killed run.
+    """Calls step_fn(step) -> scalars until `steps`, logging and saving `parts`; the same call continues a
+    killed run.
 
     Returns the seconds spent, over all starts. The draws of a step must depend on its number alone.
     """

@@ -1,4 +1,5 @@
-"""The machinery behind `adapt`, for every kind of generator: loading, losses, optimisers, averaging, checkpoints, the record."""
+"""The machinery behind `adapt`, for every kind of generator: loading, losses, optimisers, averaging,
+checkpoints, the record."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ from zeroshift.pictures.sample import grid, write_png
 from zeroshift.training.run_folder import RunFolder, environment, fingerprint, save_mapper
 
 Hook = Callable[[dict[str, Any]], None]
-"""Called after every step with everything the step computed. An attribute `wants_gradients = True` adds gradient norms."""
+"""Called after every step with everything the step computed. An attribute `wants_gradients = True` adds
+gradient norms."""
 Progress = Callable[[dict[str, Any]], None]
 """Called with small plain events: kind start, step, grid, checkpoint, monitor, warning or finish."""
 
@@ -41,8 +43,8 @@ Progress = Callable[[dict[str, Any]], None]
 class Injected:
     """What a caller gives instead of having it drawn or loaded; every part is optional.
 
-    Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state dicts. Given CLIPs are
-    moved to the device and type of the run.
+    Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state
+    dicts. Given CLIPs are moved to the device and type of the run.
     """
 
     generator: AnyGenerator | Generator | None = None
@@ -72,7 +74,8 @@ def open_source(config: AdaptConfig, given: Injected) -> Source:
 class Trainer(ABC):
     """The moving parts of one run: models, optimisers, the place in the schedule, and the record of it.
 
-    A picture has a code, from which its words are learned: its style, or where the generator has none another vector.
+    A picture has a code, from which its words are learned: its style, or where the generator has none another
+    vector.
     """
 
     def __init__(
@@ -102,21 +105,30 @@ class Trainer(ABC):
         config, given = self.config, self.given
         source, origin = self.opened or open_source(config, given)
         self.source = source.to(self.device, self.dtype).requires_grad_(False)
-        clips = [clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)]
+        clips = [
+            clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)
+        ]
         self.check()
         if len(clips) != len(config.weights):
-            raise InputError(f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each.")
+            raise InputError(
+                f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each."
+            )
         # CLIPs of one vocabulary need one warning.
-        for clip in {tuple(getattr(clip.tokenizer, "vocab", [clip.name])): clip for clip in reversed(clips)}.values():
+        for clip in {
+            tuple(getattr(clip.tokenizer, "vocab", [clip.name])): clip for clip in reversed(clips)
+        }.values():
             if text := unknown_words(clip, (config.source, config.target)):
                 warnings.warn(text, stacklevel=3)
                 self.progress({"kind": "warning", "message": text})
         if config.losses.patch and self.source.image_size <= PATCH_PX:
             raise InputError(
-                f"losses.patch needs pictures above {PATCH_PX} px, the generator's have {self.source.image_size}; set it to 0."
+                f"losses.patch needs pictures above {PATCH_PX} px, the generator's have "
+                f"{self.source.image_size}; set it to 0."
             )
         self.identity = self._identity(origin["name"]) if config.losses.identity else None
-        self.guides = [Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)]
+        self.guides = [
+            Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)
+        ]
         self.texture = Texture.of(config, self.guides, self._load_clip)
         clips += [self.texture.clip] if self.texture and self.texture.clip not in clips else []
         self.clips = clips
@@ -131,7 +143,10 @@ class Trainer(ABC):
         """The face network of the identity loss."""
         found = open_identity(self.config.losses.identity_network, source in GENERATORS, self.device)
         if found is None:
-            raise InputError("losses.identity needs a face network: give losses.identity_network, a file model_ir_se50.pth.")
+            raise InputError(
+                "losses.identity needs a face network: give losses.identity_network, a file "
+                "model_ir_se50.pth."
+            )
         return found
 
     def _build(self) -> None:
@@ -170,7 +185,8 @@ class Trainer(ABC):
         self.averaged = [
             (mean[name], start[name])
             for name in start
-            if start[name].is_floating_point() and (name in self.weights or not torch.equal(mean[name], start[name]))
+            if start[name].is_floating_point()
+            and (name in self.weights or not torch.equal(mean[name], start[name]))
         ]
 
     # 2. What depends on the kind of generator.
@@ -254,15 +270,21 @@ class Trainer(ABC):
         """What a CLIP sees in the source's pictures of a step, B,E."""
         return guide.see(pictures)
 
-    def compare(self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int) -> dict[str, Tensor]:
+    def compare(
+        self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int
+    ) -> dict[str, Tensor]:
         """Loss terms of one CLIP for pictures of source and target."""
-        terms, image_direction = guide.pair_losses(self.before(guide, before, step), guide.see(after), text_direction)
+        terms, image_direction = guide.pair_losses(
+            self.before(guide, before, step), guide.see(after), text_direction
+        )
         if self.config.losses.patch:
             size, draw = self.source.image_size, rng("patch", self.config.run.seed, step)
             centers = torch.randint(PATCH_PX // 2, size - PATCH_PX // 2, (len(after), 2), generator=draw)
             with torch.no_grad():
                 source_BE = guide.see(losses.crop_patches(before, centers, PATCH_PX))
-            terms["patch"] = guide.patch_loss(source_BE, guide.see(losses.crop_patches(after, centers, PATCH_PX)))
+            terms["patch"] = guide.patch_loss(
+                source_BE, guide.see(losses.crop_patches(after, centers, PATCH_PX))
+            )
         if self.texture is not None:
             with guide.mixed(self.device):
                 terms["texture"] = self.texture.loss(step, before, after)
@@ -283,39 +305,49 @@ class Trainer(ABC):
         """One step of the stage's optimiser on the weighted sum of all CLIPs' terms."""
         pairs = list(zip(self.guides, terms, strict=True))
         per_clip = [guide.total(each) for guide, each in pairs]
-        loss = torch.stack([guide.weight * each for guide, each in zip(self.guides, per_clip, strict=True)]).sum()
+        loss = torch.stack(
+            [guide.weight * each for guide, each in zip(self.guides, per_clip, strict=True)]
+        ).sum()
         self._require_finite(loss, step)
         optimiser = self.optimisers[self.stage]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         named = self.weights if self.stage == 2 else dict(self.mapper.named_parameters())
         if getattr(self.hook, "wants_gradients", False):
-            self.facts["gradients"] = {name: each.grad.norm() for name, each in named.items() if each.grad is not None}
+            self.facts["gradients"] = {
+                name: each.grad.norm() for name, each in named.items() if each.grad is not None
+            }
         if self.stage == 2 and self.config.quirks.frozen_adam == "decay":
             for each in named.values():
                 each.grad = torch.zeros_like(each) if each.grad is None else each.grad
         optimiser.step()
         names = dict.fromkeys(name for each in terms for name in each)
         sums = {name: sum(guide.weight * each[name].detach() for guide, each in pairs) for name in names}
-        self.facts |= {"losses": {"loss": loss.detach(), **sums}, "per_clip": [each.detach() for each in per_clip]}
+        self.facts |= {
+            "losses": {"loss": loss.detach(), **sums},
+            "per_clip": [each.detach() for each in per_clip],
+        }
 
     def _require_finite(self, loss: Tensor, step: int) -> None:
         if not torch.isfinite(loss):
             raise RunError(
-                f"the loss became {loss.item()} in stage {self.stage} at step {step}; the last checkpoint is intact. "
+                f"the loss became {loss.item()} in stage {self.stage} at step {step}; the last checkpoint "
+                "is intact. "
                 f"Try a lower {'mapper' if self.stage == 1 else 'train'}.lr, or precision fp32."
             )
 
     @torch.no_grad()
     def average(self) -> None:
-        """Moves the averaged weights towards the target's, over everything that can differ; no bias correction."""
+        """Moves the averaged weights towards the target's, over everything that can differ; no bias
+        correction."""
         for mean, now in self.averaged:
             mean.lerp_(now, 1 - self.config.train.ema)
 
     # 4. Schedule and record.
 
     def steps(self, stage: int) -> Iterator[int]:
-        """Steps of a stage that are still to do; after each, the step is told, and saved where a checkpoint is due."""
+        """Steps of a stage that are still to do; after each, the step is told, and saved where a checkpoint
+        is due."""
         if self.stage > stage:
             return
         self.stage, self.done, total = stage, self.done if self.stage == stage else 0, self.totals[stage]
@@ -330,7 +362,11 @@ class Trainer(ABC):
             self.tell(step, total, time.perf_counter() - began)
             if stage == 2:
                 self.monitor.after(step, step == total, self.ema, self.save, self.progress)
-            if step == total or step % self.config.run.checkpoint_every == 0 or (stage == 2 and self.monitor.stops):
+            if (
+                step == total
+                or step % self.config.run.checkpoint_every == 0
+                or (stage == 2 and self.monitor.stops)
+            ):
                 self.checkpoint()
         if stage == 1 and total:
             save_mapper(self.folder.mapper_file, self.mapper)
@@ -340,7 +376,12 @@ class Trainer(ABC):
         base = {"stage": self.stage, "step": step}
         numbers = {name: float(value) for name, value in self.facts["losses"].items()}
         layers = self.layers if self.stage == 2 else ()
-        line = {**base, **numbers, **({"layers": list(layers)} if layers else {}), "seconds": round(seconds, 4)}
+        line = {
+            **base,
+            **numbers,
+            **({"layers": list(layers)} if layers else {}),
+            "seconds": round(seconds, 4),
+        }
         if step % self.config.run.log_every == 0 or step == total:
             self.folder.log(line)
         self.progress({"kind": "step", **line, "steps": total})
@@ -348,10 +389,21 @@ class Trainer(ABC):
         if self.stage == 2 and every and step % every == 0:
             path = self.folder.path / "samples" / f"step_{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
-            write_png(path, grid(self.shown()), {"step": str(step), "seeds": f"0-{self.config.run.samples - 1}"})
+            write_png(
+                path, grid(self.shown()), {"step": str(step), "seeds": f"0-{self.config.run.samples - 1}"}
+            )
             self.progress({"kind": "grid", **base, "path": str(path)})
         if self.hook is not None:
-            self.hook({"kind": "step", **base, "steps": total, **self.facts, "layers": layers, "chosen": self.chosen})
+            self.hook(
+                {
+                    "kind": "step",
+                    **base,
+                    "steps": total,
+                    **self.facts,
+                    "layers": layers,
+                    "chosen": self.chosen,
+                }
+            )
 
     def checkpoint(self) -> None:
         """Saves all that the next step needs; latents and noise need nothing, they are drawn by step."""
@@ -375,15 +427,31 @@ class Trainer(ABC):
             return
         tensors, facts = found
         self.stage, self.done, self.chosen = facts["stage"], facts["step"], tuple(facts["chosen"])
-        models = {"mapper": self.mapper, "target": self.target, "ema": self.ema} if self.stage == 2 else {"mapper": self.mapper}
+        models = (
+            {"mapper": self.mapper, "target": self.target, "ema": self.ema}
+            if self.stage == 2
+            else {"mapper": self.mapper}
+        )
         for prefix, model in models.items():
             model.load_state_dict(
-                {name[len(prefix) + 1 :]: each for name, each in tensors.items() if name.startswith(prefix + "/")}
+                {
+                    name[len(prefix) + 1 :]: each
+                    for name, each in tensors.items()
+                    if name.startswith(prefix + "/")
+                }
             )
-        self.carry({name.removeprefix("carried/"): each for name, each in tensors.items() if name.startswith("carried/")})
+        self.carry(
+            {
+                name.removeprefix("carried/"): each
+                for name, each in tensors.items()
+                if name.startswith("carried/")
+            }
+        )
         for name, weight in self._optimised():
             if f"adam/{name}/step" in tensors:
-                moments = {key: tensors[f"adam/{name}/{key}"].to(self.device) for key in ("exp_avg", "exp_avg_sq")}
+                moments = {
+                    key: tensors[f"adam/{name}/{key}"].to(self.device) for key in ("exp_avg", "exp_avg_sq")
+                }
                 self.optimisers[self.stage].state[weight] = {"step": tensors[f"adam/{name}/step"], **moments}
 
     def _optimised(self) -> list[tuple[str, nn.Parameter]]:
@@ -403,7 +471,9 @@ class Trainer(ABC):
             self.finish()
         except KeyboardInterrupt:
             saved = self._failed("stopped", "stopped by the keyboard")
-            raise KeyboardInterrupt(f"stopped in stage {self.stage} after step {self.done}; {saved}") from None
+            raise KeyboardInterrupt(
+                f"stopped in stage {self.stage} after step {self.done}; {saved}"
+            ) from None
         except Exception as error:
             if not out_of_memory(error):
                 self._failed("failed", str(error))
@@ -418,23 +488,43 @@ class Trainer(ABC):
         with contextlib.suppress(OSError, RunError):
             self.folder.set_status(state, self.stage, self.done, message)
         found = self.folder.checkpoint_file.is_file()
-        return f"the same command goes on from the last checkpoint in {self.folder.path}." if found else "nothing was saved yet."
+        return (
+            f"the same command goes on from the last checkpoint in {self.folder.path}."
+            if found
+            else "nothing was saved yet."
+        )
 
     def _smaller(self) -> str:
         """That memory ran out, and what to try."""
-        name, batch = ("mapper.batch", self.config.mapper.batch) if self.stage == 1 else ("train.batch", self.config.train.batch)
-        return f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; {self.smaller()}."
+        name, batch = (
+            ("mapper.batch", self.config.mapper.batch)
+            if self.stage == 1
+            else ("train.batch", self.config.train.batch)
+        )
+        return (
+            f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; "
+            f"{self.smaller()}."
+        )
 
     def smaller(self) -> str:
         """What to try when memory ran out."""
-        name, batch = ("mapper.batch", self.config.mapper.batch) if self.stage == 1 else ("train.batch", self.config.train.batch)
-        tip = f"try {name} {batch // 2}" if batch > 1 + (self.stage == 1) else "try precision bf16 or a smaller generator"
+        name, batch = (
+            ("mapper.batch", self.config.mapper.batch)
+            if self.stage == 1
+            else ("train.batch", self.config.train.batch)
+        )
+        tip = (
+            f"try {name} {batch // 2}"
+            if batch > 1 + (self.stage == 1)
+            else "try precision bf16 or a smaller generator"
+        )
         if self.stage == 2 and self.most_at_once() > batch:
             tip = f"try train.select_batch {max(1, self.config.train.select_batch // 2)}, or {tip[4:]}"
         return tip
 
     def finish(self) -> None:
-        """Writes the adapted generator: that of the last step, or of the best look where the run went on until it converged."""
+        """Writes the adapted generator: that of the last step, or of the best look where the run went on
+        until it converged."""
         if (best := self.monitor.result()) is not None:
             cast(Any, self.ema).load_state_dict(cast(Any, best).state_dict())
         self.save(self.folder.generator_file)
@@ -445,6 +535,13 @@ class Trainer(ABC):
     def save(self, path: Path, **facts: str) -> None:
         """Writes the averaged generator, with all that made it in its metadata."""
         config, source = self.config, self.environment["source"]
-        made = {"method": config.method, "source": config.source, "target": config.target, "seed": str(config.run.seed)}
+        made = {
+            "method": config.method,
+            "source": config.source,
+            "target": config.target,
+            "seed": str(config.run.seed),
+        }
         made |= {"run": json.dumps(to_dict(config) | {"out": None})}
-        save_generator(path, self.ema, made | {f"source_{key}": source[key] for key in ("name", "sha256")} | facts)
+        save_generator(
+            path, self.ema, made | {f"source_{key}": source[key] for key in ("name", "sha256")} | facts
+        )

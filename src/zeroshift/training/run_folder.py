@@ -1,4 +1,5 @@
-"""The folder of a run: what was asked, where it ran, how it went, and the weights, safe against a kill at any moment.
+"""The folder of a run: what was asked, where it ran, how it went, and the weights, safe against a kill at any
+moment.
 
     config.json               resolved config and schema version, written first
     environment.json          versions, platform, threads, hashes of the source generator and the CLIPs
@@ -13,8 +14,9 @@
     tensorboard/              scalars, where asked for
     lock                      held by the process at work; the system releases it when that process ends
 
-Every file but the appended metrics is written beside its place and moved there, so a reader sees the old or the new one.
-The pictures (`samples/`, `before_after.png`) and `report.html` are written by those who draw them.
+Every file but the appended metrics is written beside its place and moved there, so a reader sees the old or
+the new one. The pictures (`samples/`, `before_after.png`) and `report.html` are written by those who draw
+them.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands: `state` is running, stopped, failed or finished; `step` counts finished steps of `stage`."""
+    """Where a run stands: `state` is running, stopped, failed or finished; `step` counts finished steps of
+    `stage`."""
 
     state: str
     stage: int
@@ -72,24 +75,33 @@ class RunFolder:
         """The run at `path`, for reading."""
         folder = cls(Path(path))
         if not folder.config_file.is_file():
-            raise InputError(f"{path} is not a run folder: it has no config.json. `zeroshift adapt --out {path}` makes one.")
+            raise InputError(
+                f"{path} is not a run folder: it has no config.json. `zeroshift adapt --out {path}` makes "
+                "one."
+            )
         _ = folder.config
         return folder
 
     @classmethod
     def check(cls, config: AdaptConfig) -> Self:
-        """The folder that a config asks for, not yet touched; InputError where the run could not begin or resume there."""
+        """The folder that a config asks for, not yet touched; InputError where the run could not begin or
+        resume there."""
         folder = cls(config.folder)
         if folder.path.exists() and not folder.path.is_dir():
             raise InputError(f"the run folder {folder.path} is a file; choose another --out.")
         parent = next(each for each in (folder.path, *folder.path.absolute().parents) if each.exists())
         if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-            raise InputError(f"cannot write to the run folder {folder.path}: no permission in {parent}; choose another --out.")
+            raise InputError(
+                f"cannot write to the run folder {folder.path}: no permission in {parent}; choose another "
+                "--out."
+            )
         if not folder.config_file.is_file():
             # A kill before config.json was in place leaves these.
             begun = {"lock", "environment.json", *(each.name for each in folder.path.glob(".*.part"))}
             if foreign := sorted(each.name for each in folder.path.glob("*") if each.name not in begun):
-                raise InputError(f"{folder.path} holds other files ({foreign[0]}, ...) and no run; choose an empty --out.")
+                raise InputError(
+                    f"{folder.path} holds other files ({foreign[0]}, ...) and no run; choose an empty --out."
+                )
             return folder
         if changed := _changed(folder.read_json("config.json")["config"], config):
             raise InputError(
@@ -149,12 +161,18 @@ class RunFolder:
     @property
     def status(self) -> Status:
         """Where the run stands; a run that was killed still says "running"."""
-        return Status(**self.read_json("status.json")) if (self.path / "status.json").is_file() else Status("running", 0, 0)
+        return (
+            Status(**self.read_json("status.json"))
+            if (self.path / "status.json").is_file()
+            else Status("running", 0, 0)
+        )
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end and its generator is there."""
-        return self.config_file.is_file() and self.status.state == "finished" and self.generator_file.is_file()
+        return (
+            self.config_file.is_file() and self.status.state == "finished" and self.generator_file.is_file()
+        )
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -171,23 +189,33 @@ class RunFolder:
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name
-        return [line for line in map(_parse, path.read_text("utf-8").splitlines()) if line] if path.is_file() else []
+        return (
+            [line for line in map(_parse, path.read_text("utf-8").splitlines()) if line]
+            if path.is_file()
+            else []
+        )
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A json file of the folder; InputError where it is damaged or of another schema."""
         try:
             tree = json.loads((self.path / name).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {self.path / name}: {error}. Move the folder away and run again.") from error
+            raise InputError(
+                f"cannot read {self.path / name}: {error}. Move the folder away and run again."
+            ) from error
         if name == "config.json" and tree.get("schema") != SCHEMA:
             raise InputError(
-                f"{self.path} was written with schema {tree.get('schema')}, this version ({__version__}) reads {SCHEMA}; "
+                f"{self.path} was written with schema {tree.get('schema')}, this version ({__version__}) "
+                f"reads {SCHEMA}; "
                 "use the version of the package named in its environment.json, or another --out."
             )
         return tree
 
-    def find_source(self, generator: str | None = None, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
-        """The source generator of the run, found by its recorded name or by `generator` and verified by its recorded hash."""
+    def find_source(
+        self, generator: str | None = None, device: str | torch.device = "cpu"
+    ) -> tuple[AnyGenerator, SourceInfo]:
+        """The source generator of the run, found by its recorded name or by `generator` and verified by its
+        recorded hash."""
         from zeroshift.files.registry import load_generator
 
         spec, expected = generator or self.config.generator, self.environment["source"]["sha256"]
@@ -199,7 +227,8 @@ class RunFolder:
             ) from error
         if info.sha256 != expected:
             raise InputError(
-                f"{spec} is not the source generator of {self.path}: its sha256 is {info.sha256[:12]}..., the run began from "
+                f"{spec} is not the source generator of {self.path}: its sha256 is {info.sha256[:12]}..., "
+                "the run began from "
                 f"{expected[:12]}...; give the right file with --generator PATH."
             )
         return source, info
@@ -212,9 +241,13 @@ class RunFolder:
 
         try:
             with safe_open(self.checkpoint_file, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["facts"])
+                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(
+                    file.metadata()["facts"]
+                )
         except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise InputError(f"{self.checkpoint_file} is damaged ({error}); delete it to begin the run anew.") from error
+            raise InputError(
+                f"{self.checkpoint_file} is damaged ({error}); delete it to begin the run anew."
+            ) from error
 
     # Writing.
 
@@ -234,13 +267,16 @@ class RunFolder:
                 write_json(self.config_file, {"schema": SCHEMA, "version": __version__, "config": resolved})
         except OSError as error:
             self.close()
-            raise InputError(f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out.") from error
+            raise InputError(
+                f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out."
+            ) from error
         except BaseException:
             self.close()
             raise
 
     def open_metrics(self, stage: int, step: int, tensorboard: bool) -> None:
-        """Opens the logs behind the lines of `step` of `stage`; lines of later steps, which will be done again, are dropped."""
+        """Opens the logs behind the lines of `step` of `stage`; lines of later steps, which will be done
+        again, are dropped."""
         for name in ("metrics.jsonl", "monitor.jsonl"):
             kept = [line for line in self._lines(name) if (line["stage"], line["step"]) <= (stage, step)]
             if name == "metrics.jsonl" or (self.path / name).is_file():
@@ -260,7 +296,8 @@ class RunFolder:
         self._show(f"stage{line['stage']}", line)
 
     def log_look(self, line: Mapping[str, Any]) -> None:
-        """Appends one look of the monitor to monitor.jsonl and, where asked for, its numbers to TensorBoard."""
+        """Appends one look of the monitor to monitor.jsonl and, where asked for, its numbers to
+        TensorBoard."""
         with self._told("monitor.jsonl"), open(self.path / "monitor.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._show("monitor", line)
@@ -270,7 +307,9 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            raise RunError(f"cannot write {self.path}/{name}: {error.strerror}. What was saved before is intact.") from error
+            raise RunError(
+                f"cannot write {self.path}/{name}: {error.strerror}. What was saved before is intact."
+            ) from error
 
     def _show(self, group: str, line: Mapping[str, Any]) -> None:
         if self._scalars is not None:
@@ -279,17 +318,25 @@ class RunFolder:
                     self._scalars.add_scalar(f"{group}/{name}", value, line["step"])
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replaces the checkpoint as a whole. RunError, and the old one stays, where the disk is full or a weight not finite."""
-        bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        """Replaces the checkpoint as a whole. RunError, and the old one stays, where the disk is full or a
+        weight not finite."""
+        bad = [
+            key
+            for key, tensor in tensors.items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
         if bad:
             raise RunError(
-                f"{bad[0]} is no longer finite at step {facts['step']}; the last good checkpoint is kept. Lower the rate."
+                f"{bad[0]} is no longer finite at step {facts['step']}; the last good checkpoint is kept. "
+                "Lower the rate."
             )
         write_tensors(self.checkpoint_file, tensors, {"facts": json.dumps(facts), "version": __version__})
 
     def set_status(self, state: str, stage: int, step: int, message: str = "") -> None:
         """Records where the run stands."""
-        write_json(self.path / "status.json", {"state": state, "stage": stage, "step": step, "message": message})
+        write_json(
+            self.path / "status.json", {"state": state, "stage": stage, "step": step, "message": message}
+        )
 
     def close(self) -> None:
         """Closes the logs and gives the folder free."""
@@ -302,20 +349,26 @@ class RunFolder:
         """Refuses other weights than the run began with; warns where only the last digits may differ."""
         before = self.environment
         for kind, items in (("source generator", "source"), ("CLIP", "clips")):
-            old, new = (tree[items] if isinstance(tree[items], list) else [tree[items]] for tree in (before, environment))
+            old, new = (
+                tree[items] if isinstance(tree[items], list) else [tree[items]]
+                for tree in (before, environment)
+            )
             if changed := [b["name"] for a, b in zip(old, new, strict=True) if a["sha256"] != b["sha256"]]:
                 raise InputError(
-                    f"the {kind} {changed[0]} is not the one that {self.path} began with (other hash); choose another --out."
+                    f"the {kind} {changed[0]} is not the one that {self.path} began with (other hash); "
+                    "choose another --out."
                 )
         if before.get("pictures") != environment.get("pictures"):
             raise InputError(
-                f"the pictures to learn from are not those that {self.path} began with; put them back, or choose another --out."
+                f"the pictures to learn from are not those that {self.path} began with; put them back, or "
+                "choose another --out."
             )
         names = [name for name in ("torch", "device", "threads") if before.get(name) != environment.get(name)]
         if names:
             what = ", ".join(f"{name} {before.get(name)} -> {environment.get(name)}" for name in names)
             warnings.warn(
-                f"resuming with {what}: the result may differ from an uninterrupted run in the last digits", stacklevel=2
+                f"resuming with {what}: the result may differ from an uninterrupted run in the last digits",
+                stacklevel=2,
             )
 
 
@@ -368,7 +421,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     with atomic_path(path) as part:
         try:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, dict(metadata))
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
+                part,
+                dict(metadata),
+            )
         except SafetensorError as error:
             # It names the system's error number in its text only.
             number = re.search(r"os error (\d+)", str(error))
@@ -404,7 +461,10 @@ def load_mapper(path: Path) -> PromptMapper:
     from zeroshift.methods.prompts import LatentMapper, PromptMapper, SharedWords
 
     with safe_open(path, "pt") as file:
-        shapes, state = json.loads(file.metadata()["heads"]), {key: file.get_tensor(key) for key in file.keys()}
+        shapes, state = (
+            json.loads(file.metadata()["heads"]),
+            {key: file.get_tensor(key) for key in file.keys()},
+        )
     heads = []
     for shape in shapes:
         if "style_dim" not in shape:
@@ -431,7 +491,8 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _locked(path: Path) -> IO[str]:
-    """The open lock file, held by this process alone. The system frees it when the process ends, however it ends."""
+    """The open lock file, held by this process alone. The system frees it when the process ends, however it
+    ends."""
     file = open(path, "a", encoding="utf-8")
     try:
         import fcntl
@@ -441,5 +502,7 @@ def _locked(path: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise InputError(f"another process is working in {path.parent}; wait for it, or choose another --out.") from None
+        raise InputError(
+            f"another process is working in {path.parent}; wait for it, or choose another --out."
+        ) from None
     return file
