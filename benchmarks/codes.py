@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import zeroshift as zs
+from zeroshift.clip.features import normalize
 from zeroshift.config.recipes import recipe
 from zeroshift.config.schema import configure
 from zeroshift.methods.diffusion_backend import Album, DiffusionTrainer
-from zeroshift.methods.directions import normalize
 from zeroshift.methods.guidance import Guide
 from zeroshift.models.seeds import rng
 

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from zeroshift.clip.features import normalize, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.files.registry import load_clip
 from zeroshift.methods.adapt import adapt
-from zeroshift.methods.directions import normalize, text_direction
 from zeroshift.methods.guidance import Guide
 from zeroshift.models import seeds as latent
 from zeroshift.portraits import captions, render

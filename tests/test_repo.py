@@ -184,13 +184,17 @@ def named_functions() -> set[tuple[str, str]]:
         (ROOT / "docs" / "method.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    return {pair for row in rows for pair in re.findall(r"`(\w+)\.(\w+)`", row)}
+    return {pair for row in rows for pair in re.findall(r"`((?:\w+\.)?\w+)\.(\w+)`", row)}
 
 
 def module_called(name: str) -> ModuleType:
-    """The module of the package whose file has this name."""
+    """The module of the package that a name such as `losses` or `clip.features` means."""
+    room, _, file = name.rpartition(".")
+    skipped = ("pretrain", "comparison") if not room else ()
     (path,) = (
-        path for path in SOURCES if path.stem == name and path.parent.name not in ("pretrain", "comparison")
+        path
+        for path in SOURCES
+        if path.stem == file and path.parent.name not in skipped and room in ("", path.parent.name)
     )
     return importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
 

@@ -17,6 +17,7 @@ import goldenlib
 import tiny
 from zeroshift.errors import InputError, RunError
 from zeroshift.files import checkpoints, registry
+from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.models import seeds as latent
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
 
@@ -242,7 +243,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
     place = tmp_path / "weights"
     place.write_text("old")
     expected = RunError if isinstance(failure, OSError) else type(failure)
-    with pytest.raises(expected), checkpoints.atomic_path(place) as part:
+    with pytest.raises(expected), atomic_path(place) as part:
         part.write_text("half of the ne")
         raise failure
     assert place.read_text() == "old"
@@ -263,15 +264,15 @@ def test_a_generator_is_found_by_file_and_by_folder_with_the_hash_of_its_file(
     folder.mkdir()
     (folder / "generator.safetensors").write_bytes(ours.read_bytes())
     by_file, by_folder = registry.load_generator(ours)[1], registry.load_generator(folder)[1]
-    assert by_file.sha256 == by_folder.sha256 == checkpoints.file_sha256(ours)
-    assert by_folder.path == folder / "generator.safetensors" and not by_file.is_portraits
+    assert by_file.sha256 == by_folder.sha256 == file_sha256(ours)
+    assert by_folder.path == folder / "generator.safetensors" and not by_file.world
 
 
 def test_a_generator_of_the_built_in_world_is_known_by_its_metadata(
     generator: StyleGAN2Generator, tmp_path: Path
 ) -> None:
     checkpoints.save_generator(tmp_path / "g", generator, {"world": "portraits"})
-    assert registry.load_generator(tmp_path / "g")[1].is_portraits
+    assert registry.load_generator(tmp_path / "g")[1].world == "portraits"
 
 
 @pytest.mark.parametrize(

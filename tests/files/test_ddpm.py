@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift import portraits
-from zeroshift.methods.directions import normalize
+from zeroshift.clip.features import normalize
 from zeroshift.models import seeds as latent
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet, linear_betas
 from zeroshift.portraits.scene import LATENT_DIM
@@ -134,7 +134,7 @@ def test_the_shipped_model_makes_portraits_and_finds_the_way_to_the_noise_and_ba
     from zeroshift.files.registry import load_clip, load_generator
 
     model, info = load_generator("portraits-ddpm")
-    assert isinstance(model, DiffusionGenerator) and info.is_portraits
+    assert isinstance(model, DiffusionGenerator) and info.world == "portraits"
     card = json.loads((ASSETS / "ddpm.card.json").read_text())["quality"]
     with torch.no_grad():
         made = model.sample(range(4), 20)
@@ -150,8 +150,8 @@ def test_the_shipped_model_makes_portraits_and_finds_the_way_to_the_noise_and_ba
 
 def test_seeds_of_the_diffusion_model_name_nobody_of_the_built_in_world(tmp_path: Path) -> None:
     from zeroshift.config.schema import EvaluateConfig
+    from zeroshift.files.images import write_png
     from zeroshift.measure.picture_sets import open_subject
-    from zeroshift.pictures.sample import write_png
 
     for seed in (3, 5):
         write_png(tmp_path / f"seed{seed:05d}.png", torch.zeros(3, 64, 64))

@@ -21,6 +21,7 @@ from zeroshift.app import cli
 from zeroshift.config.schema import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, formats, registry, unets
+from zeroshift.files.writing import file_sha256
 from zeroshift.measure import picture_sets as gallery
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet, linear_betas
 from zeroshift.pictures.sample import Denoising, is_run
@@ -138,7 +139,7 @@ def test_files_of_ddpm_are_read_in_every_form(form: str, ddpm: DiffusionGenerato
     state = unets.to_ddpm(ddpm)
     path = written(tmp_path / "any.name", WRAPPED[form](state))
     loaded, info = registry.load_generator(path)
-    assert same(loaded, ddpm) and info.sha256 == checkpoints.file_sha256(path)
+    assert same(loaded, ddpm) and info.sha256 == file_sha256(path)
     found = zs.inspect(path)
     assert (found.kind, found.usable, found.what) == ("ddpm", True, formats.DIFFUSION["ddpm"])
     assert found.architecture["channels"] == {"16": 32, "8": 64} and found.architecture["attention"] == "8 px"
@@ -280,9 +281,7 @@ def test_folders_of_diffusers_are_read_with_their_scheduler(ddpm: DiffusionGener
     assert isinstance(loaded, DiffusionGenerator)
     assert (loaded.prediction, loaded.variance) == ("v_prediction", "fixedlarge")
     assert torch.equal(loaded.betas, scheduler.betas)
-    assert info.sha256 == checkpoints.file_sha256(
-        tmp_path / "whole" / "unet" / "diffusion_pytorch_model.safetensors"
-    )
+    assert info.sha256 == file_sha256(tmp_path / "whole" / "unet" / "diffusion_pytorch_model.safetensors")
     found = zs.inspect(tmp_path / "whole")
     assert (found.kind, found.usable, found.architecture["predicts"]) == ("diffusers", True, "velocity")
 

@@ -21,6 +21,7 @@ from zeroshift.app import cli
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.files import checkpoints, export
 from zeroshift.files.export import NetworkOptions
+from zeroshift.files.writing import file_sha256
 from zeroshift.models.seeds import truncate
 from zeroshift.models.stylegan2 import StyleGAN2Generator
 
@@ -145,7 +146,7 @@ def test_our_own_file_keeps_what_it_said_and_names_the_file_it_came_from(
     zeroshift.convert(source, tmp_path / "copy", "safetensors")
     metadata = checkpoints.load_generator_file(tmp_path / "copy")[1]
     assert metadata["target"] == "pencil sketch" and metadata["converted_from"] == "generator.safetensors"
-    assert metadata["converted_sha256"] == checkpoints.file_sha256(source / "generator.safetensors")
+    assert metadata["converted_sha256"] == file_sha256(source / "generator.safetensors")
 
 
 @torch.no_grad()

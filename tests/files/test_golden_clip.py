@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from goldenlib import fill, golden_root, load, require, run_name, runs
+from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import TemplateBank, context_sentence, sentence
 from zeroshift.files.clip_layouts import from_openai_state, openai_sizes
@@ -98,9 +99,9 @@ def test_text_features_and_the_text_direction_are_the_official_ones(run: Path) -
     with torch.no_grad():
         assert agrees(clip.encode_text(meta["prompts"]), arrays["text_features"])
         for side in ("source", "target"):
-            ours = directions.template_features(clip, meta[f"{side}_class"])
+            ours = template_features(clip, meta[f"{side}_class"])
             assert agrees(ours, arrays[f"template_features_normalized_{side}"])
-        ours = directions.text_direction(clip, meta["source_class"], meta["target_class"])
+        ours = text_direction(clip, meta["source_class"], meta["target_class"])
     assert agrees(ours, arrays["text_direction"])
 
 
@@ -133,8 +134,8 @@ def test_the_gradient_to_a_picture_and_the_logits_are_the_official_ones(run: Pat
     features = clip.encode_image(images)
     (features * torch.from_numpy(arrays["image_grad_output"])).sum().backward()
     assert images.grad is not None and agrees(images.grad, arrays["grad_image_native"])
-    unit = directions.normalize(features.detach())
-    logits = clip.logit_scale * unit @ directions.normalize(clip.encode_text(meta["prompts"])).T
+    unit = normalize(features.detach())
+    logits = clip.logit_scale * unit @ normalize(clip.encode_text(meta["prompts"])).T
     assert agrees(logits, arrays["logits_per_image"])
 
 
@@ -187,21 +188,21 @@ def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path)
     meta, arrays = load(run)
     clip = clip_of(clip_run(meta["clip"]))
     label = meta["target_class"]
-    raw, named = (directions.normalize(clip.encode_text([text])) for text in (label, f"a {label}"))
+    raw, named = (normalize(clip.encode_text([text])) for text in (label, f"a {label}"))
     means = [
-        directions.template_features(clip, meta[f"{side}_class"]).mean(dim=0, keepdim=True)
+        template_features(clip, meta[f"{side}_class"]).mean(dim=0, keepdim=True)
         for side in ("source", "target")
     ]
-    means = [directions.normalize(mean) for mean in means]
+    means = [normalize(mean) for mean in means]
     assert agrees(means[0], arrays["src_text_features_mean_normalized"])
     assert agrees(means[1], arrays["target_text_features_mean_normalized"])
-    text = directions.text_direction(clip, meta["source_class"], label)
+    text = text_direction(clip, meta["source_class"], label)
     assert agrees(text, arrays["text_direction"])
     images = torch.from_numpy(arrays["target_images"]).requires_grad_()
-    source = directions.normalize(clip.encode_image(torch.from_numpy(arrays["source_images"]))).detach()
+    source = normalize(clip.encode_image(torch.from_numpy(arrays["source_images"]))).detach()
 
     def features() -> Tensor:
-        return directions.normalize(clip.encode_image(images))
+        return normalize(clip.encode_image(images))
 
     cosine = (means[0] * means[1]).sum()
     assert agrees(cosine, arrays["manifold_text_cosine"])
@@ -248,9 +249,7 @@ def test_the_patch_loss_of_nada_is_the_official_one(run: Path) -> None:
     meta, arrays = load(run)
     clip = clip_of(clip_run(meta["clip"]))
     parts = [
-        directions.text_direction(
-            clip, sentence(part, meta["source_class"]), sentence(part, meta["target_class"])
-        )
+        text_direction(clip, sentence(part, meta["source_class"]), sentence(part, meta["target_class"]))
         for part in banks()[1].templates
     ]
     assert agrees(torch.cat(parts), arrays["patch_text_directions"])

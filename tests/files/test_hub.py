@@ -19,6 +19,7 @@ from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, hub, registry
 from zeroshift.files.clips import save_clip
 from zeroshift.files.hub import Reference
+from zeroshift.files.writing import file_sha256
 from zeroshift.models.stylegan2 import StyleGAN2Discriminator
 
 
@@ -83,7 +84,7 @@ def test_a_generator_is_downloaded_aloud_and_once(
     assert states_equal(loaded, tiny.generator(5)) and said.out == ""
     path = tmp_path / "foreign"
     path.write_bytes(weights["foreign"])
-    assert info.sha256 == checkpoints.file_sha256(path) and info.name == "hf:ann/faces"
+    assert info.sha256 == file_sha256(path) and info.name == "hf:ann/faces"
     registry.load_generator("hf:ann/faces")
     assert "downloading" not in capsys.readouterr().err
     assert len(server.asked("GET", "/resolve/")) == 1
@@ -265,5 +266,5 @@ def test_a_run_on_a_reference_records_the_hash_and_finds_its_source_again(
     run = tiny.run(tmp_path / "run", state=given, generator="hf:ann/faces", method="nada", train={"steps": 1})
     (tmp_path / "same").write_bytes(weights["ours"])
     recorded = run.folder.environment["source"]
-    assert recorded == {"name": "hf:ann/faces", "sha256": checkpoints.file_sha256(tmp_path / "same")}
+    assert recorded == {"name": "hf:ann/faces", "sha256": file_sha256(tmp_path / "same")}
     assert states_equal(zeroshift.load(tmp_path / "run").source, tiny.generator(5))  # pyright: ignore[reportArgumentType]

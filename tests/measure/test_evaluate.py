@@ -18,20 +18,22 @@ import tiny
 import zeroshift as zs
 from zeroshift import portraits
 from zeroshift.app import cli
+from zeroshift.clip.features import normalize, text_direction
 from zeroshift.config.schema import EvaluateConfig, NetworksConfig
 from zeroshift.errors import InputError
-from zeroshift.files.checkpoints import file_sha256, save_generator
+from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.clips import save_clip
 from zeroshift.files.faces import IrSe, IrSeConfig, save_ir_se
+from zeroshift.files.images import eight_bit, fitted, save_pictures
+from zeroshift.files.writing import file_sha256
 from zeroshift.measure import features as look
 from zeroshift.measure import metrics
 from zeroshift.measure.evaluate import METRICS, Evaluation, evaluate
 from zeroshift.measure.networks import open_networks
-from zeroshift.measure.picture_sets import Files, eight_bit, fitted, read_folder
+from zeroshift.measure.picture_sets import Files, read_folder
 from zeroshift.methods.adapt import AdaptRun
-from zeroshift.methods.directions import normalize, text_direction
 from zeroshift.models.seeds import z_from_seeds
-from zeroshift.pictures.sample import draw, save_pictures
+from zeroshift.pictures.sample import draw
 from zeroshift.portraits.scene import CHOICES
 
 SEEDS = range(24)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from zeroshift import portraits
 from zeroshift.config.schema import NetworksConfig
 from zeroshift.errors import InputError
-from zeroshift.files.checkpoints import file_sha256
 from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se
 from zeroshift.files.registry import load_styled
+from zeroshift.files.writing import file_sha256
 from zeroshift.measure.evaluate import Evaluation, evaluate
 from zeroshift.measure.networks import IDENTITY, READER, open_networks
 from zeroshift.models import seeds as latent

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import tiny
 from zeroshift.app.display import Display
+from zeroshift.clip.features import template_features
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.schema import MonitorConfig
 from zeroshift.errors import InputError
@@ -27,12 +28,7 @@ from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.files.registry import load_clip
 from zeroshift.measure.monitor import best_look, converged
 from zeroshift.methods.adapt import AdaptRun, adapt
-from zeroshift.methods.directions import (
-    prompt_direction,
-    prompt_features,
-    residual_feature,
-    template_features,
-)
+from zeroshift.methods.directions import prompt_direction, prompt_features, residual_feature
 from zeroshift.models.seeds import draw_z
 from zeroshift.portraits import DOMAINS
 from zeroshift.training.run_folder import RunFolder

@@ -18,14 +18,13 @@ from torch.nn import functional as F
 import tiny
 from zeroshift.config.schema import NetworksConfig
 from zeroshift.errors import InputError, MissingExtra
-from zeroshift.files.checkpoints import file_sha256
 from zeroshift.files.clips import save_clip
 from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se
+from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.measure import backbones, networks
 from zeroshift.measure.metrics import perceptual_vectors
 from zeroshift.portraits import sample_scene
 from zeroshift.portraits.scene import CHOICES
-from zeroshift.training.run_folder import fingerprint
 
 
 def pictures(count: int, side: int, seed: int = 0) -> Tensor:

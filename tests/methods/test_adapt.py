@@ -26,9 +26,10 @@ from zeroshift.files.clips import save_clip
 from zeroshift.methods import style_backend as style_trainer
 from zeroshift.methods.adapt import AdaptRun, adapt, plan
 from zeroshift.methods.guidance import Guide
+from zeroshift.methods.prompts import load_mapper
 from zeroshift.methods.style_backend import StyleTrainer
 from zeroshift.models.seeds import draw_noise, draw_z
-from zeroshift.training.run_folder import RunFolder, load_mapper
+from zeroshift.training.run_folder import RunFolder
 
 Event = dict[str, Any]
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 import tiny
+from zeroshift.clip.features import normalize
 from zeroshift.errors import InputError
 from zeroshift.files.faces import IrSe, IrSeConfig, save_ir_se
+from zeroshift.files.images import write_png
 from zeroshift.methods.adapt import AdaptRun, adapt, plan
-from zeroshift.methods.directions import normalize
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
 from zeroshift.pictures.inversion import Route, inverted, kept, made_pictures, model_key
-from zeroshift.pictures.sample import load, sample, write_png
+from zeroshift.pictures.sample import load, sample
 
 Event = dict[str, Any]
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import TemplateBank, WordTokenizer
 from zeroshift.errors import InputError
@@ -30,7 +31,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 def test_normalised_rows_have_length_one_and_a_zero_row_stays_zero() -> None:
     x = torch.cat([draw(3, 5), torch.zeros(1, 5, dtype=torch.float64)])
-    lengths = directions.normalize(x).norm(dim=1)
+    lengths = normalize(x).norm(dim=1)
     torch.testing.assert_close(lengths, torch.tensor([1.0, 1, 1, 0], dtype=torch.float64))
 
 
@@ -42,13 +43,13 @@ def test_the_text_direction_is_the_unit_mean_of_differences_of_unit_features(cli
         )
         total = total + target / target.norm() - source / source.norm()
     assert isinstance(total, torch.Tensor)
-    ours = directions.text_direction(clip, "photo", "pencil sketch")
+    ours = text_direction(clip, "photo", "pencil sketch")
     torch.testing.assert_close(ours, (total / total.norm())[None])
 
 
 def test_a_given_bank_takes_the_place_of_the_models_own(clip: ClipModel) -> None:
-    one = directions.template_features(clip, "photo", TemplateBank("one", ("a {}",)))
-    torch.testing.assert_close(one, directions.template_features(clip, "photo")[1:2])
+    one = template_features(clip, "photo", TemplateBank("one", ("a {}",)))
+    torch.testing.assert_close(one, template_features(clip, "photo")[1:2])
 
 
 def test_the_residual_is_added_to_the_prompt_and_stays_unchanged(clip: ClipModel) -> None:
@@ -61,7 +62,7 @@ def test_the_residual_is_added_to_the_prompt_and_stays_unchanged(clip: ClipModel
 
 
 def test_recentred_directions_keep_what_is_individual_about_the_labels_direction() -> None:
-    found, label = directions.normalize(draw(6, 5)), directions.normalize(draw(1, 5))
+    found, label = normalize(draw(6, 5)), normalize(draw(1, 5))
     ours = directions.recentred(found, found.mean(dim=0, keepdim=True), label)
     for row, each in zip(ours, found, strict=True):
         slow = label[0] + each - sum(found) / 6
@@ -101,8 +102,8 @@ def test_far_pictures_get_the_published_direction_whatever_the_floor() -> None:
 
 
 def test_near_pictures_get_a_direction_shorter_than_one() -> None:
-    source = directions.normalize(draw(2, 6))
-    target = directions.normalize(source + 0.001 * draw(6, 2).T)
+    source = normalize(draw(2, 6))
+    target = normalize(source + 0.001 * draw(6, 2).T)
     ours = directions.image_direction(source, target, floor=0.05)
     torch.testing.assert_close(ours, (target - source) / 0.05)
 
@@ -115,9 +116,9 @@ def test_a_pair_of_equal_pictures_is_zero_and_the_published_formula_has_no_value
 
 @pytest.mark.parametrize("floor", [0.05, 0.2])
 def test_the_gradient_at_a_zero_row_is_finite_and_bounded_by_the_floor(floor: float) -> None:
-    source = directions.normalize(draw(3, 6))
+    source = normalize(draw(3, 6))
     target = source.clone().requires_grad_()
-    text = directions.normalize(draw(1, 6))
+    text = normalize(draw(1, 6))
     losses.directional(directions.image_direction(source, target, floor), text).backward()
     assert target.grad is not None and target.grad.isfinite().all()
     lengths = target.grad.norm(dim=1)
@@ -127,9 +128,9 @@ def test_the_gradient_at_a_zero_row_is_finite_and_bounded_by_the_floor(floor: fl
 
 def move(floor: float, steps: int = 50) -> float:
     """Distance that toy features go in Adam steps that start where target equals source."""
-    source = directions.normalize(draw(2, 6))
+    source = normalize(draw(2, 6))
     offset = torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
-    text = directions.normalize(draw(1, 6))
+    text = normalize(draw(1, 6))
     adam = torch.optim.Adam([offset], lr=0.002, betas=(0.0, 0.99**0.8))
     for _ in range(steps):
         adam.zero_grad()

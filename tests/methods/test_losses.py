@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from zeroshift.clip.features import normalize
 from zeroshift.errors import InputError
 from zeroshift.methods import losses
-from zeroshift.methods.directions import normalize
 
 
 def units(rows: int, seed: int, width: int = 5) -> torch.Tensor:

@@ -16,7 +16,7 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import BytePairTokenizer
 from zeroshift.errors import InputError
 from zeroshift.files.clips import save_clip
-from zeroshift.pictures.sample import write_png
+from zeroshift.files.images import write_png
 
 DOUBLE = torch.float64
 

@@ -18,18 +18,9 @@ from zeroshift import portraits
 from zeroshift.app.cli import main
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
+from zeroshift.files.images import grid, labelled_rows, save_pictures, write_png
 from zeroshift.models.seeds import z_from_seeds
-from zeroshift.pictures.sample import (
-    before_after,
-    blend,
-    draw,
-    grid,
-    labelled_rows,
-    parse_seeds,
-    save_pictures,
-    true_pictures,
-    write_png,
-)
+from zeroshift.pictures.sample import before_after, blend, draw, parse_seeds, true_pictures
 from zeroshift.pictures.sample import sample as sampling_function
 
 

@@ -18,6 +18,7 @@ from zeroshift.app.cli import main
 from zeroshift.config.schema import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
+from zeroshift.files.images import write_png
 from zeroshift.files.registry import GENERATORS
 from zeroshift.measure.evaluate import evaluate
 from zeroshift.measure.picture_sets import open_subject
@@ -25,7 +26,6 @@ from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.seeds import rng, z_from_seeds
 from zeroshift.pictures.inversion import Route, drawn_into, mixture, translated
-from zeroshift.pictures.sample import write_png
 from zeroshift.pictures.translate import read_pictures, translate, translate_mixed
 from zeroshift.portraits import render
 

@@ -20,15 +20,8 @@ from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.registry import load_generator
-from zeroshift.training.run_folder import (
-    SCHEMA,
-    RunFolder,
-    Status,
-    environment,
-    fingerprint,
-    write_bytes,
-    write_tensors,
-)
+from zeroshift.files.writing import fingerprint, write_bytes, write_tensors
+from zeroshift.training.run_folder import SCHEMA, RunFolder, Status, environment
 
 SOURCE = {"name": "tiny", "sha256": "a" * 64}
 CLIPS = [{"name": "tiny-1", "sha256": "b" * 64}, {"name": "tiny-2", "sha256": "c" * 64}]

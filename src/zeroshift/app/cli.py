@@ -148,7 +148,8 @@ def adapt(command: Adapt) -> int:
 
 def sample(command: Sample) -> int:
     """Draws pictures and writes them."""
-    from zeroshift.pictures.sample import denoising_of, facts_of, is_run, load, parse_seeds, save_pictures
+    from zeroshift.files.images import save_pictures
+    from zeroshift.pictures.sample import denoising_of, facts_of, is_run, load, parse_seeds
     from zeroshift.pictures.sample import sample as draw
 
     seeds, how = parse_seeds(command.seeds), denoising_of(command.steps, command.eta)
@@ -261,8 +262,8 @@ def push(command: Push) -> int:
 
 def evaluate(command: Evaluate) -> int:
     """Measures and prints the table."""
+    from zeroshift.files.writing import write_bytes
     from zeroshift.measure.evaluate import evaluate as run_evaluate
-    from zeroshift.training.run_folder import write_bytes
 
     if command.csv is not None and not command.csv.parent.is_dir():
         raise InputError(

@@ -28,9 +28,10 @@ from zeroshift.files.hub import (
     say,
 )
 from zeroshift.files.registry import CLIPS, GENERATORS
+from zeroshift.files.writing import write_bytes
 from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, knows_truth
 from zeroshift.models.protocol import Generator
-from zeroshift.training.run_folder import RunFolder, write_bytes
+from zeroshift.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -42,11 +42,12 @@ from zeroshift.comparison.variants import CompareConfig, parse_variants, run_nam
 from zeroshift.comparison.voting import read_votes
 from zeroshift.config.schema import NetworksConfig, to_dict
 from zeroshift.errors import InputError
+from zeroshift.files.writing import write_bytes, write_json
 from zeroshift.measure.evaluate import METRICS
 from zeroshift.methods.adapt import Injected, trainer_of
 from zeroshift.methods.guidance import unknown_words
 from zeroshift.pictures.sample import parse_seeds
-from zeroshift.training.run_folder import RunFolder, write_bytes, write_json
+from zeroshift.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from zeroshift.comparison.tables import group_of
 from zeroshift.config.schema import AdaptConfig, EvaluateConfig, NetworksConfig, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.registry import GENERATORS
+from zeroshift.files.writing import write_json
 from zeroshift.measure.evaluate import METRICS, evaluate
 from zeroshift.methods.adapt import adapt
-from zeroshift.training.run_folder import RunFolder, write_json
+from zeroshift.training.run_folder import RunFolder
 
 SCHEMA = 1
 Progress = Callable[[dict[str, Any]], None]

@@ -21,14 +21,14 @@ from zeroshift.comparison.variants import CompareConfig, run_name, slug
 from zeroshift.comparison.voting import preferences, read_votes, write_ballot
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
+from zeroshift.files.images import fitted, grid, write_png
 from zeroshift.files.registry import GENERATORS
+from zeroshift.files.writing import write_bytes
 from zeroshift.measure.evaluate import METRICS
-from zeroshift.measure.picture_sets import fitted
 from zeroshift.measure.report import data_uri, duration, settings_text, template
 from zeroshift.models.diffusion import DiffusionGenerator
-from zeroshift.pictures.sample import Run, draw, grid, pair, true_pictures, write_png
+from zeroshift.pictures.sample import Run, draw, pair, true_pictures
 from zeroshift.portraits import LATENT_DIM
-from zeroshift.training.run_folder import write_bytes
 
 LARGEST = 256
 """Side in pixels of the pictures on a page; larger ones are reduced."""

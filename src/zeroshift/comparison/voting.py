@@ -21,9 +21,9 @@ from typing import Any
 from zeroshift import __version__
 from zeroshift.comparison.statistics import Share, share
 from zeroshift.errors import InputError
+from zeroshift.files.images import GAP
+from zeroshift.files.writing import write_bytes, write_json
 from zeroshift.measure.report import template
-from zeroshift.pictures.sample import GAP
-from zeroshift.training.run_folder import write_bytes, write_json
 
 SCHEMA = 1
 MOST = 60

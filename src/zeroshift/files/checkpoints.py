@@ -8,11 +8,8 @@ or the new.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor
 
 from zeroshift import __version__
-from zeroshift.errors import InputError, RunError, printable
+from zeroshift.errors import InputError, printable
 from zeroshift.files.formats import (
     DIFFUSION,
     diffusion_weights,
@@ -51,6 +48,7 @@ from zeroshift.files.unets import (
     to_ddpm,
     to_guided,
 )
+from zeroshift.files.writing import atomic_path
 from zeroshift.models.diffusion import DiffusionConfig, DiffusionGenerator
 from zeroshift.models.seeds import average_style
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
@@ -64,46 +62,6 @@ DIFFUSION_FORMAT = "zeroshift.diffusion.generator"
 
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Weights in a folder of diffusers, best first."""
-
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to. On leaving it is forced to the disk and moved to `path`; on
-    failure removed."""
-    from safetensors import SafetensorError
-
-    path = Path(path)
-    part, opened = path.with_name(f".{path.name}.{os.getpid()}.part"), False
-    try:
-        with open(part, "wb") as file:
-            opened, mode = True, os.fstat(file.fileno()).st_mode
-        yield part
-        os.chmod(part, mode & 0o777)  # safetensors makes files that only their owner can read
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
-            raise RunError(
-                f"the disk is full: cannot write {path}. What was there before is intact; free space and "
-                "repeat."
-            ) from error
-        if not opened:
-            raise InputError(
-                f"cannot write in {path.parent}: {getattr(error, 'strerror', error)}. Choose another folder."
-            ) from error
-        raise
-    finally:
-        if opened:
-            part.unlink(missing_ok=True)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_generator(

@@ -25,10 +25,8 @@ from torch import Tensor, nn
 from zeroshift import __version__
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.files.checkpoints import (
-    atomic_path,
     export_pt,
     export_unet,
-    file_sha256,
     load_generator_file,
     save_generator,
     weights_file,
@@ -36,6 +34,7 @@ from zeroshift.files.checkpoints import (
 )
 from zeroshift.files.layouts import to_nvidia
 from zeroshift.files.registry import locate
+from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.seeds import rng, truncate
 

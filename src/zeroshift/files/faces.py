@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from zeroshift import __version__
 from zeroshift.errors import InputError
-from zeroshift.files.checkpoints import atomic_path, file_sha256
 from zeroshift.files.formats import unprefixed
 from zeroshift.files.layouts import LayoutError, check_shapes
 from zeroshift.files.pickles import flat_tensors, read_tensors
+from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.shapes import Picture, UnitFeature
 
 FORMAT = "zeroshift.ir_se"

@@ -4,7 +4,7 @@ means."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,6 @@ import torch
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import (
     AnyGenerator,
-    file_sha256,
     is_diffusers_folder,
     load_discriminator_file,
     load_generator_file,
@@ -30,6 +29,7 @@ from zeroshift.files.hub import (
     parse_reference,
 )
 from zeroshift.files.unets import split_facts
+from zeroshift.files.writing import file_sha256
 from zeroshift.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 if TYPE_CHECKING:
@@ -52,7 +52,15 @@ class SourceInfo:
     name: str
     path: Path
     sha256: str
-    is_portraits: bool = False
+    world: str = ""
+    """Name of the world that it belongs to, where it says one."""
+
+
+def world_name(facts: Mapping[str, str]) -> str:
+    """Name of the world that a generator's metadata, or a run's record of its source generator, tell; empty
+    where they tell none. Files of version 0.1.0 name their built-in source instead."""
+    source = facts.get("source_name") or facts.get("name")
+    return facts.get("world") or ("portraits" if source in GENERATORS else "")
 
 
 def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
@@ -65,8 +73,7 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
     name, (path, facts) = str(spec), locate(spec)
     generator, metadata = load_generator_file(path, facts)
     digest = file_sha256(weights_file(path))
-    portraits = name in GENERATORS or metadata.get("world") == "portraits"
-    return generator.to(device).eval(), SourceInfo(name, path, digest, portraits)
+    return generator.to(device).eval(), SourceInfo(name, path, digest, world_name(metadata))
 
 
 def load_styled(

@@ -26,6 +26,7 @@ from zeroshift import __version__
 from zeroshift.config.schema import EvaluateConfig, NetworksConfig
 from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError
+from zeroshift.files.writing import write_json
 from zeroshift.measure import metrics
 from zeroshift.measure.features import SIGHTS, Progress, Seen, look, role_of
 from zeroshift.measure.networks import WANTED, Networks, open_networks
@@ -35,7 +36,6 @@ from zeroshift.models.protocol import Generator
 from zeroshift.pictures.sample import Adapted
 from zeroshift.portraits import is_held_out
 from zeroshift.portraits.scene import CHOICES
-from zeroshift.training.run_folder import write_json
 
 SCHEMA = 1
 REFERENCES = 10

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.measure import metrics
 from zeroshift.measure.networks import Networks, SeesDetail, Sight, attribute_features
 from zeroshift.measure.picture_sets import PictureSet, Rendered, Subject
-from zeroshift.methods.directions import normalize, template_features, text_direction
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits import DOMAINS, LATENT_DIM, domain_of, sample_scene
 from zeroshift.portraits.scene import CHOICES, Scene

@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from zeroshift.clip.features import normalize, template_features
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import TemplateBank
 from zeroshift.errors import InputError
-from zeroshift.methods.directions import normalize, template_features
 from zeroshift.models.seeds import rng
 from zeroshift.shapes import Feature, Picture
 

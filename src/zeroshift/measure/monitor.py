@@ -25,12 +25,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from zeroshift.clip.features import normalize, template_features
 from zeroshift.config.schema import AdaptConfig, MonitorConfig
 from zeroshift.files.checkpoints import AnyGenerator, load_generator_file
 from zeroshift.files.registry import GENERATORS, load_clip
 from zeroshift.measure.metrics import diversity_ratio, pairwise_diversity
 from zeroshift.measure.networks import JUDGE, Judge
-from zeroshift.methods.directions import normalize, template_features
 from zeroshift.methods.guidance import Guide
 from zeroshift.methods.prompts import PromptMapper
 from zeroshift.shapes import Picture, UnitFeature

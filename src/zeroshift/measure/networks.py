@@ -19,21 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zeroshift.clip.features import normalize
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.schema import NetworksConfig
 from zeroshift.errors import InputError, MissingExtra
-from zeroshift.files.checkpoints import file_sha256
 from zeroshift.files.faces import IrSe, load_ir_se
 from zeroshift.files.formats import unprefixed
 from zeroshift.files.layouts import LayoutError, check_shapes
 from zeroshift.files.pickles import flat_tensors, read_tensors
 from zeroshift.files.registry import ASSETS, CLIPS, load_clip
+from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.measure.backbones import TAPS, Hed, Inception, TappedNet, resize_tensorflow
-from zeroshift.methods.directions import normalize
 from zeroshift.portraits import domain_of
 from zeroshift.portraits.reader import Reader, load_reader
 from zeroshift.shapes import Feature, Picture, UnitFeature
-from zeroshift.training.run_folder import fingerprint
 
 JUDGE = "portraits-judge"
 IDENTITY = ASSETS / "identity.safetensors"

@@ -15,21 +15,21 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from zeroshift.config.schema import EvaluateConfig
 from zeroshift.errors import InputError
-from zeroshift.files.checkpoints import file_sha256, load_generator_file, weights_file
+from zeroshift.files.checkpoints import load_generator_file, weights_file
+from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
 from zeroshift.files.registry import GENERATORS, load_generator, locate
+from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import Generator
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.pictures.inversion import Route, translated
 from zeroshift.pictures.sample import Adapted, draw, is_run, load, parse_seeds
 from zeroshift.portraits import LATENT_DIM, domain_of, render
-from zeroshift.training.run_folder import RunFolder, fingerprint
+from zeroshift.training.run_folder import RunFolder
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 RESIZE = "bicubic, antialiased, centre square"
 """How a set whose pictures have another size is brought to the size of the evaluation."""
 
@@ -52,24 +52,6 @@ class PictureSet(Protocol):
     def part(self, rows: slice) -> Tensor:
         """Pictures BCHW in [-1, 1] of some rows, in steps of 1/127.5, on the CPU."""
         ...
-
-
-def eight_bit(pictures: Tensor) -> Tensor:
-    """Pictures as a PNG file would hold them."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-def fitted(pictures: Tensor, size: int) -> Tensor:
-    """The middle square of pictures BCHW, at `size`; the same pictures where they fit already."""
-    height, width = pictures.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    pictures = pictures[..., top : top + side, left : left + side]
-    if side == size:
-        return pictures
-    return F.interpolate(
-        pictures, size=(size, size), mode="bicubic", align_corners=False, antialias=True
-    ).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -167,12 +149,6 @@ class Files:
         return [int(match[1]) for match in found if match] if all(found) else None
 
 
-def picture_files(folder: Path) -> tuple[Path, ...]:
-    """Pictures of a folder by name; sheets of `zeroshift sample` and `translate` are passed over."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return tuple(sorted(path for path in found if path.name not in ("grid.png", "before_after.png")))
-
-
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
     """The pictures of a folder; `size` None takes that of the first. InputError where there are none, or they
     cannot be read."""
@@ -187,34 +163,6 @@ def read_folder(folder: str | Path, size: int | None = None) -> Files:
     if size is None:
         size = min(read_picture(paths[0]).shape[-2:])
     return Files(paths, size, folder.name)
-
-
-def _opaque(picture: Any) -> Any:
-    """A picture of Pillow's in RGB, what is transparent laid on white."""
-    from PIL import Image
-
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def read_picture(path: Path) -> Tensor:
-    """Picture CHW in [-1, 1] of a file, turned upright, what is transparent laid on white; InputError where
-    it is none."""
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            pixels = np.array(_opaque(ImageOps.exif_transpose(file)))
-    except FileNotFoundError:
-        raise InputError(f"there is no picture {path}.") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"{path} cannot be read as a picture ({error}); leave it out or replace it."
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def paired(target: Files, source: Files) -> Files:
@@ -423,7 +371,7 @@ def _add_source(
         drawn.generator, drawn.seeds, drawn.truncation, subject.target.size, drawn.name
     )
     subject.hashes["source"] = info.sha256
-    subject.portraits = subject.portraits or info.is_portraits
+    subject.portraits = subject.portraits or bool(info.world)
 
 
 def _compare_with(subject: Subject, config: EvaluateConfig) -> None:

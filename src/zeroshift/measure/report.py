@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from zeroshift import __version__
 from zeroshift.config.schema import SECTIONS, to_dict
+from zeroshift.files.images import write_png
 from zeroshift.files.registry import GENERATORS
-from zeroshift.pictures.sample import before_after, true_pictures, write_png
+from zeroshift.files.writing import write_bytes
+from zeroshift.pictures.sample import before_after, true_pictures
 from zeroshift.portraits import LATENT_DIM
-from zeroshift.training.run_folder import RunFolder, write_bytes
+from zeroshift.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jinja2 import Template

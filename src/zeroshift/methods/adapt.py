@@ -22,12 +22,12 @@ from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.measure.report import conclude
 from zeroshift.methods.diffusion_backend import DiffusionTrainer
-from zeroshift.methods.prompts import PromptMapper
+from zeroshift.methods.prompts import PromptMapper, load_mapper
 from zeroshift.methods.style_backend import StyleTrainer
 from zeroshift.models import layers as trainable
 from zeroshift.models.protocol import Generator
 from zeroshift.training.loop import Hook, Injected, Progress, Trainer, open_source
-from zeroshift.training.run_folder import RunFolder, load_mapper
+from zeroshift.training.run_folder import RunFolder
 
 MEAN_CODES = 256
 """Codes over which the mean direction of learned words is taken."""

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroshift.clip.features import normalize
 from zeroshift.config.schema import FinetuneConfig
 from zeroshift.errors import InputError
 from zeroshift.measure.picture_sets import read_folder
 from zeroshift.methods import losses
-from zeroshift.methods.directions import normalize
 from zeroshift.methods.guidance import Guide
 from zeroshift.models import layers as trainable
 from zeroshift.models.diffusion import generation_times

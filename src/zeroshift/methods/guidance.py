@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import PARTS, sentence
 from zeroshift.config.schema import AdaptConfig
@@ -55,24 +56,24 @@ class Guide:
                 clip, context, target, kind
             )
 
-        features = [directions.template_features(clip, label) for label in (source, target)]
+        features = [template_features(clip, label) for label in (source, target)]
         parts = None
         if config.losses.patch:
             pairs = zip(PARTS.sentences(source), PARTS.sentences(target), strict=True)
-            parts = torch.cat([directions.text_direction(clip, *pair) for pair in pairs])
+            parts = torch.cat([text_direction(clip, *pair) for pair in pairs])
         return cls(
             clip=clip,
             weight=weight,
             config=config,
             context=context,
-            text_direction=directions.normalize((features[1] - features[0]).mean(dim=0, keepdim=True)),
+            text_direction=normalize((features[1] - features[0]).mean(dim=0, keepdim=True)),
             label_means=(features[0].mean(dim=0), features[1].mean(dim=0)),
             residuals=(
                 residual("none" if config.quirks.residual == "none" else "corrected"),
                 residual(config.quirks.residual),
             ),
-            target_label=directions.normalize(clip.encode_text([target])),
-            target_sentence=directions.normalize(clip.encode_text([sentence("a {}", target)])),
+            target_label=normalize(clip.encode_text([target])),
+            target_sentence=normalize(clip.encode_text([sentence("a {}", target)])),
             parts=parts,
         )
 
@@ -123,14 +124,14 @@ class Guide:
             self.config.losses,
             directions.image_direction(source, target, self.config.quirks.image_floor),
         )
-        source, target = directions.normalize(source), directions.normalize(target)
+        source, target = normalize(source), normalize(target)
         terms: dict[str, Scalar] = {}
         if weights.direction:
             terms["direction"] = losses.directional(image_direction, text_direction)
         if weights.global_clip:
             terms["global_clip"] = losses.global_clip(target, self.target_sentence, self.logit_factor)
         if weights.manifold:
-            means = [directions.normalize(mean) for mean in self.label_means]
+            means = [normalize(mean) for mean in self.label_means]
             terms["manifold"] = losses.manifold(source, target, means[0] @ means[1])
         return terms, image_direction
 
@@ -143,9 +144,7 @@ class Guide:
 
     def label_loss(self, pictures: Picture) -> Scalar:
         """Distance of pictures to the bare target label, by which layers are selected."""
-        return losses.global_clip(
-            directions.normalize(self.see(pictures)), self.target_label, self.logit_factor
-        )
+        return losses.global_clip(normalize(self.see(pictures)), self.target_label, self.logit_factor)
 
     def total(self, terms: dict[str, Scalar]) -> Scalar:
         """Weighted sum of the terms of a stage, without the weight of the CLIP itself."""

@@ -6,16 +6,20 @@ Sources: IPL (Guo et al., CVPR 2023), section 3.2 and its published code; CoOp (
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zeroshift import __version__
 from zeroshift.clip.model import ClipModel
 from zeroshift.errors import InputError
+from zeroshift.files.writing import write_tensors
 from zeroshift.shapes import Style, Words
 
 PromptStart = Literal["random", "tokens"]
@@ -206,4 +210,45 @@ def mapper_from_official(state: Mapping[str, Tensor], num_words: int) -> LatentM
             for kind in ("weight", "bias")
         }
     )
+    return mapper
+
+
+def save_mapper(path: Path, mapper: PromptMapper) -> None:
+    """Writes a mapper with the shape of each of its heads."""
+    heads: list[Any] = list(mapper.heads)
+    shapes = [
+        {"num_words": head.num_words, "text_width": head.text_width}
+        if isinstance(head, SharedWords)
+        else {
+            "style_dim": head.layers[0].weight.shape[1],
+            "num_words": head.num_words,
+            "text_width": head.text_width,
+            "hidden": head.layers[0].weight.shape[0],
+            "depth": len(head.layers),
+            "tokens": head.context is not None,
+        }
+        for head in heads
+    ]
+    write_tensors(path, mapper.state_dict(), {"heads": json.dumps(shapes), "version": __version__})
+
+
+def load_mapper(path: Path) -> PromptMapper:
+    """The mapper that `save_mapper` wrote."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        shapes, state = (
+            json.loads(file.metadata()["heads"]),
+            {key: file.get_tensor(key) for key in file.keys()},
+        )
+    heads = []
+    for shape in shapes:
+        if "style_dim" not in shape:
+            heads.append(SharedWords(**shape))
+            continue
+        words = torch.zeros(shape["num_words"], shape["text_width"]) if shape.pop("tokens") else None
+        heads.append(LatentMapper(**shape, context=words))
+    mapper = PromptMapper(heads).to(next(iter(state.values())).dtype)
+    mapper.load_state_dict(state)
     return mapper

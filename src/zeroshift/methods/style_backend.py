@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroshift.clip.features import normalize
 from zeroshift.errors import InputError
-from zeroshift.methods import directions
 from zeroshift.methods.guidance import Guide
 from zeroshift.models import layers as trainable
 from zeroshift.models.protocol import Generator, Noise, noise_of
@@ -98,7 +98,7 @@ class StyleTrainer(Trainer):
             return self.album[step]
         w_BS = self.codes(step)
         pictures = self.pictures(self.source, w_BS, step)
-        found = w_BS, [directions.normalize(guide.see(pictures)) for guide in self.guides]
+        found = w_BS, [normalize(guide.see(pictures)) for guide in self.guides]
         if self.config.mapper.pictures:
             self.album[step] = found
         return found

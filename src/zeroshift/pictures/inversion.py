@@ -20,9 +20,9 @@ from torch import Tensor
 
 from zeroshift.config.schema import FinetuneConfig
 from zeroshift.errors import InputError, RunError
+from zeroshift.files.writing import fingerprint, write_tensors
 from zeroshift.models.diffusion import DiffusionGenerator, Predictor
 from zeroshift.models.seeds import rng
-from zeroshift.training.run_folder import fingerprint, write_tensors
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""

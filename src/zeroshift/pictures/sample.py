@@ -3,29 +3,27 @@ their seed."""
 
 from __future__ import annotations
 
-import io
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from zeroshift import __version__
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import AnyGenerator, is_diffusers_folder
 from zeroshift.files.hub import is_reference
+from zeroshift.files.images import labelled_rows
 from zeroshift.files.registry import GENERATORS, load_generator
 from zeroshift.files.unets import split_facts
 from zeroshift.models.diffusion import SAMPLE_STEPS, DiffusionGenerator
 from zeroshift.models.protocol import Generator
 from zeroshift.models.seeds import truncate, z_from_seeds
 from zeroshift.pictures.inversion import Route, relay, translated
-from zeroshift.training.run_folder import RunFolder, write_bytes
+from zeroshift.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from zeroshift.config.schema import AdaptConfig, FinetuneConfig
@@ -164,58 +162,6 @@ def true_pictures(seeds: Sequence[int] | range, latent_dim: int, label: str, siz
     return None if domain is None else render(z_from_seeds(seeds, latent_dim), domain, size)
 
 
-GAP = 4
-"""White pixels between the pictures of a sheet."""
-
-
-def grid(pictures: Tensor, columns: int | None = None) -> Tensor:
-    """One picture CHW with all pictures BCHW side by side, near to a square unless `columns` is given."""
-    side, most = math.ceil(len(pictures) ** 0.5), int(2 * len(pictures) ** 0.5)
-    # Full rows where that is possible without a strip.
-    columns = columns or next((each for each in range(side, most + 1) if len(pictures) % each == 0), side)
-    tiles = F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0)
-    return _stacked([torch.cat(list(row), dim=-1) for row in tiles.split(columns)])
-
-
-def _stacked(lines: Sequence[Tensor]) -> Tensor:
-    """Pictures CHW one below the other, on white, with a margin at the right and below."""
-    width = max(line.shape[-1] for line in lines)
-    return F.pad(
-        torch.cat([F.pad(line, (0, width - line.shape[-1]), value=1.0) for line in lines], dim=-2),
-        (0, GAP, 0, GAP),
-        value=1.0,
-    )
-
-
-def enlarged(pictures: Tensor, smallest: int = 128) -> Tensor:
-    """Pictures of at least `smallest` pixels a side, by whole factors, so that small ones can be looked
-    at."""
-    factor = max(1, smallest // pictures.shape[-1])
-    return pictures.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
-
-
-def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """One picture CHW with a row of pictures BCHW per label, the label at its left."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    tiles = [F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0) for _, pictures in rows]
-    side = tiles[0].shape[-2]
-    font = ImageFont.load_default(size=max(13, side // 9))
-    texts = [label.replace(" ", "\n") for label, _ in rows]
-    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
-    margin = 4 * GAP + int(max(ruler.multiline_textbbox((0, 0), text, font=font)[2] for text in texts))
-    lines = []
-    for text, row in zip(texts, tiles, strict=True):
-        label = Image.new("RGB", (margin, side), "white")
-        ImageDraw.Draw(label).multiline_text(
-            (2 * GAP, side / 2), text, fill="#333333", font=font, anchor="lm"
-        )
-        pixels = torch.from_numpy(np.array(label)).permute(2, 0, 1) / 127.5 - 1
-        lines.append(torch.cat([pixels, *row], dim=-1))
-    return _stacked(lines)
-
-
 def draw_relayed(
     source: DiffusionGenerator,
     target: DiffusionGenerator,
@@ -273,34 +219,6 @@ def before_after(
     pictures = pair(source, target, tuning, seeds, psi, people=truth is not None)
     rows = list(zip(labels, pictures, strict=True))
     return labelled_rows(rows if truth is None else [*rows, ("truth", truth)])
-
-
-def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
-    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the facts in its text
-    chunks."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    texts, buffer = PngInfo(), io.BytesIO()
-    for key, value in (facts or {}).items():
-        texts.add_itxt(key, value)
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, buffer.getvalue())
-
-
-def save_pictures(
-    pictures: Tensor, seeds: Iterable[int], folder: Path, facts: Mapping[str, str]
-) -> list[Path]:
-    """Paths of grid.png and of one PNG per seed; each names its seed and the given facts in its metadata."""
-    numbers = list(seeds)
-    paths = [folder / "grid.png"]
-    write_png(paths[0], grid(pictures), {"seeds": ",".join(map(str, numbers)), **facts})
-    for number, picture in zip(numbers, pictures, strict=True):
-        paths.append(folder / f"seed{number:05d}.png")
-        write_png(paths[-1], picture, {"seed": str(number), **facts})
-    return paths
 
 
 class Adapted(Protocol):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from zeroshift.errors import InputError
-from zeroshift.measure.picture_sets import fitted, picture_files, read_picture
+from zeroshift.files.images import fitted, labelled_rows, picture_files, read_picture, write_png
 from zeroshift.models.diffusion import DiffusionGenerator, Predictor
 from zeroshift.pictures.inversion import Progress, Route, between, drawn_into, mixture, translated
-from zeroshift.pictures.sample import STRENGTHS, Adapted, Run, labelled_rows, load, write_png
+from zeroshift.pictures.sample import STRENGTHS, Adapted, Run, load
 
 Pictures = Tensor | str | Path | Sequence[str | Path]
 """Pictures BCHW in [-1, 1], or files and folders of them."""

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from zeroshift import __version__
 from zeroshift.errors import InputError
-from zeroshift.files.checkpoints import atomic_path, file_sha256
 from zeroshift.files.faces import IrSe, load_ir_se
 from zeroshift.files.pickles import flat_tensors, read_tensors
+from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.portraits import DOMAINS
 from zeroshift.portraits.scene import CHOICES
 from zeroshift.shapes import Feature, Picture

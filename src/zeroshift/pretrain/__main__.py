@@ -15,15 +15,10 @@ import torch
 from torch import Tensor
 
 from zeroshift.clip.model import ClipModel
-from zeroshift.files.checkpoints import (
-    file_sha256,
-    load_generator_file,
-    save_discriminator,
-    save_generator,
-    with_styles,
-)
+from zeroshift.files.checkpoints import load_generator_file, save_discriminator, save_generator, with_styles
 from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.faces import load_ir_se, save_ir_se
+from zeroshift.files.writing import file_sha256
 from zeroshift.measure.features import read_attributes
 from zeroshift.models import seeds as latent
 from zeroshift.models.diffusion import DiffusionGenerator

@@ -325,14 +325,8 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()
         accuracy = (heads[:, : len(CLASSES)].argmax(1) == batch.labels.argmax(1)).float().mean()
-        return {
-            "naming": naming,
-            "caption": caption,
-            "direction": direction,
-            "radius": radius,
-            "scale": scale,
-            "domain_accuracy": accuracy,
-        }
+        terms = {"naming": naming, "caption": caption, "direction": direction}
+        return {**terms, "radius": radius, "scale": scale, "domain_accuracy": accuracy}
 
     student.train()
     seconds = training.run(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroshift.clip.features import normalize
 from zeroshift.clip.model import ClipModel
-from zeroshift.files.checkpoints import atomic_path
+from zeroshift.files.writing import atomic_path
 from zeroshift.measure import metrics
-from zeroshift.methods.directions import normalize
 from zeroshift.models import seeds as latent
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet
 from zeroshift.models.stylegan2 import StyleGAN2Generator

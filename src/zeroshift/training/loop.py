@@ -21,16 +21,17 @@ from zeroshift.config.schema import AdaptConfig, to_dict
 from zeroshift.devices import device_name, out_of_memory, resolve_device
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import AnyGenerator, save_generator
+from zeroshift.files.images import grid, write_png
 from zeroshift.files.registry import GENERATORS, load_clip, load_generator
+from zeroshift.files.writing import fingerprint
 from zeroshift.measure.monitor import Monitor
 from zeroshift.measure.networks import SeesWho, open_identity
 from zeroshift.methods import losses
 from zeroshift.methods.guidance import PATCH_PX, Guide, Texture, unknown_words
-from zeroshift.methods.prompts import PromptMapper, prompt_mapper
+from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
 from zeroshift.models.protocol import Generator
 from zeroshift.models.seeds import rng
-from zeroshift.pictures.sample import grid, write_png
-from zeroshift.training.run_folder import RunFolder, environment, fingerprint, save_mapper
+from zeroshift.training.run_folder import RunFolder, environment
 
 Hook = Callable[[dict[str, Any]], None]
 """Called after every step with everything the step computed. An attribute `wants_gradients = True` adds

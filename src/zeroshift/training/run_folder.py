@@ -22,11 +22,9 @@ them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +34,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from zeroshift import __version__
 from zeroshift.config.schema import AdaptConfig, differences, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
-from zeroshift.files.checkpoints import DIFFUSION_FORMAT, atomic_path
+from zeroshift.files.checkpoints import DIFFUSION_FORMAT
+from zeroshift.files.writing import write_bytes, write_json, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
     from zeroshift.files.checkpoints import AnyGenerator
     from zeroshift.files.registry import SourceInfo
-    from zeroshift.methods.prompts import PromptMapper
 
 SCHEMA = 1
 """Version of the folder's layout; a folder of another version is refused."""
@@ -389,92 +387,6 @@ def environment(device: str, source: Mapping[str, str], clips: list[dict[str, st
         "source": dict(source),
         "clips": clips,
     }
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights: of their names, types, shapes and bytes, in the order of their names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole, or not at all. RunError where the disk is full."""
-    with atomic_path(path) as part:
-        part.write_bytes(content)
-
-
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Writes a json file whole, or not at all."""
-    write_bytes(path, (json.dumps(tree, indent=2) + "\n").encode())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file whole, or not at all."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as part:
-        try:
-            save_file(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
-                part,
-                dict(metadata),
-            )
-        except SafetensorError as error:
-            # It names the system's error number in its text only.
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]), str(error)) if number else error from error
-
-
-def save_mapper(path: Path, mapper: PromptMapper) -> None:
-    """Writes a mapper with the shape of each of its heads."""
-    from zeroshift.methods.prompts import SharedWords
-
-    heads: list[Any] = list(mapper.heads)
-    shapes = [
-        {"num_words": head.num_words, "text_width": head.text_width}
-        if isinstance(head, SharedWords)
-        else {
-            "style_dim": head.layers[0].weight.shape[1],
-            "num_words": head.num_words,
-            "text_width": head.text_width,
-            "hidden": head.layers[0].weight.shape[0],
-            "depth": len(head.layers),
-            "tokens": head.context is not None,
-        }
-        for head in heads
-    ]
-    write_tensors(path, mapper.state_dict(), {"heads": json.dumps(shapes), "version": __version__})
-
-
-def load_mapper(path: Path) -> PromptMapper:
-    """The mapper that `save_mapper` wrote."""
-    import torch
-    from safetensors import safe_open
-
-    from zeroshift.methods.prompts import LatentMapper, PromptMapper, SharedWords
-
-    with safe_open(path, "pt") as file:
-        shapes, state = (
-            json.loads(file.metadata()["heads"]),
-            {key: file.get_tensor(key) for key in file.keys()},
-        )
-    heads = []
-    for shape in shapes:
-        if "style_dim" not in shape:
-            heads.append(SharedWords(**shape))
-            continue
-        words = torch.zeros(shape["num_words"], shape["text_width"]) if shape.pop("tokens") else None
-        heads.append(LatentMapper(**shape, context=words))
-    mapper = PromptMapper(heads).to(next(iter(state.values())).dtype)
-    mapper.load_state_dict(state)
-    return mapper
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
