@@ -44,7 +44,8 @@ from zeroshift.config.schema import NetworksConfig, to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_bytes, write_json
 from zeroshift.measure.evaluate import METRICS
-from zeroshift.methods.adapt import Injected, trainer_of
+from zeroshift.methods.adapt import open_run
+from zeroshift.methods.backend import Given
 from zeroshift.methods.guidance import unknown_words
 from zeroshift.pictures.sample import parse_seeds
 from zeroshift.training.run_folder import RunFolder
@@ -193,10 +194,9 @@ def check(config: CompareConfig, tasks: Sequence[Task], tell: Progress) -> None:
     for task in {task.label: task for task in fresh}.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = trainer_of(task.config, Injected())
-            run.load()
+            run = open_run(task.config, Given())
         labels = tuple(dict.fromkeys((task.config.source, *config.targets)))
-        told |= set(list(filter(None, (unknown_words(clip, labels) for clip in run.clips)))[:1])
+        told |= set(list(filter(None, (unknown_words(clip, labels) for clip in run.all_clips)))[:1])
     for text in sorted(told):
         _warn(text, tell)
 

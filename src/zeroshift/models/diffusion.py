@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zeroshift.errors import InputError
-from zeroshift.models.protocol import Layer
+from zeroshift.models.protocol import Kind, Layer
 from zeroshift.models.seeds import rng
 
 NUM_STEPS = 1000
@@ -95,6 +95,8 @@ class DiffusionGenerator(nn.Module):
     interpolation of log-variances where it has twice the channels. With `patch` p it sees each p x p block of
     pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
+
+    kind: ClassVar[Kind] = "diffusion"
 
     def __init__(
         self,
