@@ -40,6 +40,8 @@ class ClipObjective:
     precision: Precision
     context: str
     """Words that the learned ones replace."""
+    context_tokens: int
+    """Their number of tokens."""
     source: Label
     target: Label
     label_direction: UnitFeature
@@ -77,7 +79,12 @@ class ClipObjective:
         """h: unit features BE of learned words with a label."""
         with self.precision.autocast():
             return directions.prompt_features(
-                self.clip, words, self.context, label.text, label.residuals[stage - 1]
+                self.clip,
+                words,
+                self.context,
+                label.text,
+                label.residuals[stage - 1],
+                context_tokens=self.context_tokens,
             )
 
     @torch.no_grad()
@@ -126,6 +133,7 @@ def clip_objective(
         config=config,
         precision=precision,
         context=context,
+        context_tokens=len(clip.embed_tokens(context)),
         source=label(config.source, source_PE),
         target=label(config.target, target_PE),
         label_direction=normalize((target_PE - source_PE).mean(dim=0, keepdim=True)),
