@@ -19,7 +19,8 @@ from zeroshift.errors import InputError, RunError
 from zeroshift.files import checkpoints, registry
 from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.models import seeds as latent
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 CONFIG = StyleGAN2Config(
     size=32, latent_dim=6, style_dim=10, mapping_depth=3, channel_base=128, channel_max=12

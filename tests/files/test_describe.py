@@ -19,7 +19,8 @@ from zeroshift.app import cli
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, formats, layouts
 from zeroshift.files.describe import inspect
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import StyleGAN2Config
 
 
 def tensors(*names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, Tensor]:

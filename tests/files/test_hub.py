@@ -20,7 +20,7 @@ from zeroshift.files import checkpoints, hub, registry
 from zeroshift.files.clips import save_clip
 from zeroshift.files.hub import Reference
 from zeroshift.files.writing import file_sha256
-from zeroshift.models.stylegan2 import StyleGAN2Discriminator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import foreign
 import tiny
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, layouts
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 CLASSES = dataclasses.replace(foreign.CONFIG, num_classes=3)
 BOUNDED = dataclasses.replace(foreign.CONFIG, conv_clamp=0.25)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from zeroshift.errors import InputError
 from zeroshift.models import seeds as latent
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.protocol import Generator
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 
 def config(size: int = 32, **options: int) -> StyleGAN2Config:

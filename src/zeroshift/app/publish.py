@@ -30,7 +30,6 @@ from zeroshift.files.hub import (
 from zeroshift.files.registry import CLIPS, GENERATORS
 from zeroshift.files.writing import write_bytes
 from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, knows_truth
-from zeroshift.models.protocol import Generator
 from zeroshift.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     )
     write_bytes(
         place / CARD,
-        card(run, repository, generator.image_size, names, isinstance(generator, Generator)).encode(),
+        card(run, repository, generator.image_size, names, generator.kind == "styles").encode(),
     )
     return {name: (place / name).stat().st_size for name in names}
 

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -40,7 +40,6 @@ from zeroshift.files.layouts import (
 from zeroshift.files.pickles import Content, flat_tensors, read_tensors
 from zeroshift.files.unets import (
     config_of,
-    config_text,
     ddpm_generator,
     diffusers_generator,
     filled,
@@ -50,42 +49,36 @@ from zeroshift.files.unets import (
 )
 from zeroshift.files.writing import atomic_path
 from zeroshift.models.diffusion import DiffusionConfig, DiffusionGenerator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.protocol import PictureGenerator
 from zeroshift.models.seeds import average_style
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 AnyGenerator = StyleGAN2Generator | DiffusionGenerator
 Network = TypeVar("Network", StyleGAN2Generator, StyleGAN2Discriminator)
 
-GENERATOR_FORMAT = "zeroshift.stylegan2.generator"
-DISCRIMINATOR_FORMAT = "zeroshift.stylegan2.discriminator"
-DIFFUSION_FORMAT = "zeroshift.diffusion.generator"
+GENERATOR_FORMAT = StyleGAN2Generator.file_format
+DISCRIMINATOR_FORMAT = StyleGAN2Discriminator.file_format
+DIFFUSION_FORMAT = DiffusionGenerator.file_format
 
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Weights in a folder of diffusers, best first."""
 
 
 def save_generator(
-    path: str | Path, generator: AnyGenerator, metadata: Mapping[str, str] | None = None
+    path: str | Path, generator: PictureGenerator, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a generator with its architecture, version and further `metadata`, as safetensors, whole or not
     at all."""
-    if isinstance(generator, DiffusionGenerator):
-        _save(path, generator.unet.state_dict(), DIFFUSION_FORMAT, config_text(generator.config), metadata)
-    else:
-        _save(path, generator.state(), GENERATOR_FORMAT, json.dumps(asdict(generator.config)), metadata)
+    _save(path, generator.file_tensors(), generator.file_format, generator.config_text(), metadata)
 
 
 def save_discriminator(
     path: str | Path, discriminator: StyleGAN2Discriminator, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a discriminator as `save_generator` writes a generator."""
-    _save(
-        path,
-        discriminator.state_dict(),
-        DISCRIMINATOR_FORMAT,
-        json.dumps(asdict(discriminator.config)),
-        metadata,
-    )
+    tensors = discriminator.state_dict()
+    _save(path, tensors, discriminator.file_format, discriminator.config_text(), metadata)
 
 
 def load_generator_file(
@@ -141,7 +134,7 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
 
 def with_styles(generator: AnyGenerator, name: str, doing: str) -> StyleGAN2Generator:
     """The generator, if it is one with styles; InputError says that a diffusion model has none."""
-    if isinstance(generator, DiffusionGenerator):
+    if generator.kind != "styles":
         raise InputError(
             f"{name} is a diffusion model, which has no styles; {doing} takes StyleGAN2 generators only."
         )

@@ -18,7 +18,6 @@ from zeroshift.files.checkpoints import (
     load_discriminator_file,
     load_generator_file,
     weights_file,
-    with_styles,
 )
 from zeroshift.files.hub import (
     Reference,
@@ -30,7 +29,7 @@ from zeroshift.files.hub import (
 )
 from zeroshift.files.unets import split_facts
 from zeroshift.files.writing import file_sha256
-from zeroshift.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 
 if TYPE_CHECKING:
     from zeroshift.clip.model import ClipModel
@@ -74,15 +73,6 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
     generator, metadata = load_generator_file(path, facts)
     digest = file_sha256(weights_file(path))
     return generator.to(device).eval(), SourceInfo(name, path, digest, world_name(metadata))
-
-
-def load_styled(
-    spec: str | Path, doing: str, device: str | torch.device = "cpu"
-) -> tuple[StyleGAN2Generator, SourceInfo]:
-    """As `load_generator`, for what needs styles; InputError names what is done and says that a diffusion
-    model has none."""
-    generator, info = load_generator(spec, device)
-    return with_styles(generator, str(spec), doing), info
 
 
 def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> StyleGAN2Discriminator:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -298,11 +298,6 @@ def to_guided(generator: DiffusionGenerator) -> State:
         generator, options, lambda state: guided_options(state, told), state, "guided-diffusion's"
     )
     return state
-
-
-def config_text(config: DiffusionConfig) -> str:
-    """A config as JSON."""
-    return json.dumps(asdict(config))
 
 
 def config_of(text: str) -> DiffusionConfig:

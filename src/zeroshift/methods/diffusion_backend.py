@@ -24,7 +24,7 @@ from zeroshift.methods.guidance import Guide
 from zeroshift.models import layers as trainable
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
-from zeroshift.pictures.inversion import Route, inverted, made_pictures
+from zeroshift.pictures.inversion import Route, inverted, sampled
 from zeroshift.training.loop import Trainer
 
 PART = {"cpu": 4}
@@ -119,9 +119,7 @@ class DiffusionTrainer(Trainer):
             2**31, (count,), generator=rng("pictures", self.config.run.seed, label)
         ).tolist()
         return self._filled(
-            made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell).to(
-                self.device, self.dtype
-            )
+            sampled(self.source, seeds, self.tuning.sample_steps, self._tell).to(self.device, self.dtype)
         )
 
     @torch.no_grad()

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from zeroshift.models import ops
 from zeroshift.models import seeds as latent
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.stylegan2 import (
     EqualLinear,
     StyleGAN2Config,
-    StyleGAN2Discriminator,
     StyleGAN2Generator,
     resolve_modulation,
 )
