@@ -35,8 +35,11 @@ from zeroshift.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from jinja2 import Template
 
-CARD, WEIGHTS, OTHER_WEIGHTS = "README.md", "generator.safetensors", "generator.pt"
-PICTURE, CONFIG = "before_after.png", "config.json"
+CARD = "README.md"
+WEIGHTS = "generator.safetensors"
+OTHER_WEIGHTS = "generator.pt"
+PICTURE = "before_after.png"
+CONFIG = "config.json"
 
 WORDS = ("source", "target", "context", "layers")
 """Options whose values are words of people, which may look like paths and are none."""
@@ -137,7 +140,8 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
 def card(run: RunFolder, repository: str, size: int, names: Sequence[str], styles: bool = True) -> str:
     """The model card: README.md of the repository, with its facts for the hub in front. `styles`: the
     generator has some."""
-    config, origin = run.config, run.environment["source"]
+    config = run.config
+    origin = run.environment["source"]
     return _template().render(
         facts=_facts(run),
         source=plain(config.source),
@@ -196,7 +200,8 @@ def _facts(run: RunFolder) -> str:
     """What the hub itself reads of a card."""
     from huggingface_hub import ModelCardData
 
-    origin, config = run.environment["source"]["name"], run.config
+    origin = run.environment["source"]["name"]
+    config = run.config
     built_in = origin in GENERATORS
     facts = ModelCardData(
         library_name="zeroshift",
@@ -211,7 +216,8 @@ def _facts(run: RunFolder) -> str:
 
 def _origin(run: RunFolder) -> list[tuple[str, str]]:
     """Rows that say what made the weights."""
-    config, made = run.config, run.environment
+    config = run.config
+    made = run.environment
     steps = [f"{config.mapper.steps} of words"] if config.learns_words else []
     rows = [
         ("method", config.method.upper()),
@@ -300,7 +306,8 @@ def _upload(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    name, api = reference.repository, HfApi(token=token)
+    name = reference.repository
+    api = HfApi(token=token)
     with explained(reference, "did not accept"):
         try:
             there = api.model_info(name)

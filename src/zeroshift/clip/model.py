@@ -59,9 +59,13 @@ class ClipModel(nn.Module):
             )
         # Sub-modules have no declared type in torch; transformers' towers are reached by name.
         self.model: Any = model
-        self.tokenizer, self.name, self.resolution = tokenizer, name, resolution
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.templates, self.context = templates, context
+        self.tokenizer = tokenizer
+        self.name = name
+        self.resolution = resolution
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.templates = templates
+        self.context = context
         self.resize: Resize = resize
         self.embed_dim: int = self._text_projection.out_features
         self.text_width: int = self._text_projection.in_features
@@ -142,7 +146,8 @@ class ClipModel(nn.Module):
                 f"prompts are {width} wide, the text tower of {self.name} {self.text_width}. Make one head "
                 "per CLIP."
             )
-        ids_1T, first = self.tokenize(text), self.first_word
+        ids_1T = self.tokenize(text)
+        first = self.first_word
         end_1 = self._ends(ids_1T)
         replaced = num_words if replaced is None else replaced
         if replaced > (known := int(end_1) - first):

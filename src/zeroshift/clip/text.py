@@ -394,8 +394,11 @@ class HubTokenizer:
         fill_id: int = 0,
         prepare: Callable[[str], str] = str,
     ) -> None:
-        self._tokenizer, self.start_id, self.end_id = tokenizer, start_id, end_id
-        self._fill_id, self._prepare = fill_id, prepare
+        self._tokenizer = tokenizer
+        self.start_id = start_id
+        self.end_id = end_id
+        self._fill_id = fill_id
+        self._prepare = prepare
         self.vocab_size = len(tokenizer)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:

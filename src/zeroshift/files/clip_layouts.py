@@ -42,19 +42,19 @@ def from_openai_state(
     from transformers.initialization import no_init_weights
 
     sizes = openai_sizes(state)
-    words, depth = sizes["vocab_size"], sizes["transformer_layers"]
+    words = sizes["vocab_size"]
+    depth = sizes["transformer_layers"]
     text = _tower(
         state, "transformer", sizes["transformer_width"], depth, text_heads or sizes["transformer_heads"]
     )
     text |= {"hidden_act": activation}
     text |= {"vocab_size": words, "max_position_embeddings": sizes["context_length"]}
     text |= {"bos_token_id": words - 2, "eos_token_id": words - 1}
-    heads, width, layers = (
-        vision_heads or sizes["vision_heads"],
-        sizes["vision_width"],
-        sizes["vision_layers"],
-    )
-    side, embed_dim = sizes["image_resolution"], sizes["embed_dim"]
+    heads = vision_heads or sizes["vision_heads"]
+    width = sizes["vision_width"]
+    layers = sizes["vision_layers"]
+    side = sizes["image_resolution"]
+    embed_dim = sizes["embed_dim"]
     with own_randomness(0), no_init_weights():
         if isinstance(layers, int):
             vision = _tower(state, "visual.transformer", width, layers, heads)
@@ -84,7 +84,8 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     to differ.
     """
     try:
-        patches, text_width = state["visual.conv1.weight"], len(state["ln_final.weight"])
+        patches = state["visual.conv1.weight"]
+        text_width = len(state["ln_final.weight"])
         sizes: dict[str, Any] = {
             "embed_dim": state["text_projection"].shape[1],
             "context_length": len(state["positional_embedding"]),
@@ -103,11 +104,10 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
                 "image_resolution": REDUCTION * math.isqrt(cells),
             }
             return sizes | vision | {"vision_width": width, "vision_heads": max(1, REDUCTION * width // 64)}
-        width, patch = len(patches), patches.shape[-1]
-        cells, layers = (
-            len(state["visual.positional_embedding"]) - 1,
-            _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-        )
+        width = len(patches)
+        patch = patches.shape[-1]
+        cells = len(state["visual.positional_embedding"]) - 1
+        layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
     except KeyError as missing:
         raise InputError(
             f"these weights lack the tensor {missing} of a CLIP. Take the complete checkpoint."
@@ -146,7 +146,8 @@ def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
         {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
         for each in (model.state_dict(), entries)
     )
-    lacking, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
+    lacking = expected.keys() - given.keys()
+    surplus = given.keys() - expected.keys()
     if lacking:
         raise InputError(
             f"the weights of {name} lack {len(lacking)} tensors, as {min(lacking)}. Take the complete "

@@ -111,7 +111,9 @@ def inspect(spec: str | Path) -> Description:
     Nothing in a file is executed. The weights are only looked at, except that a CLIP or a diffusion model is
     loaded, to say whether it can be used.
     """
-    path, facts, built_in = Path(spec), {}, GENERATORS | CLIPS
+    path = Path(spec)
+    facts = {}
+    built_in = GENERATORS | CLIPS
     if str(spec) in built_in:
         path = ASSETS / built_in[str(spec)]
     elif not path.exists():
@@ -232,17 +234,20 @@ def _generator(
     parts: dict[str, str],
     problems: Sequence[str] = (),
 ) -> Description:
-    average, problems = state.get("latent_avg"), list(problems)
+    average = state.get("latent_avg")
+    problems = list(problems)
     norm = None if average is None else average.double().norm().item()
     if config.num_classes:
         problems.append(
             f"its {config.num_classes} classes together: choose one with for_class() before adapting it"
         )
-    usable, shapes = True, generator_shapes(config)
+    usable = True
+    shapes = generator_shapes(config)
     try:
         check_shapes(state, shapes, [name for name in shapes if name.startswith(NOT_PARAMETERS)])
     except LayoutError as error:
-        usable, problems = False, [f"the file {error}", *problems]
+        usable = False
+        problems = [f"the file {error}", *problems]
     architecture = {
         name: value for name, value in asdict(config).items() if value and not name.startswith("channel_")
     }
@@ -338,8 +343,10 @@ def _diffusion(
         text = f"the file {error}" if isinstance(error, LayoutError) else str(error)
         return Description(path=str(path), kind=kind, what=what, parameters=count, problems=[text])
     assert isinstance(made, DiffusionGenerator)
-    options, size = made.config.unet, made.image_size // made.patch
-    widths, blocks = options["block_out_channels"], options["down_block_types"]
+    options = made.config.unet
+    size = made.image_size // made.patch
+    widths = options["block_out_channels"]
+    blocks = options["down_block_types"]
     architecture = {
         "size": made.image_size,
         "colours": made.channels,

@@ -217,12 +217,14 @@ class ExportedNetwork(nn.Module):
         generator = generator.for_class(
             0
         )  # only the mapping knows of classes, and it is left out or has none
-        self.generator, self.options = generator, options
+        self.generator = generator
+        self.options = options
         generator.modulation = options.modulation
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Pictures BCHW, not clamped."""
-        first, generator = inputs[0], self.generator
+        first = inputs[0]
+        generator = self.generator
         if self.options.batch is not None:
             # Makes a network of fixed batch refuse another one, where its runtime does not.
             first = first.reshape(self.options.batch, *first.shape[1:])
@@ -321,10 +323,12 @@ def torchscript_runner(path: Path) -> Call:
 def compare(network: ExportedNetwork, call: Call, out: Path) -> float:
     """Largest difference of two pixels between a network and ours; RunError where it is more than
     rounding."""
-    fixed, differences = network.options.batch, []
+    fixed = network.options.batch
+    differences = []
     for batch, truncation in ((fixed or 1, 0.7), (fixed or 3, 1.0)):
         inputs = network.example(batch, truncation)
-        expected, got = network.expected(*inputs), call(*inputs)
+        expected = network.expected(*inputs)
+        got = call(*inputs)
         difference = float((expected - got).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise RunError(

@@ -267,7 +267,8 @@ def explained(reference: Reference, failed: str = "could not deliver") -> Iterat
         RevisionNotFoundError,
     )
 
-    repository, where = reference.repository, endpoint()
+    repository = reference.repository
+    where = endpoint()
     try:
         yield
     except GatedRepoError as error:

@@ -76,7 +76,8 @@ GAP = 4
 
 def grid(pictures: Tensor, columns: int | None = None) -> Tensor:
     """One picture CHW with all pictures BCHW side by side, near to a square unless `columns` is given."""
-    side, most = math.ceil(len(pictures) ** 0.5), int(2 * len(pictures) ** 0.5)
+    side = math.ceil(len(pictures) ** 0.5)
+    most = int(2 * len(pictures) ** 0.5)
     # Full rows where that is possible without a strip.
     columns = columns or next((each for each in range(side, most + 1) if len(pictures) % each == 0), side)
     tiles = F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0)
@@ -129,7 +130,8 @@ def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = Non
     from PIL.PngImagePlugin import PngInfo
 
     pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    texts, buffer = PngInfo(), io.BytesIO()
+    texts = PngInfo()
+    buffer = io.BytesIO()
     for key, value in (facts or {}).items():
         texts.add_itxt(key, value)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)

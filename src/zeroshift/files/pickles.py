@@ -148,7 +148,8 @@ class _ShortReads(io.RawIOBase):
     """Bytes as a file that refuses long reads, so that no table of contents is longer than it should be."""
 
     def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
+        self.data = data
+        self.at = 0
 
     def seekable(self) -> bool:
         return True
@@ -192,7 +193,8 @@ def _read_zip(data: memoryview) -> Content:
     ]
     if len(roots) != 1:
         raise Refused("is a zip archive without the weights of a torch file")
-    (root,), budget = roots, Budget(len(data))
+    (root,) = roots
+    budget = Budget(len(data))
 
     def region(name: str) -> memoryview:
         if name not in members:
@@ -304,7 +306,8 @@ def _read_legacy(data: memoryview, at: int, budget: Budget) -> Any:
         values = storages[name].values
         if len(data) - at < 8 or struct.unpack("<q", data[at : at + 8])[0] != len(values):
             raise Damaged("it ends too early")
-        at, length = at + 8, len(values) * values.element_size()
+        at += 8
+        length = len(values) * values.element_size()
         values.copy_(_numbers(data[at : at + length], values.dtype, len(values), Budget(length)))
         at += length
     return tree

@@ -69,7 +69,8 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
     A folder may be one of diffusers. Raises InputError that names the built-in generators if nothing is
     found, or says what is wrong with the file.
     """
-    name, (path, facts) = str(spec), locate(spec)
+    name = str(spec)
+    path, facts = locate(spec)
     generator, metadata = load_generator_file(path, facts)
     digest = file_sha256(weights_file(path))
     return generator.to(device).eval(), SourceInfo(name, path, digest, world_name(metadata))
@@ -96,14 +97,13 @@ def load_clip(
         raise InputError(f'"{name}" is a generator, not a CLIP. The built-in CLIPs are {", ".join(CLIPS)}.')
     if name in CLIPS:
         return load_clip_folder(_asset(name, CLIPS[name]), resize, name, activation).to(device)
-    path, known = Path(name), None
+    path = Path(name)
+    known = None
     if not path.exists() and not is_reference(name) and not is_hub_id(name):
         raise InputError(_not_found("CLIP", name, CLIPS))
     if not path.exists():
-        path, known = (
-            _from_hub("CLIP", name, CLIPS, _fetch_clip),
-            parse_reference(name).repository.split("/")[1],
-        )
+        path = _from_hub("CLIP", name, CLIPS, _fetch_clip)
+        known = parse_reference(name).repository.split("/")[1]
     load = load_clip_file if path.is_file() else load_clip_folder
     return load(path, resize, known, activation).to(device)
 
@@ -117,7 +117,8 @@ def locate(spec: str | Path) -> tuple[Path, dict[str, str]]:
 
 def find_generator(spec: str | Path) -> Path:
     """File of a generator, or its folder of diffusers; downloaded if `spec` is a hub id."""
-    name, path = str(spec), Path(spec)
+    name = str(spec)
+    path = Path(spec)
     if is_reference(spec):
         return fetch_generator(parse_reference(name), GENERATOR_FILES)
     if name in GENERATORS:

@@ -137,8 +137,10 @@ def scheduled_betas(schedule: Mapping[str, Any]) -> Tensor:
     """Noise schedule of the settings of a diffusers scheduler; the published one where it says nothing."""
     if (trained := schedule.get("trained_betas")) is not None:
         return torch.tensor(trained, dtype=torch.float32)
-    count, first = int(schedule.get("num_train_timesteps", 1000)), float(schedule.get("beta_start", 1e-4))
-    last, kind = float(schedule.get("beta_end", 0.02)), str(schedule.get("beta_schedule", "linear"))
+    count = int(schedule.get("num_train_timesteps", 1000))
+    first = float(schedule.get("beta_start", 1e-4))
+    last = float(schedule.get("beta_end", 0.02))
+    kind = str(schedule.get("beta_schedule", "linear"))
     if not 2 <= count <= 100_000:
         raise LayoutError(f"has a schedule of {count} times")
     if kind == "linear":
@@ -190,16 +192,15 @@ def guided_options(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> Opt
         for name in state
         if re.match(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight", name)
     }
-    levels, resized = (
-        1 + len(turns),
-        not any(re.match(r"output_blocks\.\d+\.[12]\.conv\.", name) for name in state),
-    )
+    levels = 1 + len(turns)
+    resized = not any(re.match(r"output_blocks\.\d+\.[12]\.conv\.", name) for name in state)
     per_level = (last + 1) // levels
     starts = [f"input_blocks.{1 + level * per_level}" for level in range(levels)]
     widths = tuple(_side(state, f"{start}.0.out_layers.3.weight", 0) for start in starts)
     kinds = ["attention" if f"{start}.1.qkv.weight" in state else "resnet" * resized for start in starts]
     shifted = _side(state, "input_blocks.1.0.emb_layers.1.weight", 0) == 2 * widths[0]
-    heads, channels = _whole(facts, "heads"), _whole(facts, "head_channels")
+    heads = _whole(facts, "heads")
+    channels = _whole(facts, "head_channels")
     if not heads and not channels:
         heads, channels = (None, HEAD_CHANNELS) if resized else (HEADS, None)
     return {
@@ -268,7 +269,8 @@ def modern_name(name: str) -> str:
 
 def to_ddpm(generator: DiffusionGenerator) -> State:
     """Weights in DDPM's names. InputError where that layout cannot say what the generator is."""
-    options, levels = generator.config.unet, len(generator.config.unet["block_out_channels"])
+    options = generator.config.unet
+    levels = len(generator.config.unet["block_out_channels"])
     attention = re.compile(r"(.*\.)?attn[._]\d+\.(q|k|v|proj_out)\.weight")
     named = {ddpm_name(name, levels): value for name, value in generator.unet.state_dict().items()}
     state = {
@@ -288,7 +290,8 @@ def to_guided(generator: DiffusionGenerator) -> State:
         if part == "q":
             heads = _heads(options, len(value))
             rows = [named[f"{base}.{each}.{end}"].reshape(heads, 1, -1, *value.shape[1:]) for each in "qkv"]
-            value, name = torch.cat(rows, dim=1).reshape(-1, *value.shape[1:]), f"{base}.qkv.{end}"
+            value = torch.cat(rows, dim=1).reshape(-1, *value.shape[1:])
+            name = f"{base}.qkv.{end}"
         elif part in ("k", "v"):
             continue
         state[name] = value[:, :, None] if re.search(r"\.1\.(qkv|proj_out)\.weight$", name) else value

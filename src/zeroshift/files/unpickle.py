@@ -51,7 +51,8 @@ class Budget:
     def __init__(self, file_bytes: int) -> None:
         # Weights may have two names, and bytes in old pickles are text first, so a multiple of the file is
         # honest.
-        copied, tensors = min(3 * file_bytes, MAX_COPIED), 2 * file_bytes + 4096
+        copied = min(3 * file_bytes, MAX_COPIED)
+        tensors = 2 * file_bytes + 4096
         self.left = {"steps": MAX_STEPS, "text": MAX_TEXT, "copied": copied, "tensors": tensors}
 
     def spend(self, what: Literal["steps", "text", "copied", "tensors"], amount: int) -> None:
@@ -110,14 +111,19 @@ class Machine:
         storage: Callable[[tuple[Any, ...]], Storage],
         inner: Callable[[memoryview], Storage] | None = None,
     ) -> None:
-        self.data, self.end, self.budget, self.storage, self.inner = data, at, budget, storage, inner
+        self.data = data
+        self.end = at
+        self.budget = budget
+        self.storage = storage
+        self.inner = inner
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         """The object that the pickle describes."""
-        data, left = self.data, self.budget.left
+        data = self.data
+        left = self.budget.left
         try:
             while (code := data[self.end]) != STOP:
                 self.end += 1
@@ -195,7 +201,8 @@ class Machine:
         )
 
     def pop_to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marked.pop()
+        items = self.stack
+        self.stack = self.marked.pop()
         return items
 
     def set_items(self, pairs: list[Any]) -> None:
@@ -250,7 +257,8 @@ class Machine:
             raise Damaged("an array without bytes")
         self.budget.spend("copied", len(raw))
         raw = raw.encode("latin-1") if isinstance(raw, str) else raw
-        dtype, size = NUMPY_TYPES[kind.code], _sizes(shape)
+        dtype = NUMPY_TYPES[kind.code]
+        size = _sizes(shape)
         if math.prod(size) * dtype.itemsize != len(raw):
             raise Damaged(f"an array of shape {size} in {len(raw)} bytes")
         values = torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
@@ -262,8 +270,11 @@ class Machine:
         """Tensor cut out of a storage, within it and not longer than it."""
         if not isinstance(storage, Storage):
             raise Damaged("a tensor without numbers")
-        (start,), size, stride = _sizes((offset,)), _sizes(size), _sizes(stride)
-        values, count = storage.values, math.prod(size)
+        (start,) = _sizes((offset,))
+        size = _sizes(size)
+        stride = _sizes(stride)
+        values = storage.values
+        count = math.prod(size)
         last = start + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         if count > len(values) or (count and last >= len(values)):
             raise Damaged(f"a tensor of shape {size} in {len(values)} numbers")

@@ -83,7 +83,8 @@ def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: ra
     z = latent.z_from_seeds(seeds, LATENT_DIM)
     truth = render(z)
     made = torch.cat([generator.synthesize(generator.map(part)) for part in z.split(32)])
-    on_truth, on_made = _accuracies(judge, truth, z), _accuracies(judge, made.clamp(-1, 1), z)
+    on_truth = _accuracies(judge, truth, z)
+    on_made = _accuracies(judge, made.clamp(-1, 1), z)
     shares = {name: on_made[name] / on_truth[name] for name in on_truth}
 
     def edges(pictures: Tensor) -> float:
@@ -160,7 +161,8 @@ def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu
 def make_identity(data: Path, work: Path, out: Path) -> dict:
     """Trains, measures and saves the identity encoder; returns its card."""
     network, seconds = train_identity.train(data, work)
-    place, recipe = out / "identity.safetensors", train_identity.RECIPE
+    place = out / "identity.safetensors"
+    recipe = train_identity.RECIPE
     save_ir_se(place, network, {"name": "portraits-identity", "world": "portraits"}, half=True)
     network, sha256 = load_ir_se(place)
     z, photos, domains = _test_people()

@@ -168,7 +168,8 @@ def measure(
     is that of renders of other people. Pictures are made with fresh noise at every step (eta 1), and
     deterministically too.
     """
-    seen, others = range(count), range(10_000, 10_000 + count)
+    seen = range(count)
+    others = range(10_000, 10_000 + count)
     truth = render(latent.z_from_seeds(seen, LATENT_DIM))
     began = time.perf_counter()
     made = model.sample(seen, steps, eta=1.0)

@@ -66,7 +66,8 @@ class Regressor(nn.Module):
         super().__init__()
         self.generator = StyleGAN2Generator(CONFIG, seed=11)
         self.embed = nn.Linear(NUM_FEATURES, CONFIG.style_dim)
-        self.hidden, self.bend = nn.Linear(NUM_FEATURES, 256), nn.Linear(256, CONFIG.style_dim)
+        self.hidden = nn.Linear(NUM_FEATURES, 256)
+        self.bend = nn.Linear(256, CONFIG.style_dim)
         draw = torch.Generator().manual_seed(12)
         nn.init.normal_(self.embed.weight, std=0.25, generator=draw)
         nn.init.normal_(self.hidden.weight, std=0.4, generator=draw)
@@ -144,7 +145,8 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
 def _init_thresholds(first: nn.Linear) -> None:
     """Pairs of hidden units around every quantile edge of the choices, so that steps need not be
     discovered."""
-    row, sharp = 0, 60.0  # softer edges leave every second person between two choices
+    row = 0
+    sharp = 60.0  # softer edges leave every second person between two choices
     with torch.no_grad():
         for column, (_, probabilities) in enumerate(CHOICES.values()):
             edges = torch.special.ndtri(
@@ -236,7 +238,8 @@ def finish(
 ):
     """Stage 3: returns the averaged generator, its discriminator and the seconds spent."""
     people = dataset.load(data, shards, 0)
-    average, critic = generator.clone(), StyleGAN2Discriminator(CONFIG, seed=14)
+    average = generator.clone()
+    critic = StyleGAN2Discriminator(CONFIG, seed=14)
     moving = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
     of_generator = torch.optim.Adam(moving, lr=recipe.finish_lr, betas=(0.0, 0.99))
     of_critic = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.99))

@@ -43,7 +43,8 @@ def run(
     Returns the seconds spent, over all starts. The draws of a step must depend on its number alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
+    path = folder / f"{name}.pt"
+    log = folder / f"{name}.jsonl"
     start, spent = 0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True, map_location="cpu")
