@@ -27,7 +27,7 @@ from zeroshift.clip.text import IMAGENET, BytePairTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.registry import load_styled
 from zeroshift.methods.adapt import Injected
-from zeroshift.models import seeds as latent
+from zeroshift.models.seeds import draw_z, rng
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 SIDES: dict[str, dict[str, Any]] = {
@@ -91,12 +91,10 @@ def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Injected:
     """
 
     def stack(label: str, count: int, batch: int) -> torch.Tensor:
-        return torch.stack(
-            [latent.draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)]
-        )
+        return torch.stack([draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)])
 
     (first,) = stack("1", 1, 32 if stage == 1 else 2)
-    orders = [torch.randperm(32, generator=latent.rng("stage1 order", 0, step)) for step in range(1, steps)]
+    orders = [torch.randperm(32, generator=rng("stage1 order", 0, step)) for step in range(1, steps)]
     again = [first[order] for order in orders] if stage == 1 else []
     count = steps if stage == 2 else 1
     return Injected(
@@ -135,7 +133,7 @@ def run_literal(
 
     heads = [
         prompt_mapper(
-            [clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()
+            [clip], clip.context, generator.style_dim, seed=rng("mapper", 0, index).initial_seed()
         ).heads[0]
         for index, clip in enumerate(clips)
     ]

@@ -18,8 +18,8 @@ import tiny
 from zeroshift.errors import InputError, RunError
 from zeroshift.files import checkpoints, registry
 from zeroshift.files.writing import atomic_path, file_sha256
-from zeroshift.models import seeds as latent
 from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.seeds import average_style, rng
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 CONFIG = StyleGAN2Config(
@@ -30,7 +30,7 @@ CONFIG = StyleGAN2Config(
 @pytest.fixture
 def generator() -> StyleGAN2Generator:
     made = StyleGAN2Generator(CONFIG, seed=4)
-    made.latent_avg.copy_(latent.average_style(made, 64))
+    made.latent_avg.copy_(average_style(made, 64))
     return made
 
 
@@ -129,7 +129,7 @@ def test_a_missing_average_style_is_computed_the_same_way_every_time(
 ) -> None:
     torch.save(content(foreign)["g_ema"], foreign)
     first, second = (tiny.styled(checkpoints.load_generator_file(foreign)[0]).latent_avg for _ in range(2))
-    z = torch.randn(20000, 6, generator=latent.rng("check"))
+    z = torch.randn(20000, 6, generator=rng("check"))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, generator.map(z).mean(dim=0).detach(), rtol=0, atol=0.05)
 

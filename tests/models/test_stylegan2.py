@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from zeroshift.errors import InputError
-from zeroshift.models import seeds as latent
 from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.protocol import Generator
+from zeroshift.models.seeds import draw_noise, rng, z_from_seeds
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 
@@ -30,7 +30,7 @@ def noisy(**options: int) -> StyleGAN2Generator:
 
 
 def z(*seeds: int) -> Tensor:
-    return latent.z_from_seeds(seeds, 6)
+    return z_from_seeds(seeds, 6)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256, 512, 1024])
@@ -96,7 +96,7 @@ def test_random_weights_have_unit_variance_at_run_time() -> None:
     wide = StyleGAN2Generator(
         StyleGAN2Config(size=16, latent_dim=64, style_dim=64, mapping_depth=4, channel_max=64)
     )
-    w = wide.map(torch.randn(64, 64, generator=latent.rng("w")))
+    w = wide.map(torch.randn(64, 64, generator=rng("w")))
     assert 0.7 < w.square().mean().item() < 1.4
 
 
@@ -152,7 +152,7 @@ def test_registered_noise_equals_the_same_maps_given_and_off_equals_zero_maps() 
 
 def test_own_noise_per_sample_equals_one_call_per_sample() -> None:
     generator = noisy()
-    maps = latent.draw_noise(generator.noise_shapes(), 2, 0, "test", 0)
+    maps = draw_noise(generator.noise_shapes(), 2, 0, "test", 0)
     together = generator.synthesize(generator.map(z(1, 2)), maps)
     for b, seed in enumerate((1, 2)):
         alone = generator.synthesize(generator.map(z(seed)), [each[b : b + 1] for each in maps])
@@ -220,7 +220,7 @@ def test_latents_of_another_shape_are_refused() -> None:
 
 def test_noise_that_does_not_fit_is_refused() -> None:
     generator = noisy()
-    w, maps = generator.map(z(1)), latent.draw_noise(generator.noise_shapes(), 1, 0, "test", 0)
+    w, maps = generator.map(z(1)), draw_noise(generator.noise_shapes(), 1, 0, "test", 0)
     for wrong in (maps[:-1], [*maps[:-1], torch.zeros(1, 1, 5, 5)], [torch.zeros(3, 1, 4, 4), *maps[1:]]):
         with pytest.raises(InputError, match="noise"):
             generator.synthesize(w, wrong)
@@ -235,7 +235,7 @@ def test_the_discriminator_refuses_other_sizes() -> None:
 
 def test_r1_gradients_equal_finite_differences_of_the_penalty() -> None:
     discriminator = StyleGAN2Discriminator(config(16)).double()
-    image = torch.randn(2, 3, 16, 16, generator=latent.rng("r1"), dtype=torch.float64)
+    image = torch.randn(2, 3, 16, 16, generator=rng("r1"), dtype=torch.float64)
     bias = discriminator.get_parameter("convs.1.conv1.0.weight")
 
     def penalty() -> Tensor:
@@ -244,7 +244,7 @@ def test_r1_gradients_equal_finite_differences_of_the_penalty() -> None:
         return gradient.square().sum()
 
     (exact,) = torch.autograd.grad(penalty(), bias)
-    step = torch.randn(bias.shape, generator=latent.rng("step"), dtype=torch.float64)
+    step = torch.randn(bias.shape, generator=rng("step"), dtype=torch.float64)
     with torch.no_grad():
         bias.add_(1e-6 * step)
     above = penalty().item()

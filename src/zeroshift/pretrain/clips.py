@@ -25,7 +25,7 @@ from zeroshift.portraits import captions
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
+from zeroshift.pretrain.resumable import run_resumably, warmup_cosine
 
 CLASSES = (*DOMAINS, captions.DISTORTED)
 ATTRIBUTES = tuple(CHOICES)
@@ -298,7 +298,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         draw = torch.Generator().manual_seed(recipe.seed * 9973 + number)
         rng = random.Random(recipe.seed * 7919 + number)
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr)
+            group["lr"] = warmup_cosine(number, recipe.steps, recipe.peak_lr)
         # Clean pictures first, which is two times cheaper; then attacks of growing length.
         progress = number / recipe.steps
         batch = draw_batch(
@@ -334,7 +334,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         return {**terms, "radius": radius, "scale": scale, "domain_accuracy": accuracy}
 
     student.train()
-    seconds = training.run(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
+    seconds = run_resumably(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
     with torch.no_grad():
         clip.model.logit_scale.clamp_(max=4.6)
     clip.frozen = True

@@ -20,7 +20,7 @@ from zeroshift.files.faces import IrSe, IrSeConfig
 from zeroshift.portraits.scene import CHOICES, SLIDERS, Scene, cast, sample_scene
 from zeroshift.portraits.shading import DOMAINS, shade
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
+from zeroshift.pretrain.resumable import run_resumably, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECI
 
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(
-                number, recipe.steps, recipe.peak_lr, min(100, recipe.steps // 5)
-            )
+            group["lr"] = warmup_cosine(number, recipe.steps, recipe.peak_lr, min(100, recipe.steps // 5))
         pictures, scene = draw_batch(people, recipe, number)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed * 9973 + number)  # dropout draws from the global generator
@@ -164,7 +162,9 @@ def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECI
         return {"contrast": contrastive, "reading": reading, "found": found.float().mean()}
 
     student.train()
-    seconds = training.run("identity", work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
+    seconds = run_resumably(
+        "identity", work, recipe.steps, {"student": student, "optimizer": optimizer}, step
+    )
     return student.network.eval().requires_grad_(False), seconds
 
 

@@ -24,8 +24,8 @@ from zeroshift.portraits.reader import Heads, Reader, encoder_features, split_ch
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
 from zeroshift.pretrain.identity import worn
+from zeroshift.pretrain.resumable import run_resumably
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def train(
             "accuracy": sum(share_right(read[name], scene.choice[name]) for name in CHOICES) / len(CHOICES)
         }
 
-    seconds = training.run("reader", work, len(DOMAINS), {"heads": kept}, step)
+    seconds = run_resumably("reader", work, len(DOMAINS), {"heads": kept}, step)
     return {domain: (kept.weights[i], kept.biases[i]) for i, domain in enumerate(DOMAINS)}, seconds
 
 

@@ -30,7 +30,7 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: int = 200) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
 
 
-def run(
+def run_resumably(
     name: str,
     folder: Path,
     steps: int,
