@@ -25,7 +25,8 @@ from turns import Row, Turn, against, least, require_equal, result, take_turns
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import IMAGENET, BytePairTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
-from zeroshift.files.registry import load_styled
+from zeroshift.files.checkpoints import with_styles
+from zeroshift.files.registry import load_generator
 from zeroshift.methods.adapt import Injected
 from zeroshift.models.seeds import draw_z, rng
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
@@ -54,7 +55,7 @@ def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipMo
         clips = [zs.load_clip(f"portraits-clip-{letter}") for letter in "ab"]
         for clip in clips:
             clip.templates = IMAGENET
-        return load_styled("portraits", "this benchmark")[0], clips
+        return with_styles(load_generator("portraits")[0], "portraits", "this benchmark"), clips
     import transformers
 
     torch.manual_seed(0)

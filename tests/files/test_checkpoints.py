@@ -17,10 +17,12 @@ import goldenlib
 import tiny
 from zeroshift.errors import InputError, RunError
 from zeroshift.files import checkpoints, registry
+from zeroshift.files.registry import load_discriminator
 from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.seeds import average_style, rng
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
+from zeroshift.worlds.portraits import Portraits
 
 CONFIG = StyleGAN2Config(
     size=32, latent_dim=6, style_dim=10, mapping_depth=3, channel_base=128, channel_max=12
@@ -81,8 +83,22 @@ def test_discriminators_round_trip_in_both_layouts(tmp_path: Path) -> None:
     checkpoints.save_discriminator(tmp_path / "d.safetensors", made)
     torch.save({"g": {}, "d": made.state_dict()}, tmp_path / "d.pt")
     for name in ("d.safetensors", "d.pt"):
-        loaded, _ = checkpoints.load_discriminator_file(tmp_path / name)
+        loaded = load_discriminator(tmp_path / name)
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in made.state_dict().items())
+
+
+def test_the_discriminator_of_the_built_in_world_knows_its_photos_and_can_be_trained() -> None:
+    critic = load_discriminator("portraits")
+    photos = Portraits().truth_of_seeds(range(16), "photo", critic.config.size)
+    assert photos is not None
+    upside_down = photos.flip(-2)
+    assert critic(photos).mean() > critic(upside_down).mean() + 0.2
+    critic(photos).mean().backward()
+    assert all(each.grad is not None for each in critic.parameters())
+    with pytest.raises(InputError, match="not a discriminator"):
+        load_discriminator("portraits-ddpm")
+    with pytest.raises(InputError, match="no generator"):
+        load_discriminator("nobody")
 
 
 @pytest.mark.parametrize("run", goldenlib.runs("stylegan2_rosinality"), ids=goldenlib.run_name)

@@ -14,6 +14,7 @@ import foreign
 import tiny
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, layouts
+from zeroshift.files.registry import load_discriminator
 from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
@@ -149,7 +150,7 @@ def test_discriminators_of_both_programs_are_read(tmp_path: Path) -> None:
         variables[f"{place}/{part}"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
     foreign.tensorflow_pickle(tmp_path / "t.pkl", {"": variables})
     for name in ("n.pkl", "t.pkl"):
-        other = checkpoints.load_discriminator_file(tmp_path / name)[0].state_dict()
+        other = load_discriminator(tmp_path / name).state_dict()
         assert all(torch.equal(other[key], value) for key, value in state.items())
 
 

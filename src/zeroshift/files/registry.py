@@ -77,8 +77,13 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
 
 
 def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> StyleGAN2Discriminator:
-    """Discriminator that ships with a built-in generator, or that of a file."""
-    path = _asset("portraits", "discriminator.safetensors") if str(spec) == "portraits" else Path(spec)
+    """Discriminator of the built-in generator "portraits", or of a file or hub reference in any layout that
+    holds one: ours, a training checkpoint's ("d"), and the pickles of NVIDIA's two programs.
+
+    Its weights may be trained on; none is frozen. InputError where nothing is found, or the file holds none.
+    """
+    is_built_in = str(spec) == "portraits"
+    path = _asset("portraits", "discriminator.safetensors") if is_built_in else find_generator(spec)
     return load_discriminator_file(path)[0].to(device)
 
 
