@@ -150,7 +150,7 @@ def sample(command: Sample) -> int:
     """Draws pictures and writes them."""
     from zeroshift.files.images import save_pictures
     from zeroshift.pictures.runs import is_run, load
-    from zeroshift.pictures.sample import facts_of, parse_seeds
+    from zeroshift.pictures.sample import metadata_of, parse_seeds
     from zeroshift.pictures.sample import sample as draw
 
     seeds = parse_seeds(command.seeds)
@@ -161,7 +161,7 @@ def sample(command: Sample) -> int:
         pictures = draw(run, seeds, **how, progress=meter)
     folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
     try:
-        paths = save_pictures(pictures, seeds, folder, facts_of(command.run, run, **how))
+        paths = save_pictures(pictures, seeds, folder, metadata_of(command.run, run, **how))
     except OSError as error:
         raise InputError(
             f"cannot write pictures to {folder}: {error.strerror}; choose another --out."

@@ -138,12 +138,12 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
 
 
 def card(run: RunFolder, repository: str, size: int, names: Sequence[str], styles: bool = True) -> str:
-    """The model card: README.md of the repository, with its facts for the hub in front. `styles`: the
-    generator has some."""
+    """The model card: README.md of the repository, with the metadata that the hub reads in front. `styles`:
+    the generator has some."""
     config = run.config
     origin = run.environment["source"]
     return _template().render(
-        facts=_facts(run),
+        metadata=_hub_metadata(run),
         source=plain(config.source),
         target=plain(config.target),
         size=size,
@@ -158,7 +158,7 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
         built_in=origin["name"] in GENERATORS,
         source_name=plain(public_name(origin["name"])),
         origin=_origin(run),
-        numbers=_numbers(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
+        numbers=_loss_rows(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
         evaluation=[tuple(map(plain, row)) for row in evaluation_rows(run.evaluation)]
         if run.evaluation
         else [],
@@ -196,14 +196,14 @@ def _without_folders(tree: Any, name: str = "") -> Any:
     return public_name(tree) if isinstance(tree, str) and name not in WORDS else tree
 
 
-def _facts(run: RunFolder) -> str:
+def _hub_metadata(run: RunFolder) -> str:
     """What the hub itself reads of a card."""
     from huggingface_hub import ModelCardData
 
     origin = run.environment["source"]["name"]
     config = run.config
     built_in = origin in GENERATORS
-    facts = ModelCardData(
+    metadata = ModelCardData(
         library_name="zeroshift",
         license="mit" if built_in else "other",
         license_name=None if built_in else "to-be-filled-in",
@@ -211,7 +211,7 @@ def _facts(run: RunFolder) -> str:
         pipeline_tag="unconditional-image-generation",
         tags=["zeroshift", "stylegan2", "domain-adaptation", "zero-shot", config.method],
     )
-    return facts.to_yaml()
+    return metadata.to_yaml()
 
 
 def _origin(run: RunFolder) -> list[tuple[str, str]]:
@@ -239,7 +239,7 @@ def _origin(run: RunFolder) -> list[tuple[str, str]]:
     return [*rows, ("versions", f"zeroshift {made['zeroshift']}, torch {made['torch']}")]
 
 
-def _numbers(lines: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> list[tuple[int, str, str, str]]:
+def _loss_rows(lines: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> list[tuple[int, str, str, str]]:
     """Stage, series, and its means over the first and the last tenth of the steps; a term that is the whole
     loss is left out."""
     rows: list[tuple[int, str, str, str]] = []

@@ -42,7 +42,7 @@ from zeroshift.files.unets import (
     config_of,
     ddpm_generator,
     diffusers_generator,
-    filled,
+    generator_with,
     guided_generator,
     to_ddpm,
     to_guided,
@@ -107,11 +107,11 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
     """Generator of what was read from a file. LayoutError, the end of a sentence about the file, says why
     there is none."""
     if content.metadata.get("format") == DIFFUSION_FORMAT:
-        return filled(our_diffusion_config(content), content.tree)
+        return generator_with(our_diffusion_config(content), content.tree)
     if is_ours(content, GENERATOR_FORMAT):
         config = our_config(content)
         check_shapes(content.tree, generator_shapes(config))
-        return _filled(StyleGAN2Generator(config), content.tree)
+        return _with_weights(StyleGAN2Generator(config), content.tree)
     kind = recognise(content)
     if kind == "diffusers":
         raise LayoutError(
@@ -126,7 +126,7 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
     check_shapes(
         weights.state, shapes, [name for name in shapes if name == "latent_avg" or name.startswith("noises.")]
     )
-    generator = _filled(StyleGAN2Generator(config), weights.state)
+    generator = _with_weights(StyleGAN2Generator(config), weights.state)
     if "latent_avg" not in weights.state:
         generator.latent_avg.copy_(_average(generator))
     return generator
@@ -213,7 +213,7 @@ def discriminator_of(content: Content) -> StyleGAN2Discriminator:
     state = content.tree if ours else discriminator_state(content)
     config = our_config(content) if ours else infer_discriminator_config(state)
     check_shapes(state, discriminator_shapes(config))
-    return _filled(StyleGAN2Discriminator(config), state)
+    return _with_weights(StyleGAN2Discriminator(config), state)
 
 
 def export_pt(path: str | Path, generator: StyleGAN2Generator) -> None:
@@ -249,10 +249,10 @@ def _save(
 ) -> None:
     from safetensors.torch import save_file
 
-    facts = {**(metadata or {}), "format": kind, "version": __version__, "config": config}
+    everything = {**(metadata or {}), "format": kind, "version": __version__, "config": config}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as part:
-        save_file(tensors, part, facts)
+        save_file(tensors, part, everything)
 
 
 def is_ours(content: Content, expected: str) -> bool:
@@ -311,7 +311,7 @@ def about(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _filled(network: Network, state: Mapping[str, Tensor]) -> Network:
+def _with_weights(network: Network, state: Mapping[str, Tensor]) -> Network:
     """The network with these weights, whose shapes were checked."""
     network.load_state_dict(dict(state), strict=False)
     return network

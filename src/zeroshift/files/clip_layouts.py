@@ -66,7 +66,7 @@ def from_openai_state(
         else:
             text_config = transformers.CLIPTextConfig(**text)
             model = ResNetClip(ResNetClipConfig(text_config, tuple(layers), width, side, heads, embed_dim))
-    _fill(model, dict(_hub_entries(state)), name)
+    _load_weights(model, dict(_hub_entries(state)), name)
     tokenizer = BytePairTokenizer()
     if tokenizer.vocab_size != words:
         raise InputError(
@@ -92,12 +92,12 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "vocab_size": len(state["token_embedding.weight"]),
             "transformer_width": text_width,
             "transformer_heads": max(1, text_width // 64),
-            "transformer_layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
+            "transformer_layers": _num_blocks(state, r"transformer\.resblocks\.(\d+)\."),
         }
         if "visual.layer1.0.conv1.weight" in state:
             width = len(state["visual.layer1.0.conv1.weight"])
             cells = len(state["visual.attnpool.positional_embedding"]) - 1
-            stages = [_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+            stages = [_num_blocks(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
             vision = {
                 "vision_layers": stages,
                 "vision_patch_size": None,
@@ -107,7 +107,7 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         width = len(patches)
         patch = patches.shape[-1]
         cells = len(state["visual.positional_embedding"]) - 1
-        layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+        layers = _num_blocks(state, r"visual\.transformer\.resblocks\.(\d+)\.")
     except KeyError as missing:
         raise InputError(
             f"these weights lack the tensor {missing} of a CLIP. Take the complete checkpoint."
@@ -122,7 +122,7 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def _num_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers the group of a pattern takes at the beginning of the names."""
     return len({found[1] for key in state if (found := re.match(pattern, key))})
 
@@ -139,7 +139,7 @@ def _tower(state: Mapping[str, Tensor], prefix: str, width: int, layers: int, he
     return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
 
 
-def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
+def _load_weights(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
     """Loads entries under the model's own names, and says which tensor does not fit."""
     # A released ResNet counts the batches of its training.
     expected, given = (

@@ -146,10 +146,10 @@ def load_clip_file(
     content = read_tensors(path)
     state = openai_layout(flat_tensors(content.tree), path)
     # OpenAI's archive says all about itself, wherever it lies.
-    facts = {} if content.kind == "torchscript" else _settings(path.parent / OPEN_CLIP_CONFIG)
+    settings = {} if content.kind == "torchscript" else _settings(path.parent / OPEN_CLIP_CONFIG)
     with _explained(path.parent / OPEN_CLIP_CONFIG):
-        model = facts.get("model_cfg", {})
-        processor = facts.get("preprocess_cfg", {})
+        model = settings.get("model_cfg", {})
+        processor = settings.get("preprocess_cfg", {})
         vision = model.get("vision_cfg", {})
         text = model.get("text_cfg", {})
         width = openai_sizes(state)["vision_width"]

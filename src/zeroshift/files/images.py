@@ -123,8 +123,8 @@ def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
     return _stacked(lines)
 
 
-def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
-    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the facts in its text
+def write_png(path: Path, picture: Tensor, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the metadata in its text
     chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -132,7 +132,7 @@ def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = Non
     pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     texts = PngInfo()
     buffer = io.BytesIO()
-    for key, value in (facts or {}).items():
+    for key, value in (metadata or {}).items():
         texts.add_itxt(key, value)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,13 +140,13 @@ def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = Non
 
 
 def save_pictures(
-    pictures: Tensor, seeds: Iterable[int], folder: Path, facts: Mapping[str, str]
+    pictures: Tensor, seeds: Iterable[int], folder: Path, metadata: Mapping[str, str]
 ) -> list[Path]:
-    """Paths of grid.png and of one PNG per seed; each names its seed and the given facts in its metadata."""
+    """Paths of grid.png and of one PNG per seed; each holds its seed and the given metadata."""
     numbers = list(seeds)
     paths = [folder / "grid.png"]
-    write_png(paths[0], grid(pictures), {"seeds": ",".join(map(str, numbers)), **facts})
+    write_png(paths[0], grid(pictures), {"seeds": ",".join(map(str, numbers)), **metadata})
     for number, picture in zip(numbers, pictures, strict=True):
         paths.append(folder / f"seed{number:05d}.png")
-        write_png(paths[-1], picture, {"seed": str(number), **facts})
+        write_png(paths[-1], picture, {"seed": str(number), **metadata})
     return paths

@@ -89,10 +89,10 @@ def from_nvidia(state: Mapping[str, Tensor]) -> State:
     """A generator's weights under our names; those of NVIDIA's that are missing or unknown are left to the
     check of the whole."""
     _check_filters(state, "resample_filter", gain=1.0)
-    sides = _numbers(state, r"synthesis\.b(\d+)\..*")
+    sides = _indices(state, r"synthesis\.b(\d+)\..*")
     names = nvidia_names(
         max(1, len(sides) - 1),
-        len(_numbers(state, r"mapping\.fc(\d+)\.weight")),
+        len(_indices(state, r"mapping\.fc(\d+)\.weight")),
         "mapping.embed.weight" in state,
     )
     ours = {theirs: name for name, theirs in names.items()}
@@ -116,7 +116,7 @@ def from_nvidia_discriminator(state: Mapping[str, Tensor]) -> State:
     _check_filters(state, "resample_filter", gain=1.0)
     if any(key.startswith("mapping.") for key in state):
         raise LayoutError("holds a discriminator of a generator with classes, which is not supported")
-    sides = _numbers(state, r"b(\d+)\..*")
+    sides = _indices(state, r"b(\d+)\..*")
     ours = {theirs: name for name, theirs in nvidia_discriminator_names(max(1, len(sides) - 1)).items()}
     return {ours.get(key, key): value for key, value in state.items() if not key.endswith("resample_filter")}
 
@@ -177,7 +177,10 @@ def from_tensorflow(variables: Mapping[str, Tensor]) -> State:
             result[f"mapping.{key}.{match[3]}"] = value.t() if match[3] == "weight" else value
         elif match := re.fullmatch(r"synthesis/noise(\d+)", name):
             index = int(match[1])
-            layer = f"b{4 << (index + 1) // 2}.conv{index % 2 == 0:d}" if index < 40 else "unknown"
+            layer = "unknown"
+            if index < 40:
+                side = 4 << ((index + 1) // 2)
+                layer = f"b{side}.conv1" if index % 2 == 0 else f"b{side}.conv0"
             result[f"synthesis.{layer}.noise_const"] = value[0, 0]
         elif match := re.fullmatch(r"synthesis/(\d+)x\1/(Conv|Conv0_up|Conv1|ToRGB|Const)/\w+", name):
             block = f"synthesis.b{match[1]}"
@@ -203,14 +206,11 @@ def from_tensorflow_discriminator(variables: Mapping[str, Tensor]) -> State:
         match = re.fullmatch(r"(?:(\d+)x\1/(\w+)|(Output))/(weight|bias)", name)
         layer = match and ("out" if match[3] else layers.get(match[2]))
         if match and layer:
-            turned = (
-                value.t()
-                if layer in ("fc", "out")
-                else _TENSORFLOW["weight"](value, layer)
-                if value.dim() == 4
-                else value
-            )
-            result[f"b{match[1] or 4}.{layer}.{match[4]}"] = turned if match[4] == "weight" else value
+            if match[4] == "weight" and layer in ("fc", "out"):
+                value = value.t()
+            elif match[4] == "weight" and value.dim() == 4:
+                value = _TENSORFLOW["weight"](value, layer)
+            result[f"b{match[1] or 4}.{layer}.{match[4]}"] = value
         elif value.numel() > 1:
             result[name] = value
     return from_nvidia_discriminator({name: value.contiguous() for name, value in result.items()})
@@ -235,7 +235,7 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
             )
     levels, depth = _shape_of(state)
     size = 4 << min(levels, 20)
-    convs = len(_numbers(state, r"convs\.(\d+)\.conv\.weight"))
+    convs = len(_indices(state, r"convs\.(\d+)\.conv\.weight"))
     widths = {4: int(state["input.input"].shape[1])}
     for level in range(levels):
         weight = state[f"convs.{2 * level}.conv.weight"]
@@ -264,7 +264,7 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
 
 def infer_discriminator_config(state: Mapping[str, Tensor]) -> StyleGAN2Config:
     """Architecture of a discriminator by the shapes of its weights, ours."""
-    levels = _consecutive(_numbers(state, r"convs\.(\d+)\.conv2\.1\.weight"), first=1)
+    levels = _consecutive(_indices(state, r"convs\.(\d+)\.conv2\.1\.weight"), first=1)
     keys = ["convs.0.0.weight", *(f"convs.{index}.conv2.1.weight" for index in range(1, levels + 1))]
     if not levels or any(key not in state or state[key].dim() != 4 for key in keys):
         raise LayoutError(
@@ -435,11 +435,11 @@ def _check_filters(state: Mapping[str, Tensor], ending: str, gain: float) -> Non
 
 def _shape_of(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Levels above 4 px, and mapping layers, of weights under our names."""
-    convs = _consecutive(_numbers(state, r"convs\.(\d+)\.conv\.weight"))
-    return convs // 2, _consecutive(_numbers(state, r"style\.(\d+)\.weight"), first=1)
+    convs = _consecutive(_indices(state, r"convs\.(\d+)\.conv\.weight"))
+    return convs // 2, _consecutive(_indices(state, r"style\.(\d+)\.weight"), first=1)
 
 
-def _numbers(state: Mapping[str, Tensor], pattern: str) -> set[int]:
+def _indices(state: Mapping[str, Tensor], pattern: str) -> set[int]:
     """Numbers that the keys that match have; each at most four digits long."""
     return {int(match[1]) for key in state if (match := re.fullmatch(pattern, key)) and len(match[1]) <= 4}
 

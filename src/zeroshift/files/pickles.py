@@ -205,7 +205,7 @@ def _read_zip(data: memoryview, limits: PickleLimits) -> Content:
 
     def storage(key: tuple[Any, ...]) -> Storage:
         dtype, name, count = _storage_key(key)
-        return Storage(_numbers(region(f"{root}data/{name}"), dtype, count, budget))
+        return Storage(_tensor_of(region(f"{root}data/{name}"), dtype, count, budget))
 
     tree = _finish(Machine(region(f"{root}data.pkl"), 0, budget, storage).run(), budget)
     is_script = f"{root}constants.pkl" in members
@@ -235,7 +235,7 @@ def _storage_key(key: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
     return STORAGES[dtype.full], name, count
 
 
-def _numbers(region: memoryview, dtype: torch.dtype, count: int, budget: Budget) -> Tensor:
+def _tensor_of(region: memoryview, dtype: torch.dtype, count: int, budget: Budget) -> Tensor:
     """The first `count` numbers of some bytes, without a copy where they lie as the processor wants them."""
     if count * dtype.itemsize > len(region):
         raise Damaged(f"{count} numbers in {len(region)} bytes")
@@ -308,7 +308,7 @@ def _read_legacy(data: memoryview, at: int, budget: Budget) -> Any:
         at += 8
         length = len(values) * values.element_size()
         own = Budget(length, budget.limits)  # the space of these numbers was counted when it was made
-        values.copy_(_numbers(data[at : at + length], values.dtype, len(values), own))
+        values.copy_(_tensor_of(data[at : at + length], values.dtype, len(values), own))
         at += length
     return tree
 

@@ -55,11 +55,11 @@ class SourceInfo:
     """Name of the world that it belongs to, where it says one."""
 
 
-def world_name(facts: Mapping[str, str]) -> str:
+def world_name(metadata: Mapping[str, str]) -> str:
     """Name of the world that a generator's metadata, or a run's record of its source generator, tell; empty
     where they tell none. Files of version 0.1.0 name their built-in source instead."""
-    source = facts.get("source_name") or facts.get("name")
-    return facts.get("world") or ("portraits" if source in GENERATORS else "")
+    source = metadata.get("source_name") or metadata.get("name")
+    return metadata.get("world") or ("portraits" if source in GENERATORS else "")
 
 
 def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:

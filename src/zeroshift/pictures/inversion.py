@@ -80,9 +80,9 @@ def inverted(
     batch = AT_ONCE.get(pictures.device.type, 16)
     # Bits differ between kinds of devices, threads and versions.
     machine = [torch.__version__, torch.get_num_threads(), weight.device.type, str(weight.dtype)]
-    facts = json.dumps([model_key(model), *machine, route.t0, route.invert_steps])
+    route_key = json.dumps([model_key(model), *machine, route.t0, route.invert_steps])
     keys = [
-        hashlib.sha256(facts.encode() + row.contiguous().cpu().numpy().tobytes()).hexdigest()
+        hashlib.sha256(route_key.encode() + row.contiguous().cpu().numpy().tobytes()).hexdigest()
         for row in pictures
     ]
     parts: list[Tensor] = []

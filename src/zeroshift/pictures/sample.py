@@ -87,7 +87,7 @@ def sample(
     return draw(run, seeds, psi, steps=steps, eta=eta, progress=progress)
 
 
-def facts_of(
+def metadata_of(
     spec: str | Path,
     run: Run | PictureGenerator,
     truncation: float | None = None,
@@ -100,12 +100,12 @@ def facts_of(
         generator = run
         own_truncation = 1.0
         own_steps = SAMPLE_STEPS
-        facts = {"generator": Path(spec).name}
+        metadata = {"generator": Path(spec).name}
     else:
         generator = run.generator
         own_truncation = run.config.run.truncation
         own_steps = run.config.train.diffusion.sample_steps
-        facts = {
+        metadata = {
             "method": run.config.method,
             "source": run.config.source,
             "target": run.config.target,
@@ -113,8 +113,8 @@ def facts_of(
             "source_sha256": str(run.folder.environment["source"]["sha256"]),
         }
     if generator.kind == "styles":
-        facts["truncation"] = f"{own_truncation if truncation is None else truncation:g}"
+        metadata["truncation"] = f"{own_truncation if truncation is None else truncation:g}"
     else:
-        facts["steps"] = str(own_steps if steps is None else steps)
-        facts["eta"] = f"{eta or 0.0:g}"
-    return {"software": f"zeroshift {__version__}", **facts}
+        metadata["steps"] = str(own_steps if steps is None else steps)
+        metadata["eta"] = f"{eta or 0.0:g}"
+    return {"software": f"zeroshift {__version__}", **metadata}

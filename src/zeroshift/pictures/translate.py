@@ -42,7 +42,7 @@ def translate(
     """
     check_strength(strength)
     source, target, route = _models(run, t0, steps)
-    return _made(source, pictures, route, between(source, target, strength), unseen, seed, progress)
+    return _translate(source, pictures, route, between(source, target, strength), unseen, seed, progress)
 
 
 def translate_mixed(
@@ -66,13 +66,13 @@ def translate_mixed(
         raise InputError("runs is empty; give at least one run of a diffusion model.")
     opened = [_models(run, t0, steps) for run in runs]
     first, _, route = opened[0]
-    if any(not _equal(first, source) for source, _, _ in opened[1:]):
+    if any(not _same_model(first, source) for source, _, _ in opened[1:]):
         raise InputError(
             "the runs began from different source models, so their changes cannot be mixed; give runs of one."
         )
     parts = schedule or {0: [1.0] * len(runs)}
     predict = mixture([target for _, target, _ in opened], parts)
-    return _made(first, pictures, route, predict, unseen, seed, progress)
+    return _translate(first, pictures, route, predict, unseen, seed, progress)
 
 
 def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
@@ -118,8 +118,8 @@ def save_translated(
     given, names = read_pictures(pictures, made.shape[-1])
     config = runs[0].config
     targets = " + ".join(run.config.target for run in runs)
-    facts = {"method": config.method, "source": config.source, "target": targets}
-    facts |= {
+    metadata = {"method": config.method, "source": config.source, "target": targets}
+    metadata |= {
         name: value if isinstance(value, str) else f"{value:g}"
         for name, value in options.items()
         if value is not None
@@ -128,7 +128,7 @@ def save_translated(
     try:
         shown = [("before", given[:8]), (targets, made[:8])]
         for path, picture in zip(paths, [labelled_rows(shown), *made], strict=True):
-            write_png(path, picture, facts)
+            write_png(path, picture, metadata)
     except OSError as error:
         raise InputError(
             f"cannot write pictures to {folder}: {error.strerror}; choose another --out."
@@ -164,7 +164,7 @@ def _models(
     return opened.source, generator, Route.of(opened.config.train.diffusion, t0, steps)
 
 
-def _made(
+def _translate(
     source: DiffusionGenerator,
     pictures: Pictures,
     route: Route,
@@ -182,7 +182,7 @@ def _made(
     return translated(source, given, route, predict, progress).float().cpu()
 
 
-def _equal(first: DiffusionGenerator, second: DiffusionGenerator) -> bool:
+def _same_model(first: DiffusionGenerator, second: DiffusionGenerator) -> bool:
     """Whether two models compute the same."""
     theirs = second.state()
     return first.config == second.config and all(
