@@ -58,7 +58,8 @@ def test_a_pushed_generator_comes_back_from_the_hub_with_equal_weights(
     assert {name: len(content) for name, content in repository.revisions["main"].items()} == done.files
     assert len(repository.messages) == 1 and "zeroshift" in repository.messages[0]
     assert f"to {server.address}/ann/sketch" in capsys.readouterr().err
-    loaded, ours = zeroshift.load("hf:ann/sketch").state(), run.generator.state()
+    loaded = zeroshift.load("hf:ann/sketch").state()
+    ours = run.generator.state()
     assert loaded.keys() == ours.keys() and all(torch.equal(loaded[name], ours[name]) for name in ours)
 
 

@@ -115,7 +115,8 @@ def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, t
     else:
         made = StyleGAN2Generator(config)
         checkpoints.export_pt(tmp_path / "g.pt", made)
-        state, official = content(tmp_path / "g.pt")["g_ema"], meta["keys"]
+        state = content(tmp_path / "g.pt")["g_ema"]
+        official = meta["keys"]
     assert {key: list(value.shape) for key, value in state.items()} == {
         key: entry["shape"] for key, entry in official.items()
     }
@@ -158,7 +159,8 @@ def test_half_precision_weights_become_float32(foreign: Path) -> None:
 
 def wrong(kind: str, folder: Path, ours: Path, foreign: Path) -> Path:
     """A file that is wrong in the named way."""
-    path, state = folder / "wrong", content(foreign)["g_ema"]
+    path = folder / "wrong"
+    state = content(foreign)["g_ema"]
     tensors = load_file(ours)
     if kind == "missing":
         return path
@@ -280,7 +282,8 @@ def test_a_generator_is_found_by_file_and_by_folder_with_the_hash_of_its_file(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "generator.safetensors").write_bytes(ours.read_bytes())
-    by_file, by_folder = registry.load_generator(ours)[1], registry.load_generator(folder)[1]
+    by_file = registry.load_generator(ours)[1]
+    by_folder = registry.load_generator(folder)[1]
     assert by_file.sha256 == by_folder.sha256 == file_sha256(ours)
     assert by_folder.path == folder / "generator.safetensors" and not by_file.world
 

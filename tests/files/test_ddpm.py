@@ -52,7 +52,8 @@ def test_the_averaged_weights_are_those_of_the_slow_formula(tmp_path) -> None:
     for steps in (1, 2):
         ddpm.train(tmp_path, tmp_path / "work", 1, dataclasses.replace(SHORT, steps=steps))
         saved = torch.load(tmp_path / "work" / "ddpm.pt", weights_only=True)
-        averages[steps], latest[steps] = saved["average"], saved["unet"]
+        averages[steps] = saved["average"]
+        latest[steps] = saved["unet"]
     decay = 2 / 11
     for name, value in averages[2].items():
         assert torch.allclose(value, decay * averages[1][name] + (1 - decay) * latest[2][name], atol=1e-7), (

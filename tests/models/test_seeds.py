@@ -62,7 +62,8 @@ def test_no_seeds_are_refused() -> None:
 
 
 def test_truncation_moves_between_the_average_and_the_style() -> None:
-    w, average = z_from_seeds([1, 2], 6), z_from_seeds([3], 6)[0]
+    w = z_from_seeds([1, 2], 6)
+    average = z_from_seeds([3], 6)[0]
     assert torch.equal(truncate(w, average, 1.0), w)
     assert torch.equal(truncate(w, average, 0.0), average.expand(2, -1))
     torch.testing.assert_close(truncate(w, average, 0.25), 0.75 * average + 0.25 * w)

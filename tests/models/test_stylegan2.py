@@ -140,7 +140,8 @@ def test_one_picture_alone_equals_itself_in_a_batch() -> None:
 
 def test_registered_noise_equals_the_same_maps_given_and_off_equals_zero_maps() -> None:
     generator = noisy()
-    w, shapes = generator.map(z(1)), generator.noise_shapes()
+    w = generator.map(z(1))
+    shapes = generator.noise_shapes()
     maps = [generator.get_buffer(f"noises.noise_{index}") for index in range(len(shapes))]
     assert [tuple(each.shape) for each in maps] == shapes
     assert torch.equal(generator.synthesize(w), generator.synthesize(w, maps))
@@ -172,13 +173,15 @@ def test_features_are_the_outputs_of_the_styled_convolutions() -> None:
 
 def test_double_precision_agrees_with_single_precision() -> None:
     generator = noisy()
-    single, double = generator(z(1)), generator.clone().double()(z(1).double())
+    single = generator(z(1))
+    double = generator.clone().double()(z(1).double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_autocast_stays_near_and_gives_full_precision_pictures() -> None:
-    generator, discriminator = noisy(), StyleGAN2Discriminator(config())
+    generator = noisy()
+    discriminator = StyleGAN2Discriminator(config())
     with torch.autocast("cpu", torch.bfloat16):
         image = generator(z(1, 2))
         logits = discriminator(image)
@@ -220,7 +223,8 @@ def test_latents_of_another_shape_are_refused() -> None:
 
 def test_noise_that_does_not_fit_is_refused() -> None:
     generator = noisy()
-    w, maps = generator.map(z(1)), draw_noise(generator.noise_shapes(), 1, 0, "test", 0)
+    w = generator.map(z(1))
+    maps = draw_noise(generator.noise_shapes(), 1, 0, "test", 0)
     for wrong in (maps[:-1], [*maps[:-1], torch.zeros(1, 1, 5, 5)], [torch.zeros(3, 1, 4, 4), *maps[1:]]):
         with pytest.raises(InputError, match="noise"):
             generator.synthesize(w, wrong)

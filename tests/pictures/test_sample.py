@@ -60,10 +60,8 @@ def test_seeds_that_cannot_be_read_are_named(text: str, named: str) -> None:
 
 def test_a_seed_gives_the_same_picture_alone_and_in_any_batch() -> None:
     generator = tiny.generator()
-    together, alone = (
-        draw(generator, range(5), batch=5),
-        torch.cat([draw(generator, [seed]) for seed in range(5)]),
-    )
+    together = draw(generator, range(5), batch=5)
+    alone = torch.cat([draw(generator, [seed]) for seed in range(5)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together, draw(generator, range(5), batch=2), atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=0.1)

@@ -101,7 +101,8 @@ def test_strength_mixes_the_predictions(runs: list[AdaptRun], pictures: Tensor) 
 
 def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures: Tensor) -> None:
     first, second = (run.generator for run in runs)
-    predict, x = mixture([first, second], {0: [1, 3], 200: [1, 0]}), pictures[:1]
+    predict = mixture([first, second], {0: [1, 3], 200: [1, 0]})
+    x = pictures[:1]
     with torch.no_grad():
         assert torch.equal(predict(x, 200), first.predict_noise(x, 200))
         slow = 0.25 * first.predict_noise(x, 199) + 0.75 * second.predict_noise(x, 199)
@@ -115,7 +116,8 @@ def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures:
 
 
 def test_unseen_pictures_are_brought_into_domain_the_domain_of_the_source(pictures: Tensor) -> None:
-    source, x = tiny.diffusion(), pictures
+    source = tiny.diffusion()
+    x = pictures
     with torch.no_grad():
         for repeat in range(2):
             noise = torch.stack(

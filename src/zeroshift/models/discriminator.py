@@ -34,6 +34,7 @@ class EqualConv2d(Resettable):
         nn.init.normal_(self.weight, generator=rng)
 
     def forward(self, x: Tensor) -> Tensor:
+        """BCHW with `num_out` channels."""
         return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
 
 
@@ -49,6 +50,7 @@ class Smooth(nn.Module):
         self.register_buffer("kernel", ops.fir_kernel(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """BCHW, every channel filtered; see `ops.fir_filter` for the side."""
         return ops.fir_filter(x, self.kernel, self.padding, self.stride)
 
 
@@ -66,6 +68,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(Smooth(padding=1, stride=2), EqualConv2d(num_in, num_out, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """BCHW of half the side, and the outputs of both convolutions of the branch."""
         first = self.conv1(x)
         second = self.conv2(first)
         return (second + self.skip(x)).mul_(1 / ops.SQRT2), first, second

@@ -27,16 +27,26 @@ Module = TypeVar("Module", bound="WithWeights")
 class WithWeights(Protocol):
     """A network that can be copied."""
 
-    def clone(self: Module) -> Module: ...
-    def state(self) -> dict[str, Tensor]: ...
+    def clone(self: Module) -> Module:
+        """An independent copy with equal weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all weights and buffers."""
+        ...
 
 
 class PredictsNoise(Protocol):
     """A diffusion model, as far as its predictions go."""
 
     @property
-    def num_steps(self) -> int: ...
-    def predict_noise(self, x: Tensor, t: int) -> Tensor: ...
+    def num_steps(self) -> int:
+        """Number of times of its schedule."""
+        ...
+
+    def predict_noise(self, x: Tensor, t: int) -> Tensor:
+        """Noise in x BCHW at time t."""
+        ...
 
 
 def check_strength(strength: float) -> None:

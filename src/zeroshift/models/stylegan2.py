@@ -115,6 +115,7 @@ class EqualLinear(Resettable):
         nn.init.normal_(self.weight, std=1.0 / self.lr_mul, generator=rng)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, num_out) of (B, num_in); with `activate` behind the scaled leaky ReLU."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.weight.dtype)
             if self.activate:
@@ -163,7 +164,7 @@ class ModulatedConv2d(Resettable):
 
 
 class NoiseInjection(nn.Module):
-    """A noise map times one learned strength."""
+    """A noise map (1 or B)1HW times one learned strength, 0 before training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,6 +187,7 @@ class StyledConv(nn.Module):
         self.activate = Bias(num_out)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, path: ops.ModulationPath) -> Tensor:
+        """BCHW of styles BS, twice as large where the layer enlarges; noise (1 or B)1HW of that side."""
         y, weight, style = self.conv(x, w, path)
         scaled_noise = None if noise is None else self.noise(noise)
         y = ops.styled_activation(y, ops.demodulation(weight, style), self.activate.bias, scaled_noise)
@@ -205,6 +207,7 @@ class ToRGB(nn.Module):
         self.register_buffer("kernel", ops.fir_kernel(gain=4.0), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, below: Tensor | None, path: ops.ModulationPath) -> Tensor:
+        """RGB picture B3HW of maps BCHW and styles BS; `below` has half the side, None at 4 px."""
         rgb = self.conv(x, w, path)[0].to(self.bias.dtype) + self.bias
         rgb = rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
         if below is None:

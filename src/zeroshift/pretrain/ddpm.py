@@ -65,7 +65,7 @@ RECIPE = DdpmRecipe()
 
 
 def learning_rate(step: int, recipe: DdpmRecipe) -> float:
-    """Linear warm-up, constant, linear fall."""
+    """Rate of a step: a linear warm-up to the peak, then constant, then a linear fall to 0."""
     falling = (recipe.steps - step) / max(1.0, recipe.fall * recipe.steps)
     return recipe.peak_lr * min(1.0, (step + 1) / recipe.warmup, falling)
 
