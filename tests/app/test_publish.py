@@ -95,7 +95,7 @@ def test_the_numbers_of_the_card_are_means_of_the_logged_tenths(run: AdaptRun, t
         {"stage": 2, "step": step, "loss": float(step), "direction": float(step), "global_clip": 1.0}
         for step in range(20)
     ]
-    assert publish._numbers(lines, ()) == [
+    assert publish._loss_rows(lines, ()) == [
         (2, "loss", "0.5000", "18.5000"),
         (2, "global loss", "1.0000", "1.0000"),
     ]

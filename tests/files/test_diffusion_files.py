@@ -32,7 +32,7 @@ State = dict[str, Tensor]
 def ddpm_network(widths: tuple[int, ...] = (32, 64), seed: int = 1, **options: Any) -> DiffusionGenerator:
     """A network of DDPM's kind with attention on its second level, for pictures of the usual size for as many
     levels."""
-    kinds = ["attention" if level == 1 else "" for level in range(len(widths))]
+    kinds = ["attention" if level == 1 else "plain" for level in range(len(widths))]
     fixed = {
         "downsample_padding": 0,
         "flip_sin_to_cos": False,
@@ -56,7 +56,7 @@ def ddpm_network(widths: tuple[int, ...] = (32, 64), seed: int = 1, **options: A
 def guided_network(resized: bool = True, seed: int = 2, **options: Any) -> DiffusionGenerator:
     """A network of guided-diffusion's kind with learned variance; with `resized` False of its
     forerunner's."""
-    kinds = ["resnet" * resized, "attention"]
+    kinds = ["resnet" if resized else "plain", "attention"]
     down, up = ([unets.BLOCKS[way][kind] for kind in kinds] for way in ("down", "up"))
     fixed = {
         "resnet_time_scale_shift": "scale_shift",

@@ -94,7 +94,7 @@ class DiffusionGenerator(nn.Module):
     pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
 
-    kind: ClassVar[Literal["diffusion"]] = "diffusion"
+    kind: Literal["diffusion"] = "diffusion"
     file_format: ClassVar[str] = "zeroshift.diffusion.generator"
 
     def __init__(

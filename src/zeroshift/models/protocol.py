@@ -39,11 +39,15 @@ class PictureGenerator(Protocol):
     """What every generator has, whatever its kind. What a kind lacks, its methods refuse with an
     InputError."""
 
-    kind: ClassVar[Kind]
     image_size: int
     """Height and width of its pictures in pixels."""
     file_format: ClassVar[str]
     """Name of the format in the metadata of the files that we write of it."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the two kinds it is; a constant of the class."""
+        ...
 
     def sample(
         self,

@@ -234,7 +234,7 @@ class StyleGAN2Generator(nn.Module):
     (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
     """
 
-    kind: ClassVar[Literal["styles"]] = "styles"
+    kind: Literal["styles"] = "styles"
     file_format: ClassVar[str] = "zeroshift.stylegan2.generator"
     latent_avg: Tensor
 

@@ -99,20 +99,20 @@ def sample_run(
     generator: PictureGenerator = run.generator
     tuning = run.config.train.diffusion
     has_styles = generator.kind == "styles"
-    if truncation is None:
-        truncation = run.config.run.truncation if has_styles else 1.0
+    own = run.config.run.truncation if has_styles else 1.0
+    psi = own if truncation is None else truncation
     if steps is None and not has_styles:
         steps = tuning.sample_steps
     tell = drawing(progress)
     if has_styles and strength == 1.0:
         # Without the source generator, which may be gone.
-        return generator.sample(seeds, truncation=truncation, steps=steps, eta=eta, progress=tell)
+        return generator.sample(seeds, truncation=psi, steps=steps, eta=eta, progress=tell)
     return generator.sample_adapted(
         run.source,
         seeds,
         strength,
         t0=tuning.t0,
-        truncation=truncation,
+        truncation=psi,
         steps=steps,
         eta=eta,
         progress=tell,

@@ -143,9 +143,9 @@ def _models(
     is_name = isinstance(run, str | Path)
     opened: Any = load(Path(run)) if is_name else run
     name = str(run) if is_name else "what was given"
-    is_bare = isinstance(opened, PictureGenerator)
-    generator: Any = opened if is_bare else opened.generator
-    if is_bare and generator.kind == "diffusion":
+    bare = opened if isinstance(opened, PictureGenerator) else None
+    generator: Any = bare or opened.generator
+    if bare is not None and bare.kind == "diffusion":
         raise InputError(
             f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run "
             "of it."
