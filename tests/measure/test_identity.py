@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tiny
 from zeroshift import portraits
 from zeroshift.config.schema import NetworksConfig
 from zeroshift.errors import InputError
 from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se
-from zeroshift.files.registry import load_styled
+from zeroshift.files.registry import load_generator
 from zeroshift.files.writing import file_sha256
 from zeroshift.measure.evaluate import Evaluation, evaluate
 from zeroshift.measure.networks import IDENTITY, READER, open_networks
@@ -279,7 +280,7 @@ def test_the_record_names_encoder_and_reader_with_their_hashes(photos: Evaluatio
 
 def test_attributes_kept_are_those_that_the_reader_of_the_target_finds(photos: Evaluation) -> None:
     z = latent.z_from_seeds(range(8), LATENT_DIM)
-    generator, _ = load_styled("portraits", "this test")
+    generator = tiny.styled(load_generator("portraits")[0])
     made = generator.synthesize(generator.map(z)).clamp(-1, 1)
     reader, scene = load_reader(READER, IDENTITY), sample_scene(z)
     right = [0.0, 0.0]

@@ -24,8 +24,9 @@ from zeroshift.measure.evaluate import evaluate
 from zeroshift.measure.picture_sets import open_subject
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.models.diffusion import DiffusionGenerator
+from zeroshift.models.mixing import mixture
 from zeroshift.models.seeds import rng, z_from_seeds
-from zeroshift.pictures.inversion import Route, drawn_into, mixture, translated
+from zeroshift.pictures.inversion import Route, brought_into_domain, translated
 from zeroshift.pictures.translate import read_pictures, translate, translate_mixed
 from zeroshift.portraits import render
 
@@ -100,7 +101,8 @@ def test_strength_mixes_the_predictions(runs: list[AdaptRun], pictures: Tensor) 
 
 def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures: Tensor) -> None:
     first, second = (run.generator for run in runs)
-    predict, x = mixture([first, second], {0: [1, 3], 200: [1, 0]}), pictures[:1]
+    predict = mixture([first, second], {0: [1, 3], 200: [1, 0]})
+    x = pictures[:1]
     with torch.no_grad():
         assert torch.equal(predict(x, 200), first.predict_noise(x, 200))
         slow = 0.25 * first.predict_noise(x, 199) + 0.75 * second.predict_noise(x, 199)
@@ -113,8 +115,9 @@ def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures:
         mixture([first, second], {300: [1, 1]})
 
 
-def test_unseen_pictures_are_drawn_into_the_domain_of_the_source(pictures: Tensor) -> None:
-    source, x = tiny.diffusion(), pictures
+def test_unseen_pictures_are_brought_into_domain_the_domain_of_the_source(pictures: Tensor) -> None:
+    source = tiny.diffusion()
+    x = pictures
     with torch.no_grad():
         for repeat in range(2):
             noise = torch.stack(
@@ -125,9 +128,9 @@ def test_unseen_pictures_are_drawn_into_the_domain_of_the_source(pictures: Tenso
             x = share.sqrt() * x + (1 - share).sqrt() * noise
             for t, t_next in ((200, 100), (100, 0), (0, -1)):
                 x = source.step(x, t, t_next, source.predict_noise(x, t))
-    made = drawn_into(source, pictures, 4, t0=200, steps=3, repeats=2)
+    made = brought_into_domain(source, pictures, 4, t0=200, steps=3, repeats=2)
     torch.testing.assert_close(made, x.clamp(-1, 1), atol=1e-4, rtol=0)
-    assert not torch.equal(made, drawn_into(source, pictures, 5, t0=200, steps=3, repeats=2))
+    assert not torch.equal(made, brought_into_domain(source, pictures, 5, t0=200, steps=3, repeats=2))
 
 
 def test_the_command_writes_a_picture_for_each_and_a_sheet(

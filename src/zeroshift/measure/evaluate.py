@@ -33,7 +33,7 @@ from zeroshift.measure.networks import WANTED, Networks, open_networks
 from zeroshift.measure.picture_sets import RESIZE, Subject, open_subject
 from zeroshift.measure.report import evaluation_rows, evaluation_settings, write_report
 from zeroshift.models.protocol import Generator
-from zeroshift.pictures.sample import Adapted
+from zeroshift.pictures.runs import Adapted
 from zeroshift.portraits import is_held_out
 from zeroshift.portraits.scene import CHOICES
 

@@ -26,7 +26,8 @@ from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import Generator
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.pictures.inversion import Route, translated
-from zeroshift.pictures.sample import Adapted, draw, is_run, load, parse_seeds
+from zeroshift.pictures.runs import Adapted, is_run, load
+from zeroshift.pictures.sample import draw, parse_seeds
 from zeroshift.portraits import LATENT_DIM, domain_of, render
 from zeroshift.training.run_folder import RunFolder
 

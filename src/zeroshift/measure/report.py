@@ -17,9 +17,9 @@ from zeroshift.config.schema import SECTIONS, to_dict
 from zeroshift.files.images import write_png
 from zeroshift.files.registry import GENERATORS
 from zeroshift.files.writing import write_bytes
-from zeroshift.pictures.sample import before_after, true_pictures
-from zeroshift.portraits import LATENT_DIM
+from zeroshift.pictures.sheets import before_after
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.known import world_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -60,10 +60,9 @@ def conclude(folder: RunFolder, source: Any, target: Any) -> tuple[Path, Path]:
     config, picture = folder.config, folder.path / "before_after.png"
     if not picture.is_file():
         seeds = range(config.run.samples)
-        known = knows_truth(folder)
-        truth = true_pictures(seeds, LATENT_DIM, config.target, source.image_size) if known else None
+        world = world_of(folder.environment["source"])
         labels, psi = (config.source, config.target), config.run.truncation
-        rows = before_after(source, target, labels, seeds, psi, truth, config.train.diffusion)
+        rows = before_after(source, target, labels, seeds, psi, world, config.train.diffusion)
         write_png(
             picture,
             rows,
