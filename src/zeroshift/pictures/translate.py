@@ -14,7 +14,6 @@ from zeroshift.errors import InputError
 from zeroshift.files.images import fitted, labelled_rows, picture_files, read_picture, write_png
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.mixing import Predictor, between, check_strength, mixture
-from zeroshift.models.protocol import PictureGenerator
 from zeroshift.pictures.inversion import Progress, Route, brought_into_domain, translated
 from zeroshift.pictures.runs import Adapted, Run, load
 
@@ -143,18 +142,17 @@ def _models(
     is_name = isinstance(run, str | Path)
     opened: Any = load(Path(run)) if is_name else run
     name = str(run) if is_name else "what was given"
-    bare = opened if isinstance(opened, PictureGenerator) else None
-    generator: Any = bare or opened.generator
-    if bare is not None and bare.kind == "diffusion":
-        raise InputError(
-            f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run "
-            "of it."
-        )
+    generator: Any = getattr(opened, "generator", opened)
     if generator.kind != "diffusion":
         raise InputError(
             f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is "
             "no way back from a picture to a style here. Adapt a diffusion model with --generator "
             "portraits-ddpm."
+        )
+    if generator is opened:
+        raise InputError(
+            f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run "
+            "of it."
         )
     last = generator.num_steps - 1
     if t0 is not None and not 0 < t0 <= last:

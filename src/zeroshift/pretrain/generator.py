@@ -235,6 +235,19 @@ def _fooled(critic: StyleGAN2Discriminator, fake: Tensor) -> Tensor:
     return loss
 
 
+def _drawn(
+    generator: StyleGAN2Generator, people: dataset.People, batch: int, held: int, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Pictures BCHW of random people with random noise, of which all but the first `held` have two people's
+    styles; and the photos of these people."""
+    rows = torch.randint(len(people.z), (batch,), generator=draw)
+    w = _mixed(generator, generator.map(people.z[rows]), held, draw)
+    noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
+    with torch.autocast("cpu", torch.bfloat16):
+        pictures = generator.synthesize(w, noise)
+    return pictures.float(), dataset.to_float(people.photo[rows])
+
+
 def finish(
     generator: StyleGAN2Generator,
     data: Path,
@@ -252,18 +265,9 @@ def finish(
     batch = recipe.finish_batch
     held = 2 * batch // 3  # the others mix two people's styles and have no render to be held to
 
-    def made(number: int, tag: str) -> tuple[Tensor, Tensor]:
-        draw = rng("finish", tag, number)
-        rows = torch.randint(len(people.z), (batch,), generator=draw)
-        w = _mixed(generator, generator.map(people.z[rows]), held, draw)
-        noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
-        with torch.autocast("cpu", torch.bfloat16):
-            pictures = generator.synthesize(w, noise)
-        return pictures.float(), dataset.to_float(people.photo[rows])
-
     def step(number: int) -> dict:
         with torch.no_grad():
-            fake, _ = made(number, "critic")
+            fake, _ = _drawn(generator, people, batch, held, rng("finish", "critic", number))
         rows = torch.randint(len(people.z), (batch,), generator=rng("finish", "real", number))
         # Lazy regularisation: every 16th step, 16 times the weight.
         r1 = 16 * recipe.r1_gamma if number % 16 == 0 else 0.0
@@ -275,7 +279,7 @@ def finish(
             return {"critic": loss_critic}
         for group in of_generator.param_groups:
             group["lr"] = warmup_cosine(number, recipe.finish_steps, recipe.finish_lr)
-        fake, wanted = made(number, "generator")
+        fake, wanted = _drawn(generator, people, batch, held, rng("finish", "generator", number))
         fool = _fooled(critic, fake)
         anchor = picture_loss(fake[:held], wanted[:held])
         of_generator.zero_grad(set_to_none=True)
