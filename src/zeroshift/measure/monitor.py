@@ -28,13 +28,14 @@ from torch import Tensor
 from zeroshift.clip.features import normalize, template_features
 from zeroshift.config.schema import AdaptConfig, MonitorConfig
 from zeroshift.files.checkpoints import AnyGenerator, load_generator_file
-from zeroshift.files.registry import GENERATORS, load_clip
+from zeroshift.files.registry import world_name
 from zeroshift.measure.metrics import diversity_ratio, pairwise_diversity
-from zeroshift.measure.networks import JUDGE, Judge
+from zeroshift.measure.networks import Judge
 from zeroshift.methods.guidance import Guide
 from zeroshift.methods.prompts import PromptMapper
 from zeroshift.shapes import Picture, UnitFeature
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.known import world_named
 
 Look = Mapping[str, Any]
 """A line of monitor.jsonl: step, agreement, alike, diversity, judge (where there is one), score, best (a
@@ -232,17 +233,17 @@ class Monitor:
 
     def _judge(self, device: torch.device) -> Judge | None:
         """The built-in judge, where it knows the domain and does not guide."""
-        from zeroshift.portraits import DOMAINS, domain_of
-
         name, guiding = self.origin
-        domain = domain_of(self.config.target)
-        if name not in GENERATORS or domain is None:
+        world = world_named(world_name({"name": name}))
+        domain = world.domain_of(self.config.target) if world else None
+        clip = world.open_judge(device) if world else None
+        if world is None or domain is None or clip is None:
             return None
-        judge = Judge(load_clip(JUDGE, device=device))
-        if judge.label.sha256 in guiding:
+        judge = Judge(clip)
+        if judge.record.sha256 in guiding:
             return None
-        words = [template_features(judge.clip, each).mean(dim=0) for each in DOMAINS]
-        self.asked = judge.clip.logit_scale * normalize(torch.stack(words)), list(DOMAINS).index(domain)
+        words = [template_features(judge.clip, each).mean(dim=0) for each in world.domains]
+        self.asked = judge.clip.logit_scale * normalize(torch.stack(words)), list(world.domains).index(domain)
         return judge
 
     def _judged(self, pictures: Picture) -> UnitFeature:

@@ -22,16 +22,17 @@ from zeroshift.devices import device_name, out_of_memory, resolve_device
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import AnyGenerator, save_generator
 from zeroshift.files.images import grid, write_png
-from zeroshift.files.registry import GENERATORS, load_clip, load_generator
+from zeroshift.files.registry import load_clip, load_generator
 from zeroshift.files.writing import fingerprint
 from zeroshift.measure.monitor import Monitor
-from zeroshift.measure.networks import SeesWho, open_identity
+from zeroshift.measure.networks import IdentityNetwork, open_identity
 from zeroshift.methods import losses
 from zeroshift.methods.guidance import PATCH_PX, Guide, Texture, unknown_words
 from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
 from zeroshift.models.protocol import Generator
 from zeroshift.models.seeds import rng
 from zeroshift.training.run_folder import RunFolder, environment
+from zeroshift.worlds.known import world_of
 
 Hook = Callable[[dict[str, Any]], None]
 """Called after every step with everything the step computed. An attribute `wants_gradients = True` adds
@@ -69,7 +70,7 @@ def open_source(config: AdaptConfig, given: Injected) -> Source:
     if given.generator is not None:
         return given.generator.clone(), {"name": "given", "sha256": fingerprint(given.generator.state())}
     source, info = load_generator(config.generator, resolve_device(config.run.device))
-    return source, {"name": info.name, "sha256": info.sha256}
+    return source, {"name": info.name, "sha256": info.sha256, "world": info.world}
 
 
 class Trainer(ABC):
@@ -126,7 +127,7 @@ class Trainer(ABC):
                 f"losses.patch needs pictures above {PATCH_PX} px, the generator's have "
                 f"{self.source.image_size}; set it to 0."
             )
-        self.identity = self._identity(origin["name"]) if config.losses.identity else None
+        self.identity = self._identity(origin) if config.losses.identity else None
         self.guides = [
             Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)
         ]
@@ -140,9 +141,9 @@ class Trainer(ABC):
     def _load_clip(self, name: str) -> ClipModel:
         return load_clip(name, resize=self.config.quirks.resize).to(self.device, self.dtype)
 
-    def _identity(self, source: str) -> SeesWho:
+    def _identity(self, origin: dict[str, str]) -> IdentityNetwork:
         """The face network of the identity loss."""
-        found = open_identity(self.config.losses.identity_network, source in GENERATORS, self.device)
+        found = open_identity(self.config.losses.identity_network, world_of(origin), self.device)
         if found is None:
             raise InputError(
                 "losses.identity needs a face network: give losses.identity_network, a file "
