@@ -71,8 +71,8 @@ class Metric:
     """What tables call it."""
     better: Better
     needs: tuple[str, ...]
-    """Features that it is computed of, by their names in `features.REQUIREMENTS`; the role of the first is the
-    metric's own in the record."""
+    """Features that it is computed of, by their names in `features.REQUIREMENTS`; in the record the metric has
+    the role of the first."""
     of: Callable[[FeatureStore], Number]
     """Its equation. InputError where the features are there and yet have no such number."""
 

@@ -195,8 +195,8 @@ def perceptual_matrix(
     device: str | torch.device,
     progress: Progress,
 ) -> Tensor:
-    """Perceptual distances BN, in float64, of every picture of one set to every one of another, or of the same
-    one where `second` is None.
+    """Perceptual distances BN, in float64, of every picture of one set to every one of another, or of the
+    same one where `second` is None.
 
     Pictures are looked at in blocks, again for every block they meet, so that memory stays bounded at any
     size.

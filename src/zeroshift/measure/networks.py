@@ -1,8 +1,8 @@
 """Networks that metrics look through: a world's own, and the published ones from files that people hold.
 
-A role (judge, features, perceptual, identity, edges, reader) is taken by the network that was asked for, or on
-pictures of a world by the world's own. Nothing takes the place of a network that is missing: then the metric
-is missing, and says why.
+A role (judge, features, perceptual, identity, edges, reader) is taken by the network that was asked for, or
+on pictures of a world by the world's own. Nothing takes the place of a network that is missing: then the
+metric is missing, and says why.
 """
 
 from __future__ import annotations
@@ -270,15 +270,17 @@ def load_inception(spec: str, device: str | torch.device = "cpu") -> FidInceptio
             "inception", spec, "torch_fidelity.feature_extractor_inceptionv3", _inception_state
         )
         return FidInception(_loaded(Inception(), state, spec, device), fingerprint(state))
-    return FidInception(_loaded(Inception(), _read_weights(spec, "features"), spec, device), file_sha256(spec))
+    return FidInception(
+        _loaded(Inception(), _read_weights(spec, "features"), spec, device), file_sha256(spec)
+    )
 
 
 def load_lpips(spec: str, device: str | torch.device = "cpu", layers: str = "") -> Lpips:
     """LPIPS with the VGG16 or AlexNet of a file, told apart by content, or "vgg" or "alex" for torchvision's
     download.
 
-    `layers` is a file of linear layers, as the authors publish them (lpips/weights/v0.1/vgg.pth); empty: those
-    of LPIPS 0.1, which ship with the package.
+    `layers` is a file of linear layers, as the authors publish them (lpips/weights/v0.1/vgg.pth); empty:
+    those of LPIPS 0.1, which ship with the package.
     """
     extra = spec in TAPS and not Path(spec).is_file()
     if extra:
@@ -303,7 +305,10 @@ def load_lpips(spec: str, device: str | torch.device = "cpu", layers: str = "") 
 def _lpips_layers(file: Path, kind: str) -> list[Tensor]:
     """Weight (C,) of every channel of the five maps. InputError where the file is not of this backbone."""
     if not file.is_file():
-        raise InputError(f"{file} is no file of linear layers of LPIPS; leave --lpips-layers out for the usual.")
+        raise InputError(
+            f"{file} is no file. Linear layers of LPIPS are vgg.pth or alex.pth of its authors; without "
+            "--lpips-layers those of LPIPS 0.1 are taken."
+        )
     found = flat_tensors(read_tensors(file).tree)
     taps = TAPS[kind]
     weights = []
@@ -324,9 +329,7 @@ def load_hed(spec: str, device: str | torch.device = "cpu") -> HedEdges:
     return HedEdges(_loaded(Hed(), state, spec, device), file_sha256(spec))
 
 
-def open_identity(
-    spec: str, world: World | None, device: str | torch.device = "cpu"
-) -> FaceNetwork | None:
+def open_identity(spec: str, world: World | None, device: str | torch.device = "cpu") -> FaceNetwork | None:
     """The face network of a file; where none is named, the world's own; None where there is neither.
     InputError where the file is missing or holds another network."""
     own = world.identity if world is not None and world.identity and world.identity.is_file() else None

@@ -1,8 +1,8 @@
 """What is measured: sets of pictures that a generator draws, that a world knows, or that lie in a folder, and
 what they are compared with.
 
-A set is made part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its pictures
-measure alike.
+A set is made part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its
+pictures measure alike.
 """
 
 from __future__ import annotations
@@ -223,9 +223,9 @@ class EvalInputs:
 
 
 def open_inputs(what: Any, config: EvaluateConfig, device: str | torch.device = "cpu") -> EvalInputs:
-    """What there is to measure about a run (or its folder), a generator (or its file, name or reference), or a
-    folder of pictures, and what a config compares it with. InputError where something that was named is not
-    there, is empty, or cannot be compared."""
+    """What there is to measure about a run (or its folder), a generator (or its file, name or reference), or
+    a folder of pictures, and what a config compares it with. InputError where something that was named is
+    not there, is empty, or cannot be compared."""
     if isinstance(what, str | Path):
         inputs = _of_name(what, config, device)
     elif isinstance(what, PictureGenerator):
