@@ -20,7 +20,7 @@ from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se
 from zeroshift.files.registry import load_generator
 from zeroshift.files.writing import file_sha256
 from zeroshift.measure.evaluate import Evaluation, evaluate
-from zeroshift.measure.networks import IDENTITY, READER, open_networks
+from zeroshift.measure.networks import open_networks
 from zeroshift.models import seeds as latent
 from zeroshift.portraits.reader import encoder_features, load_reader, save_reader, split_choices
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
@@ -28,6 +28,7 @@ from zeroshift.pretrain import dataset
 from zeroshift.pretrain import identity as train_identity
 from zeroshift.pretrain import reader as train_reader
 from zeroshift.pretrain.__main__ import ASSETS
+from zeroshift.worlds.portraits import IDENTITY, READER, Portraits
 
 TINY = train_identity.IdentityRecipe(
     IrSeConfig((4, 6), (1, 1), first=3, squeeze=2, embed_dim=8, size=16),
@@ -342,11 +343,11 @@ def test_a_held_out_target_is_flagged_by_any_of_its_names_and_without_its_truth(
 
 
 def test_the_roles_of_the_world_are_taken_on_the_world_alone() -> None:
-    opened = open_networks(NetworksConfig(), portraits=True, target="zombie")
+    opened = open_networks(NetworksConfig(), Portraits(), target="zombie")
     assert (
-        {"identity", "reader"} <= set(opened.labels())
+        {"identity", "reader"} <= set(opened.records())
         and opened.reader is not None
-        and opened.reader.domain == "zombie"
+        and opened.reader.record.name == "portraits-reader (zombie)"
     )
-    assert open_networks(NetworksConfig(), portraits=True, target="clay figure").reader is None
-    assert open_networks(NetworksConfig(), portraits=False, target="zombie").labels() == {}
+    assert open_networks(NetworksConfig(), Portraits(), target="clay figure").reader is None
+    assert open_networks(NetworksConfig(), None, target="zombie").records() == {}

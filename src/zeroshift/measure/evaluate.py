@@ -71,8 +71,8 @@ class Metric:
     """What tables call it."""
     better: Better
     needs: tuple[str, ...]
-    """Features that it is computed of, by their names in `features.REQUIREMENTS`; in the record the metric has
-    the role of the first."""
+    """Features that it is computed of, by their names in `features.REQUIREMENTS`. The record says of the
+    metric the role of the first."""
     of: Callable[[FeatureStore], Number]
     """Its equation. InputError where the features are there and yet have no such number."""
 
@@ -389,14 +389,7 @@ def evaluate(
         inputs, networks, needs, config.batch, device, progress or (lambda what, done, total: None)
     )
     # 4. numbers
-    numbers: dict[str, Number] = {}
-    for name, metric in possible.items():
-        try:
-            numbers[name] = metric.of(found)
-        except InputError as error:
-            if config.metrics:
-                raise
-            missing[name] = str(error).rstrip(".")
+    numbers = _numbers(possible, found, missing, strict=bool(config.metrics))
     # 5. record
     record = _record(inputs, networks, config, numbers, missing)
     for text in record["warnings"]:
@@ -409,6 +402,22 @@ def evaluate(
     if inputs.folder.finished:
         write_report(inputs.folder)
     return Evaluation(record, path)
+
+
+def _numbers(
+    possible: Mapping[str, Metric], found: FeatureStore, missing: dict[str, str], strict: bool
+) -> dict[str, Number]:
+    """What the equations give. A metric that too few pictures or the like leave without a number is added to
+    `missing`; where `strict`, its InputError is raised."""
+    numbers: dict[str, Number] = {}
+    for name, metric in possible.items():
+        try:
+            numbers[name] = metric.of(found)
+        except InputError as error:
+            if strict:
+                raise
+            missing[name] = str(error).rstrip(".")
+    return numbers
 
 
 def _configured(config: EvaluateConfig | None, overrides: dict[str, Any]) -> EvaluateConfig:

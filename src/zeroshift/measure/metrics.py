@@ -1,9 +1,9 @@
-"""Numbers about pictures as pure functions, one per equation: of features, of maps, of distances, of the
-pictures themselves.
+"""Numbers that say how good a result is, as pure functions, one per equation: of features, of maps, of
+distances, of the pictures themselves.
 
-Which network the features come from is not decided here (see `networks`); docs/metrics.md tells what each
-number means and where it misleads. Values that belong to pictures leave as one number per picture (B), so
-that means and spreads can be taken.
+Which network the features come from is not decided here (see `networks`), nor which metrics there are (see
+`evaluate.METRICS`); docs/metrics.md tells what each number means and where it misleads. Values that belong to
+pictures leave as one number per picture (B), so that means and spreads can be taken.
 
 Ranges. Pictures in [-1, 1] BCHW; features BE of any length, un-normalised where a function says so.
 """
@@ -340,20 +340,6 @@ def k_medoids(distances: Tensor, clusters: int = 10) -> Clusters:
 
 
 @torch.no_grad()
-def style_accuracy(
-    judge: ClipModel,
-    pictures: Picture,
-    label: str,
-    labels: Sequence[str],
-    templates: TemplateBank | None = None,
-) -> float:
-    """Share of pictures that the judge finds closer to `label` than to any other of `labels`, by the mean
-    over its templates."""
-    images = torch.cat([judge.encode_image(part) for part in pictures.split(32)])
-    return float(recognised(judge, images, label, labels, templates).mean())
-
-
-@torch.no_grad()
 def recognised(
     judge: ClipModel,
     images: Feature,
@@ -361,8 +347,9 @@ def recognised(
     labels: Sequence[str],
     templates: TemplateBank | None = None,
 ) -> Tensor:
-    """1 for every picture feature that is closer to `label` than to any other of `labels`, else 0; B, in
-    float64."""
+    """1 for every picture whose feature (BE, of the judge) is closer to `label` than to any other of
+    `labels`, each by the mean over the judge's templates, else 0: B, in float64. InputError where `label` is
+    not among the labels."""
     if label not in labels or len(labels) < 2:
         raise InputError(f"labels must hold {label!r} and at least one other, got {list(labels)}.")
     words = torch.stack([template_features(judge, each, templates).mean(dim=0) for each in labels])
@@ -376,7 +363,7 @@ def attribute_accuracy(images: Feature, texts: Feature, truth: Tensor) -> float:
 
 
 def share_right(read: Tensor, truth: Tensor) -> float:
-    """Share of people whose attribute was read (B, long) as it is (B, long)."""
+    """Share of pictures from which an attribute was read (B, long) as it is (B, long). Range [0, 1]."""
     return float(read.eq(truth.to(read.device)).double().mean())
 
 
