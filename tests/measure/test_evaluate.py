@@ -28,7 +28,7 @@ from zeroshift.files.images import eight_bit, fitted, save_pictures
 from zeroshift.files.writing import file_sha256
 from zeroshift.measure import features as looked
 from zeroshift.measure import metrics
-from zeroshift.measure.evaluate import METRICS, Evaluation, evaluate, metrics_of
+from zeroshift.measure.evaluate import METRICS, Evaluation, evaluate, metric_named, metrics_of
 from zeroshift.measure.networks import open_networks
 from zeroshift.measure.picture_sets import Files, read_folder
 from zeroshift.methods.adapt import AdaptRun
@@ -198,6 +198,24 @@ def test_the_source_of_a_run_that_has_moved_is_asked_for(world: Any) -> None:
         assert values(found, *QUICK) == pytest.approx(values(judged(world), *QUICK), rel=1e-9)
     finally:
         (folder / "moved.safetensors").rename(place)
+
+
+def test_a_recorded_metric_is_explained_whatever_its_world() -> None:
+    rows = metrics_of(Portraits())
+    for name in ("fid", "truth.distance", "truth.hair", "truth.hair_color"):
+        assert metric_named(name).title == rows[name].title and metric_named(name).better == rows[name].better
+    assert metric_named("truth.tail_length").title == "tail length read right"
+    for name in ("fit", "truth.", "tail"):
+        with pytest.raises(InputError, match=f"no metric '{name}'; there are fid, kid"):
+            metric_named(name)
+
+
+def test_a_metric_that_was_not_asked_for_is_told_from_one_that_does_not_exist(world: Any) -> None:
+    done = judged(world, metrics=("clip_score",))
+    with pytest.raises(InputError, match="direction was not measured: it was not asked for"):
+        done.value("direction")
+    with pytest.raises(InputError, match="no metric 'fit'"):
+        done.value("fit")
 
 
 # The record in files.

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import torchmetrics
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -278,6 +280,46 @@ def test_lpips_equals_the_written_out_formula(backbone: Any) -> None:
     vectors = perceptual_vectors(lpips.maps(given), lpips.weights)
     assert torch.allclose((vectors[0] - vectors[1]).square().sum(), total, rtol=1e-4)
     assert float(total) > 0
+
+
+@pytest.mark.parametrize("kind", ["vgg", "alex"])
+def test_the_shipped_layers_are_those_of_the_authors_with_their_licence(kind: str) -> None:
+    shipped = networks.LPIPS_LAYERS / f"lpips_{kind}.safetensors"
+    published = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / f"{kind}.pth"
+    expected = torch.load(published, map_location="cpu", weights_only=True)
+    found = load_file(shipped)
+    assert found.keys() == expected.keys() and len(found) == 5
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with safe_open(shipped, "pt") as file:  # pyright: ignore[reportArgumentType]
+        assert file.metadata()["licence"].startswith("BSD-2-Clause, Copyright (c) 2018, Richard Zhang")
+
+
+def test_other_linear_layers_are_taken_from_a_path(backbone: Any, tmp_path: Path) -> None:
+    kind, _, path = backbone
+    usual = load_file(networks.LPIPS_LAYERS / f"lpips_{kind}.safetensors")
+    torch.save({name: 2 * value for name, value in usual.items()}, tmp_path / "mine.pth")
+    given = pictures(2, 64)
+
+    def distance(config: NetworksConfig) -> Tensor:
+        network: Any = networks.open_networks(config).perceptual
+        vectors = perceptual_vectors(network.maps(given), network.weights)
+        return (vectors[0] - vectors[1]).square().sum()
+
+    shipped = NetworksConfig(lpips=str(path))
+    mine = NetworksConfig(lpips=str(path), lpips_layers=str(tmp_path / "mine.pth"))
+    assert torch.allclose(distance(mine), 2 * distance(shipped), rtol=1e-4)
+    record = networks.open_networks(mine).records()["perceptual"]
+    assert record.name.endswith("layers of mine.pth")
+    assert record.sha256.endswith(file_sha256(tmp_path / "mine.pth"))
+
+
+def test_linear_layers_of_another_backbone_or_of_nothing_are_refused(backbone: Any, tmp_path: Path) -> None:
+    kind, _, path = backbone
+    other = networks.LPIPS_LAYERS / f"lpips_{'alex' if kind == 'vgg' else 'vgg'}.safetensors"
+    with pytest.raises(InputError, match=f"no linear layers of LPIPS for {kind}: lin1.* it has (128|192)"):
+        networks.load_lpips(str(path), layers=str(other))
+    with pytest.raises(InputError, match="without --lpips-layers"):
+        networks.load_lpips(str(path), layers=str(tmp_path / "none.pth"))
 
 
 # HED.
