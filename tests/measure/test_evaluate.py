@@ -372,7 +372,8 @@ def test_the_truth_belongs_to_known_seeds_domains_and_truncation_1() -> None:
 
 
 def test_few_shot_clusters_gather_around_the_given_pictures(tmp_path: Path) -> None:
-    shots, seeds = (3, 8), range(12)
+    shots = (3, 8)
+    seeds = range(12)
     true = portraits.render(z_from_seeds(seeds, portraits.LATENT_DIM), "zombie")
     save_pictures(true[list(shots)], shots, tmp_path / "shots", {})
     save_pictures(true, seeds, tmp_path / "made", {})
@@ -387,7 +388,8 @@ def test_few_shot_clusters_gather_around_the_given_pictures(tmp_path: Path) -> N
     judge: Any = open_networks(NetworksConfig(), Portraits()).judge
     vectors = metrics.perceptual_vectors(judge.maps(eight_bit(true)))
     distances = metrics.squared_distances(vectors, vectors)
-    labels, means = distances[:, list(shots)].argmin(dim=1), []
+    labels = distances[:, list(shots)].argmin(dim=1)
+    means = []
     for label in (0, 1):
         rows = (labels == label).nonzero()[:, 0].tolist()
         pairs = [float(distances[i, j]) for i in rows for j in rows if i != j]
@@ -400,7 +402,8 @@ def test_pairs_are_compared_alike_in_one_block_and_in_many(
 ) -> None:
     seeds = range(7)
     save_pictures(portraits.render(z_from_seeds(seeds, portraits.LATENT_DIM)), seeds, tmp_path, {})
-    files, judge = read_folder(tmp_path), open_networks(NetworksConfig(), Portraits()).judge
+    files = read_folder(tmp_path)
+    judge = open_networks(NetworksConfig(), Portraits()).judge
     few = Files(files.paths[:3], files.size, "few")
     steps: list[tuple[str, int, int]] = []
 

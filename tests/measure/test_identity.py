@@ -224,7 +224,8 @@ def test_a_person_agrees_with_themselves_in_two_domains_and_not_with_others(
 
 
 def test_the_shipped_reader_reads_new_people_as_its_card_says(shown: dict[str, torch.Tensor]) -> None:
-    card, scene = json.loads((ASSETS / "reader.card.json").read_text())["quality"], sample_scene(Z)
+    card = json.loads((ASSETS / "reader.card.json").read_text())["quality"]
+    scene = sample_scene(Z)
     reader = load_reader(READER, IDENTITY)
     for domain, pictures in shown.items():
         read = reader.read(reader.features(pictures), domain)
@@ -283,7 +284,8 @@ def test_attributes_kept_are_those_that_the_reader_of_the_target_finds(photos: E
     z = latent.z_from_seeds(range(8), LATENT_DIM)
     generator = tiny.styled(load_generator("portraits")[0])
     made = generator.synthesize(generator.map(z)).clamp(-1, 1)
-    reader, scene = load_reader(READER, IDENTITY), sample_scene(z)
+    reader = load_reader(READER, IDENTITY)
+    scene = sample_scene(z)
     right = [0.0, 0.0]
     for name in CHOICES:
         shares = []

@@ -306,7 +306,8 @@ def test_distances_within_clusters_equal_the_slow_means() -> None:
 def test_the_distance_to_the_medoid_is_another_number_than_the_distance_of_pairs() -> None:
     distances, _ = groups()
     clusters = metrics.k_medoids(distances, 3)
-    found, means = metrics.medoid_distance(distances, *clusters), []
+    found = metrics.medoid_distance(distances, *clusters)
+    means = []
     for label, medoid in enumerate(clusters.medoids.tolist()):
         others = [row for row in range(10) if int(clusters.labels[row]) == label and row != medoid]
         means += [sum(float(distances[medoid, row]) for row in others) / len(others)] if others else []
@@ -315,12 +316,14 @@ def test_the_distance_to_the_medoid_is_another_number_than_the_distance_of_pairs
 
 
 def test_attribute_accuracy_counts_the_nearest_texts() -> None:
-    texts, images = torch.eye(3), torch.tensor([[5.0, 1, 0], [0, 2, 1], [0, 3, 1], [0, 0, 1]])
+    texts = torch.eye(3)
+    images = torch.tensor([[5.0, 1, 0], [0, 2, 1], [0, 3, 1], [0, 0, 1]])
     assert metrics.attribute_accuracy(images, texts, torch.tensor([0, 1, 2, 2])) == 0.75
 
 
 def test_recognised_are_the_pictures_nearest_to_their_label() -> None:
-    judge, labels = tiny.clip(1), ["photo", "zombie", "sketch", "statue"]
+    judge = tiny.clip(1)
+    labels = ["photo", "zombie", "sketch", "statue"]
     pictures = draws(40, 3 * 16 * 16, 5).reshape(40, 3, 16, 16).float().clamp(-1, 1)
     bank = TemplateBank("two", ("a {}", "the {} of a face"))
     shares = {}

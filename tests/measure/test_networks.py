@@ -118,7 +118,8 @@ def block_6a(b: nn.Module, x: Tensor) -> Tensor:
 def block_6b(b: nn.Module, x: Tensor) -> Tensor:
     row, column = (0, 3), (3, 0)
     seven = conv(b, "branch7x7_2", conv(b, "branch7x7_1", x), padding=row)
-    seven, double = conv(b, "branch7x7_3", seven, padding=column), conv(b, "branch7x7dbl_1", x)
+    seven = conv(b, "branch7x7_3", seven, padding=column)
+    double = conv(b, "branch7x7dbl_1", x)
     for number, padding in ((2, column), (3, row), (4, column), (5, row)):
         double = conv(b, f"branch7x7dbl_{number}", double, padding=padding)
     return torch.cat([conv(b, "branch1x1", x), seven, double, conv(b, "branch_pool", average(x))], dim=1)
@@ -135,10 +136,8 @@ def block_7c(
     b: nn.Module, x: Tensor, pool: Callable[[Tensor], Tensor] = lambda x: F.max_pool2d(x, 3, 1, 1)
 ) -> Tensor:
     row, column = (0, 1), (1, 0)
-    three, double = (
-        conv(b, "branch3x3_1", x),
-        conv(b, "branch3x3dbl_2", conv(b, "branch3x3dbl_1", x), padding=1),
-    )
+    three = conv(b, "branch3x3_1", x)
+    double = conv(b, "branch3x3dbl_2", conv(b, "branch3x3dbl_1", x), padding=1)
     three = torch.cat(
         [conv(b, "branch3x3_2a", three, padding=row), conv(b, "branch3x3_2b", three, padding=column)], dim=1
     )
@@ -261,7 +260,8 @@ def test_the_backbones_have_the_published_numbers_of_weights(backbone: Any) -> N
 
 def test_lpips_equals_the_written_out_formula(backbone: Any) -> None:
     kind, network, path = backbone
-    lpips, given = networks.load_lpips(str(path)), pictures(2, 64)
+    lpips = networks.load_lpips(str(path))
+    given = pictures(2, 64)
     linear = networks.LPIPS_LAYERS / f"lpips_{kind}.safetensors"
     assert (
         lpips.record.sha256 == f"{file_sha256(path)}+{file_sha256(linear)}"
@@ -326,7 +326,8 @@ def test_linear_layers_of_another_backbone_or_of_nothing_are_refused(backbone: A
 
 
 def test_hed_equals_the_written_out_network_and_reads_both_generations_of_names(tmp_path: Path) -> None:
-    network, given = shaken(backbones.Hed(), 4), pictures(1, 32)
+    network = shaken(backbones.Hed(), 4)
+    given = pictures(1, 32)
     torch.save(
         {name.replace("net", "module", 1): value for name, value in network.state_dict().items()},
         tmp_path / "hed",
@@ -335,7 +336,10 @@ def test_hed_equals_the_written_out_network_and_reads_both_generations_of_names(
     bgr = (given[:, [2, 1, 0]] + 1) / 2 * 255 - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(
         1, 3, 1, 1
     )
-    vgg, state, sides, place = written_out("vgg"), network.state_dict(), [], 0
+    vgg = written_out("vgg")
+    state = network.state_dict()
+    sides = []
+    place = 0
     names = [f"netVgg{stage[0]}" for stage in backbones.Hed.STAGES]
     own = [value for name in names for key, value in state.items() if key.startswith(name)]
     vgg.load_state_dict(dict(zip(vgg.state_dict(), own, strict=True)))
@@ -366,7 +370,8 @@ SMALL = IrSeConfig(widths=(8, 12), units=(2, 1), first=6, squeeze=4, embed_dim=1
 
 
 def test_a_small_face_network_is_written_and_read_with_its_sizes(tmp_path: Path) -> None:
-    network, given = shaken(IrSe(SMALL, crop=False), 5), pictures(3, 32)
+    network = shaken(IrSe(SMALL, crop=False), 5)
+    given = pictures(3, 32)
     save_ir_se(tmp_path / "identity.safetensors", network, {"data": "renders"})
     loaded, sha256 = load_ir_se(tmp_path / "identity.safetensors")
     assert (

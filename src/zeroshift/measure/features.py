@@ -233,7 +233,9 @@ def _add_words(store: FeatureStore, inputs: EvalInputs, networks: Networks, need
     """Adds what the judge makes of words: features of the labels, and which pictures it recognises."""
     if networks.judge is None:
         return
-    clip, labels, truth = networks.judge.clip, inputs.labels, inputs.sets.get("truth")
+    clip = networks.judge.clip
+    labels = inputs.labels
+    truth = inputs.sets.get("truth")
     if "label" in needs and labels:
         store["label"] = normalize(template_features(clip, labels[1]).mean(dim=0, keepdim=True)).cpu()
     if "change" in needs and labels:

@@ -44,7 +44,8 @@ def frechet_distance(first: Feature, second: Feature) -> float:
     distance is biased upwards: compare equal numbers only.
     """
     _two_sets(first, second)
-    means, centred = [], []
+    means = []
+    centred = []
     for features in (first.double(), second.double()):
         means.append(features.mean(dim=0))
         centred.append((features - means[-1]) / (len(features) - 1) ** 0.5)
@@ -322,7 +323,8 @@ def k_medoids(distances: Tensor, clusters: int = 10) -> Clusters:
         gain = (nearest[:, None] - distances).clamp_min(0).sum(dim=0)
         gain[chosen] = -1
         chosen.append(int(gain.argmax()))
-    medoids, labels = torch.tensor(chosen), torch.zeros(count, dtype=torch.long)
+    medoids = torch.tensor(chosen)
+    labels = torch.zeros(count, dtype=torch.long)
     for _ in range(100):
         labels = distances[:, medoids].argmin(dim=1)
         labels[medoids] = torch.arange(clusters)

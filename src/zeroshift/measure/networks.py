@@ -332,14 +332,16 @@ def load_hed(spec: str, device: str | torch.device = "cpu") -> HedEdges:
 def open_identity(spec: str, world: World | None, device: str | torch.device = "cpu") -> FaceNetwork | None:
     """The face network of a file; where none is named, the world's own; None where there is neither.
     InputError where the file is missing or holds another network."""
-    own = world.identity if world is not None and world.identity and world.identity.is_file() else None
-    file = spec or str(own or "")
-    if not file:
-        return None
-    _require_file(file, "identity")
-    network, sha256 = load_ir_se(file)
-    of_world = world is not None and own is not None and Path(file) == own
-    name = f"{world.name}-identity" if of_world else f"ArcFace IR-SE ({Path(file).name})"
+    own = world.identity if world is not None else None
+    if not spec:
+        if own is None or not own.is_file():
+            return None
+        spec = str(own)
+    _require_file(spec, "identity")
+    network, sha256 = load_ir_se(spec)
+    name = f"ArcFace IR-SE ({Path(spec).name})"
+    if world is not None and Path(spec) == own:
+        name = f"{world.name}-identity"
     return FaceNetwork(network.to(device), name, sha256)
 
 

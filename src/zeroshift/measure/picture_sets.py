@@ -318,7 +318,8 @@ def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -
 
 def _add_facts(inputs: EvalInputs, folder: RunFolder) -> None:
     """Adds what the folder of a run tells about its pictures."""
-    made, config = folder.environment, folder.config
+    made = folder.environment
+    config = folder.config
     inputs.name = folder.path.name
     inputs.folder = folder
     inputs.labels = (config.source, config.target)

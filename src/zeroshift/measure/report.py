@@ -110,7 +110,8 @@ def template(name: str) -> Template:
 
 def _contents(folder: RunFolder) -> dict[str, Any]:
     """Everything that the template shows, by its names there."""
-    config, lines = folder.config, folder.metrics()
+    config = folder.config
+    lines = folder.metrics()
     picture = folder.path / "before_after.png"
     layers = layer_shares(lines)
     return {
@@ -136,7 +137,8 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
 
 def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """State, seed, steps, last loss and training time: what stands on top."""
-    status, config = folder.status, folder.config
+    status = folder.status
+    config = folder.config
     last = [line for line in lines if line["stage"] == 2][-1:]
     rows = [
         ("state", status.state),
@@ -255,7 +257,8 @@ def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _monitor_text(folder: RunFolder) -> str:
     """Which look of the monitor was best, by which rule, and what became of it."""
-    looks, watch = folder.looks(), folder.config.train.monitor
+    looks = folder.looks()
+    watch = folder.config.train.monitor
     if not looks:
         return ""
     score = (
@@ -292,7 +295,9 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
         y = TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
         return f"{x:.1f},{y:.1f}"
 
-    mean, smooth, weight = thin[0][1], [], 1 - 1 / max(2.0, len(thin) / 12)
+    mean = thin[0][1]
+    smooth: list[str] = []
+    weight = 1 - 1 / max(2.0, len(thin) / 12)
     for step, value in thin:
         mean = weight * mean + (1 - weight) * value
         smooth.append(place(step, mean))
@@ -315,7 +320,8 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
 def _before_after_text(folder: RunFolder) -> str:
     """What the rows of before_after.png are. In a world a diffusion model translates true pictures of the
     source domain."""
-    config, world = folder.config, truth_of_run(folder)
+    config = folder.config
+    world = truth_of_run(folder)
     seeds = f"0 to {config.run.samples - 1}"
     if world is not None and folder.diffuses:
         first = f"True pictures ({world.source}) of seeds {seeds}"

@@ -88,7 +88,8 @@ def save_reader(path: str | Path, heads: Heads, encoder_sha256: str) -> None:
 def load_reader(path: str | Path, encoder: str | Path, device: str | torch.device = "cpu") -> Reader:
     """The reader of a file of heads and a file of the encoder. InputError where they do not belong
     together."""
-    content, (network, encoder_sha256) = read_tensors(path), load_ir_se(encoder)
+    content = read_tensors(path)
+    network, encoder_sha256 = load_ir_se(encoder)
     if content.metadata.get("format") != FORMAT:
         raise InputError(
             f"{path} holds no attribute reader. Give a file of `python -m zeroshift.pretrain reader`."
@@ -97,7 +98,8 @@ def load_reader(path: str | Path, encoder: str | Path, device: str | torch.devic
         raise InputError(
             f"{path} reads the features of another encoder than {encoder}. Train the reader again."
         )
-    tensors, width = flat_tensors(content.tree), sum(len(choices) for choices, _ in CHOICES.values())
+    tensors = flat_tensors(content.tree)
+    width = sum(len(choices) for choices, _ in CHOICES.values())
     heads = {}
     for domain in DOMAINS:
         if f"{domain}.weight" in tensors and f"{domain}.bias" in tensors:
