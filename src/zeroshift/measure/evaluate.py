@@ -478,7 +478,7 @@ def _record(
 
 
 def _settings(inputs: EvalInputs, config: EvaluateConfig) -> dict[str, Any]:
-    """How the pictures were made."""
+    """How the pictures were made: count, seeds, truncation, noise, size, resize filter and route."""
     drawn = inputs.kind != "pictures"
     truncated = (drawn or "source" in inputs.hashes) and not inputs.route
     return {

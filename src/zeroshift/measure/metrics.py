@@ -78,7 +78,8 @@ def kernel_distance(
 
 
 class Overlap(NamedTuple):
-    """Improved precision and recall."""
+    """Improved precision (how many made pictures look real) and recall (how many real ones are reached), both
+    in [0, 1]."""
 
     precision: float
     recall: float

@@ -40,7 +40,7 @@ class PictureSet(Protocol):
 
     @property
     def name(self) -> str:
-        """What they are."""
+        """What records call them."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class Drawn:
         return len(self.seeds)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of the seeds of some rows."""
+        """Pictures that the generator draws of the seeds of some rows."""
         return eight_bit(fitted(draw(self.generator, self.seeds[rows], self.truncation), self.size))
 
 
@@ -92,7 +92,7 @@ class Translated:
         return len(self.pictures)
 
     def part(self, rows: slice) -> Tensor:
-        """What is made of the pictures of some rows."""
+        """What is made of the given pictures of some rows, at the size of the evaluation."""
         numbers = range(len(self))[rows]
         if missing := [number for number in numbers if number not in self.made]:
             # Rows come in whole batches, so either all of one are missing or none.
@@ -143,7 +143,7 @@ class Files:
         return len(self.paths)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of some files."""
+        """Pictures of the files of some rows, their middle squares brought to the size of the evaluation."""
         return eight_bit(
             torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]])
         )

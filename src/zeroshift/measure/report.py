@@ -339,7 +339,7 @@ def _commands(folder: RunFolder) -> str:
 
 
 def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Config by section, then the environment."""
+    """Headings with names and values: the config by section, then the environment."""
     tree = to_dict(folder.config)
     plain = {name: value for name, value in tree.items() if name not in SECTIONS}
     tables = [("What was asked", plain), *((f"Section {name}", tree[name]) for name in SECTIONS)]

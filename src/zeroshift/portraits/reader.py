@@ -2,7 +2,7 @@
 encoder.
 
 What a head says depends on its domain's own renders alone, not on words, so that no CLIP decides what a
-picture shows. Its weights are learnt by `portraits.train_reader`.
+picture shows. Its weights are fitted by `pretrain/reader.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def encoder_features(network: IrSe, pictures: Picture) -> Feature:
 
 
 def split_choices(said: Tensor) -> dict[str, Tensor]:
-    """Columns of the choices of every attribute."""
+    """Attribute -> its columns BK of scores BC, whose columns are the choices of all attributes in the order
+    of scene.CHOICES."""
     widths = [len(choices) for choices, _ in CHOICES.values()]
     return dict(zip(CHOICES, said.split(widths, dim=1), strict=True))
 
