@@ -26,6 +26,7 @@ from zeroshift.measure.features import read_attributes
 from zeroshift.methods.adapt import AdaptRun
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
+from zeroshift.worlds.portraits import Portraits
 
 PEOPLE, SEEDS = range(2000, 2128), "2000-2127"
 TARGETS = {
@@ -63,7 +64,7 @@ def attribute_gained(run: AdaptRun) -> dict[str, float]:
     read = {}
     for name, generator in (("before", run.source), ("after", run.generator)):
         pictures = torch.cat([generator.synthesize(generator.map(part)) for part in z.split(16)]).clamp(-1, 1)
-        read[name] = read_attributes(judge, judge.encode_image(pictures), asked)
+        read[name] = read_attributes(judge, judge.encode_image(pictures), Portraits(), asked.choice)
     others = [read["after"][name] / read["before"][name] for name in CHOICES if name != wanted]
     return {
         "before": read["before"][wanted],

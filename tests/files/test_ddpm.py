@@ -151,16 +151,18 @@ def test_the_shipped_model_makes_portraits_and_finds_the_way_to_the_noise_and_ba
 def test_seeds_of_the_diffusion_model_name_nobody_of_the_built_in_world(tmp_path: Path) -> None:
     from zeroshift.config.schema import EvaluateConfig
     from zeroshift.files.images import write_png
-    from zeroshift.measure.picture_sets import open_subject
+    from zeroshift.measure.picture_sets import open_inputs
 
     for seed in (3, 5):
         write_png(tmp_path / f"seed{seed:05d}.png", torch.zeros(3, 64, 64))
     options = EvaluateConfig(seeds="3,5", labels=("photo", "photo"))
-    for subject in (
-        open_subject("portraits-ddpm", options),
-        open_subject(tmp_path, dataclasses.replace(options, source="portraits-ddpm")),
+    for inputs in (
+        open_inputs("portraits-ddpm", options),
+        open_inputs(tmp_path, dataclasses.replace(options, source="portraits-ddpm")),
     ):
-        assert not subject.people and "truth" not in subject.sets and "reference" in subject.sets
-        assert subject.gaps["truth"] == "a seed names no person to a diffusion model"
-    people = open_subject(tmp_path, dataclasses.replace(options, source="portraits"))
-    assert people.people and "truth" in people.sets
+        assert not inputs.latents_known and "truth" not in inputs.sets and "reference" in inputs.sets
+        assert inputs.missing_reasons["truth"] == (
+            "a seed names no latent of the world portraits to a diffusion model"
+        )
+    people = open_inputs(tmp_path, dataclasses.replace(options, source="portraits"))
+    assert people.latents_known and "truth" in people.sets

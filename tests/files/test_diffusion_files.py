@@ -22,7 +22,7 @@ from zeroshift.config.schema import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, formats, registry, unets
 from zeroshift.files.writing import file_sha256
-from zeroshift.measure import picture_sets as gallery
+from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet, linear_betas
 from zeroshift.pictures.runs import is_run
 
@@ -482,7 +482,7 @@ def test_what_needs_styles_names_the_kind(ddpm: DiffusionGenerator, tmp_path: Pa
 
 def test_a_diffusion_model_can_be_measured(ddpm: DiffusionGenerator, tmp_path: Path) -> None:
     path = folder_of(ddpm, tmp_path / "model")
-    subject = gallery.open_subject(str(path), EvaluateConfig(seeds="0", size=16))
+    inputs = open_inputs(str(path), EvaluateConfig(seeds="0", size=16))
     expected = (ddpm.sample([0]) + 1) * 127.5
-    assert subject.kind == "generator" and subject.hashes["generator"]
-    assert ((subject.target.part(slice(0, 1)) + 1) * 127.5 - expected).abs().max() < 0.51
+    assert inputs.kind == "generator" and inputs.hashes["generator"]
+    assert ((inputs.target.part(slice(0, 1)) + 1) * 127.5 - expected).abs().max() < 0.51

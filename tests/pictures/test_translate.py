@@ -21,7 +21,7 @@ from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import write_png
 from zeroshift.files.registry import GENERATORS
 from zeroshift.measure.evaluate import evaluate
-from zeroshift.measure.picture_sets import open_subject
+from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.mixing import mixture
@@ -259,12 +259,12 @@ def test_a_run_is_measured_on_the_source_s_pictures_or_on_a_folder(
     runs: list[AdaptRun], pictures: Tensor, tmp_path: Path
 ) -> None:
     run = runs[0]
-    subject = open_subject(run, EvaluateConfig(seeds="3-5"))
-    assert len(subject.target) == 3 and "truth" not in subject.sets
+    inputs = open_inputs(run, EvaluateConfig(seeds="3-5"))
+    assert len(inputs.target) == 3 and "truth" not in inputs.sets
     source = run.source.sample([3, 4, 5], 50)
-    torch.testing.assert_close(subject.sets["source"].part(slice(0, 3)), source, atol=0.51 / 127.5, rtol=0)
-    made = translate(run, subject.sets["source"].part(slice(0, 3)))
-    torch.testing.assert_close(subject.target.part(slice(1, 3)), made[1:], atol=1.1 / 127.5, rtol=0)
+    torch.testing.assert_close(inputs.sets["source"].part(slice(0, 3)), source, atol=0.51 / 127.5, rtol=0)
+    made = translate(run, inputs.sets["source"].part(slice(0, 3)))
+    torch.testing.assert_close(inputs.target.part(slice(1, 3)), made[1:], atol=1.1 / 127.5, rtol=0)
     for number, picture in enumerate(pictures):
         write_png(tmp_path / "mine" / f"{number}.png", picture)
     done = evaluate(run.folder.path, source=str(tmp_path / "mine"), seeds="0-1")
@@ -282,17 +282,17 @@ def test_people_of_the_built_in_world_are_measured_against_their_truth(
     run = adapt(
         tiny.tune(tmp_path / "run", target="cartoon", monitor={"every": 0}), state=tiny.given_diffusion()
     )
-    subject = open_subject(run, EvaluateConfig(seeds="7,9"))
+    inputs = open_inputs(run, EvaluateConfig(seeds="7,9"))
     z = z_from_seeds([7, 9], 64)
     torch.testing.assert_close(
-        subject.sets["source"].part(slice(0, 2)), render(z, "photo", 8), atol=0.51 / 127.5, rtol=0
+        inputs.sets["source"].part(slice(0, 2)), render(z, "photo", 8), atol=0.51 / 127.5, rtol=0
     )
     torch.testing.assert_close(
-        subject.sets["truth"].part(slice(0, 2)), render(z, "cartoon", 8), atol=0.51 / 127.5, rtol=0
+        inputs.sets["truth"].part(slice(0, 2)), render(z, "cartoon", 8), atol=0.51 / 127.5, rtol=0
     )
-    assert subject.people and len(subject.target) == 2
-    bare = open_subject(run.source, EvaluateConfig(seeds="7,9", labels=("photo", "cartoon")))
-    assert "truth" not in bare.sets and not bare.people
+    assert inputs.latents_known and len(inputs.target) == 2
+    bare = open_inputs(run.source, EvaluateConfig(seeds="7,9", labels=("photo", "cartoon")))
+    assert "truth" not in bare.sets and not bare.latents_known
 
 
 def test_the_card_of_a_run_says_nothing_of_styles(runs: list[AdaptRun], tmp_path: Path) -> None:

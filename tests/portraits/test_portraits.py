@@ -73,7 +73,8 @@ def test_a_cast_ellipsoid_has_the_silhouette_and_normals_of_the_slow_formula() -
 
 
 def test_captions_name_every_attribute_in_known_words() -> None:
-    people, tokenizer = scene.sample_scene(Z), WordTokenizer(captions.vocabulary())
+    people = scene.sample_scene(Z)
+    tokenizer = WordTokenizer(captions.vocabulary())
     for index in range(len(Z)):
         caption = captions.full_caption(people, index, "pencil sketch", random.Random(index))
         words = people.words(index)

@@ -29,7 +29,7 @@ from zeroshift.files.hub import (
 )
 from zeroshift.files.registry import CLIPS, GENERATORS
 from zeroshift.files.writing import write_bytes
-from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, knows_truth
+from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, truth_of_run
 from zeroshift.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
     the generator has some."""
     config = run.config
     origin = run.environment["source"]
+    world = truth_of_run(run)
     return _template().render(
         metadata=_hub_metadata(run),
         source=plain(config.source),
@@ -150,8 +151,8 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
         version=__version__,
         method=config.method.upper(),
         picture=PICTURE if PICTURE in names else "",
-        truth=knows_truth(run),
-        truncation=f"{1.0 if knows_truth(run) else config.run.truncation:g}",
+        truth=world is not None,
+        truncation=f"{1.0 if world else config.run.truncation:g}",
         repository=repository,
         rosinality=OTHER_WEIGHTS in names,
         styles=styles,

@@ -23,7 +23,7 @@ from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.images import fitted, grid, write_png
 from zeroshift.files.writing import write_bytes
-from zeroshift.measure.evaluate import METRICS
+from zeroshift.measure.evaluate import metric_named
 from zeroshift.measure.report import data_uri, duration, settings_text, template
 from zeroshift.pictures.runs import Run
 from zeroshift.pictures.sample import draw
@@ -259,7 +259,7 @@ def _cells(row: tuple[dict[str, Cell | None], str | None]) -> list[dict[str, Any
 
 
 def _way(metric: str) -> str:
-    better = METRICS[metric].better
+    better = metric_named(metric).better
     return "nearer to 1 is better" if better == "near 1" else f"{better} is better"
 
 
@@ -273,7 +273,7 @@ def _group(standings: Standings, group: str, metrics: Iterable[str]) -> dict[str
         mean = _cells(standings.row(metric, group))
         tables.append(
             {
-                "title": METRICS[metric].title,
+                "title": metric_named(metric).title,
                 "way": _way(metric),
                 "open": metric in MAIN[:4],
                 "main": metric in MAIN,
@@ -294,7 +294,7 @@ def _pair(standings: Standings, first: str, second: str, metrics: Iterable[str])
         if any(duels):
             rows.append(
                 {
-                    "title": METRICS[metric].title,
+                    "title": metric_named(metric).title,
                     "way": _way(metric),
                     "duels": [each and _duel(each) for each in duels],
                 }
@@ -421,7 +421,7 @@ def _record(standings: Standings) -> list[tuple[str, str]]:
     ]
     missing: dict[str, list[str]] = {}
     for name, why in evaluation["missing"].items():
-        missing.setdefault(why, []).append(METRICS[name].title if name in METRICS else name)
+        missing.setdefault(why, []).append(metric_named(name).title)
     return rows + [(f"not measured: {', '.join(names)}", why) for why, names in missing.items()]
 
 

@@ -20,6 +20,7 @@ from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.faces import load_ir_se, save_ir_se
 from zeroshift.files.writing import file_sha256
 from zeroshift.measure.features import read_attributes
+from zeroshift.measure.metrics import distance_to_truth
 from zeroshift.models.seeds import average_style, z_from_seeds
 from zeroshift.models.stylegan2 import StyleGAN2Generator
 from zeroshift.portraits.reader import load_reader, save_reader
@@ -27,6 +28,7 @@ from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, render
 from zeroshift.pretrain import clips, dataset, ddpm, identity, reader
 from zeroshift.pretrain.generator import GENERATOR_RECIPE, distil, finish, polish, regress
+from zeroshift.worlds.portraits import Portraits
 
 ASSETS = Path(__file__).parents[1] / "portraits" / "assets"
 TEST_SEEDS = range(512)  # training people come from another random stream, see dataset.shard_latents
@@ -67,9 +69,8 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
 @torch.no_grad()
 def _accuracies(judge: ClipModel, pictures: Tensor, z: Tensor) -> dict[str, float]:
     """How often the judge, trained on renders only, reads each attribute right."""
-    return read_attributes(
-        judge, torch.cat([judge.encode_image(part) for part in pictures.split(64)]), sample_scene(z)
-    )
+    images = torch.cat([judge.encode_image(part) for part in pictures.split(64)])
+    return read_attributes(judge, images, Portraits(), sample_scene(z).choice)
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: ra
         return float(pictures.diff(dim=3).abs().mean() + pictures.diff(dim=2).abs().mean())
 
     return {
-        "mean_absolute_error": float((made - truth).abs().mean()),
+        "mean_absolute_error": distance_to_truth(made, truth),
         "edge_strength_over_render": edges(made) / edges(truth),
         "attribute_share_mean": sum(shares.values()) / len(shares),
         "attribute_share_min": min(shares.values()),

@@ -26,6 +26,7 @@ from zeroshift.portraits.shading import DOMAINS
 from zeroshift.pretrain import dataset
 from zeroshift.pretrain.identity import worn
 from zeroshift.pretrain.resumable import run_resumably
+from zeroshift.worlds.portraits import Portraits
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def measure(reader: Reader, judge: ClipModel, pictures: Mapping[str, Tensor], z:
         read = reader.read(features_of(reader.network, shown), domain)
         right[domain] = {name: share_right(read[name], scene.choice[name]) for name in CHOICES}
         seen = torch.cat([judge.encode_image(dataset.to_float(part)) for part in shown.split(64)])
-        words[domain] = _mean(read_attributes(judge, seen, scene, domain))
+        words[domain] = _mean(read_attributes(judge, seen, Portraits(), scene.choice, domain))
     common = {name: float(scene.choice[name].bincount().max()) / len(z) for name in CHOICES}
     return {
         "right_by_domain": right,
