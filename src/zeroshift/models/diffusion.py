@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,8 @@ class DiffusionGenerator(nn.Module):
     interpolation of log-variances where it has twice the channels. With `patch` p it sees each p x p block of
     pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
+
+    kind: ClassVar[Literal["styles", "diffusion"]] = "diffusion"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, overload
+from typing import ClassVar, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
@@ -216,6 +216,7 @@ class StyleGAN2Generator(nn.Module):
     (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
     """
 
+    kind: ClassVar[Literal["styles", "diffusion"]] = "styles"
     latent_avg: Tensor
 
     def __init__(self, config: StyleGAN2Config, *, modulation: Modulation = "auto", seed: int = 0) -> None:

@@ -24,9 +24,11 @@ from zeroshift.models.protocol import Generator
 from zeroshift.models.seeds import truncate, z_from_seeds
 from zeroshift.pictures.inversion import Route, relay, translated
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.known import world_named
 
 if TYPE_CHECKING:
     from zeroshift.config.schema import AdaptConfig, FinetuneConfig
+    from zeroshift.worlds.world import World
 
 MAX_SEEDS = 10_000
 """More pictures than this in one call are almost surely a slip of the pen."""
@@ -189,17 +191,18 @@ def pair(
     tuning: FinetuneConfig | None,
     seeds: Sequence[int] | range,
     truncation: float = 1.0,
-    people: bool = False,
+    world: World | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of the same seeds by source and target. With `people` the seeds name people of the built-in
-    world: a diffusion model, which knows no person by a seed, is then given their photos, and the target's
+    """Pictures of the same seeds by source and target. With a world, seeds name its latents: a diffusion
+    model, which knows no latent by a seed, is then given the world's source pictures, and the target's
     pictures are made of these.
     """
     if not isinstance(target, DiffusionGenerator) or tuning is None:
         return draw(source, seeds, truncation), draw(target, seeds, truncation)
-    if not people:
+    if world is None:
         return source.sample(seeds, tuning.sample_steps), draw_relayed(source, target, tuning, seeds)
-    photos = photos_of(seeds, source.image_size)
+    photos = world.truth_of_seeds(seeds, world.source, source.image_size)
+    assert photos is not None
     place = next(source.parameters()).device
     return photos, translated(source, photos.to(place), Route.of(tuning), target.predict_noise).cpu()
 
@@ -216,7 +219,7 @@ def before_after(
     """One picture CHW of the same seeds in rows: source, target and, where it is known, the truth (all then
     untruncated)."""
     psi = truncation if truth is None else 1.0
-    pictures = pair(source, target, tuning, seeds, psi, people=truth is not None)
+    pictures = pair(source, target, tuning, seeds, psi, None if truth is None else world_named("portraits"))
     rows = list(zip(labels, pictures, strict=True))
     return labelled_rows(rows if truth is None else [*rows, ("truth", truth)])
 
