@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -24,9 +25,8 @@ import zeroshift as zs
 from zeroshift.app import cli, commands
 from zeroshift.comparison.compare import Comparison, compare
 from zeroshift.comparison.page import command
-from zeroshift.comparison.tables import number
 from zeroshift.comparison.variants import Variant, changes, parse_variant, parse_variants, variant_config
-from zeroshift.comparison.voting import Pictures, preferences, read_votes
+from zeroshift.comparison.voting import EmbeddedPictures, preferences, read_votes
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
@@ -194,14 +194,21 @@ def test_the_summary_holds_mean_and_spread_over_seeds(world: Path) -> None:
 
 
 def test_the_mean_over_targets_has_the_spread_of_its_seeds(world: Path) -> None:
-    standings = compared(world, world / "compare").standings
-    cells, _ = standings.row("clip_score", "other")
-    for label, found in cells.items():
-        means = [
-            statistics.mean(number(run, "clip_score") for run in standings.of(label=label, seed=seed))
-            for seed in (0, 1)
-        ]
+    done = compared(world, world / "compare")
+    for label, found in done.tables.scores("clip_score", "other").values.items():
+        runs = done.table[done.table["label"] == label]
+        means = [statistics.mean(runs["clip_score"][runs["seed"] == seed]) for seed in (0, 1)]
         assert found == pytest.approx((statistics.mean(means), statistics.stdev(means), 2))
+
+
+def test_a_comparison_is_handed_over_as_tables_that_equal_its_files(world: Path) -> None:
+    done = compared(world, world / "compare", page_only=True)
+    for name, table in (("runs", done.table), ("summary", done.summary), ("wins", done.wins)):
+        read = pandas.read_csv(world / "compare" / f"{name}.csv", keep_default_na=name != "runs")
+        assert list(read.columns) == list(table.columns) and len(read) == len(table)
+        for column in read.columns:
+            assert read[column].tolist() == pytest.approx(table[column].tolist())
+    assert list(done.table.groupby("label")["clip_score"].count()) == [4, 4]
 
 
 def test_wins_are_counted_over_pairs_of_runs(world: Path) -> None:
@@ -232,7 +239,7 @@ def test_the_same_call_again_runs_nothing_and_another_target_runs_only_that(
     begun = [(event["label"], event["target"]) for event in events if event["kind"] == "run"]
     assert begun == [("nada", "statue"), ("few", "statue")]
     assert {name: stamp for name, stamp in stamps(copied).items() if "statue" not in name} == before
-    assert len(done.records) == 6 and done.failed == {}
+    assert len(done.table) == 6 and done.failed == {}
 
 
 def test_other_seeds_of_pictures_are_measured_anew_without_running_anything(
@@ -307,7 +314,7 @@ def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no
         for folder in (tmp_path / "out", world / "compare")
     )
     assert all(torch.equal(one[key], other[key]) for key in other)
-    assert done.standings.done[0]["threads"] == 1
+    assert list(done.tables.measured["threads"]) == [1]
 
 
 @pytest.mark.parametrize(
@@ -334,7 +341,7 @@ def test_wrong_options_are_named_before_anything_runs(
 def test_words_that_a_guide_never_learned_only_warn(world: Path, copied: Path) -> None:
     with pytest.warns(UserWarning, match="never learned 'gargoyle'"):
         done = compared(world, copied, targets=("gargoyle",), methods=("nada",), seeds=(0,))
-    assert done.failed == {} and len(done.records) == 1
+    assert done.failed == {} and len(done.table) == 1
 
 
 # Pages.
@@ -354,7 +361,7 @@ def test_the_page_needs_no_other_file_and_shows_every_method_target_and_number(w
 
 def test_the_strips_hold_the_pictures_that_the_runs_draw(world: Path) -> None:
     run = world / "compare" / "runs" / "few--zombie--seed0"
-    pictures = Pictures()
+    pictures = EmbeddedPictures()
     for person in range(3):
         pictures.add(world / "compare" / "pictures" / "few--zombie--seed0.png", person)
     psi = RunFolder.load(run).config.run.truncation

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 Tell = Callable[[dict[str, Any]], None]
@@ -127,12 +128,14 @@ class _Worker(Generic[J]):
     def __init__(self, job: J) -> None:
         self.job = job
         self.began = time.monotonic()
-        self.output = tempfile.NamedTemporaryFile(prefix="zeroshift-job-")
+        descriptor, name = tempfile.mkstemp(prefix="zeroshift-job-")
+        os.close(descriptor)
+        self.output = Path(name)
         context = multiprocessing.get_context("spawn")
         # The process stops when the other end of its pipe closes, which a kill of this process does too.
         ending, self.lifeline = context.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_begin_process, initargs=(ending, self.output.name)
+            1, mp_context=context, initializer=_begin_process, initargs=(ending, self.output)
         )
         before = set(multiprocessing.active_children())
         with _without_main():
@@ -157,8 +160,7 @@ class _Worker(Generic[J]):
         code = next((process.exitcode for process in self.processes), None) or 0
         if code < 0:
             return f"its process was killed (signal {-code}); memory may have run out"
-        with open(self.output.name, encoding="utf-8", errors="replace") as file:
-            lines = file.read().strip().splitlines()
+        lines = self.output.read_text("utf-8", errors="replace").strip().splitlines()
         return f"its process ended: {lines[-1] if lines else f'exit code {code}'}"
 
     def close(self) -> None:
@@ -166,7 +168,7 @@ class _Worker(Generic[J]):
         wrote."""
         self.pool.shutdown()
         self.lifeline.close()
-        self.output.close()
+        self.output.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -186,24 +188,29 @@ def _without_main() -> Iterator[None]:
 _stopping = threading.Event()
 
 
-def _begin_process(ending: Connection, output: str) -> None:
+def _begin_process(ending: Connection, output: Path) -> None:
     """Prepares a new process, before it loads any library that has threads."""
-    if hasattr(os, "setsid"):
+    if sys.platform != "win32":
         os.setsid()  # Ctrl-C at a terminal then reaches only the process that waits for this one
     os.environ.update(ONE_THREAD)
     with open(output, "wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_stop_at_end, args=(ending,), daemon=True).start()
+    threading.Thread(target=_stop_at_end, args=(ending, output), daemon=True).start()
 
 
-def _stop_at_end(ending: Connection) -> None:
+def _stop_at_end(ending: Connection, output: Path) -> None:
     """Stops this process as by Ctrl-C when the other end of the pipe closes."""
     with contextlib.suppress(EOFError, OSError):
         ending.recv()
+    output.unlink(missing_ok=True)
     _stopping.set()
-    _thread.interrupt_main()
+    main = threading.main_thread().ident
+    if sys.platform == "win32" or main is None:
+        _thread.interrupt_main()
+    else:
+        signal.pthread_kill(main, signal.SIGINT)  # which wakes it up, too
 
 
 def _carry_out(job: Job) -> str:
