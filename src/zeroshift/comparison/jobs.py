@@ -156,8 +156,8 @@ class RunJob:
 class PeakMemory:
     """The peak of memory since this was made: of the GPU where it was used, else of this process.
 
-    The system knows the peak of a process only over its whole life, so where an earlier run of the same
-    process needed more, that is all that can be said.
+    The system knows the peak of a process only over its whole life, and on Linux a new process inherits that
+    of the one that started it. So where the peak did not rise since, it is only a bound.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,8 @@ class PeakMemory:
         self.before = peak_of_process()
 
     def read(self) -> dict[str, Any]:
-        """`memory` in MiB, None where unknown; `memory_is_upper_bound` where an earlier run had that peak."""
+        """`memory` in MiB, None where unknown, and `memory_is_upper_bound`: whether it needed that much at
+        most."""
         import torch
 
         if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
