@@ -69,7 +69,7 @@ def test_every_run_is_a_row_and_what_is_unknown_is_empty() -> None:
     table = tables([RECORDS[0], record("a", "z", 1)]).runs
     assert list(table.columns) == [*RUN_COLUMNS, "clip_score"]
     assert table["clip_score"].isna().tolist() == [False, True]
-    assert table["threads"].isna().all() and table["memory"].tolist() == [700, 700]
+    assert table["threads"].isna().tolist() == [True, True] and table["memory"].tolist() == [700, 700]
     head, first, *second = csv_text(table).splitlines()
     assert head == ",".join([*RUN_COLUMNS, "clip_score"])
     assert first == "b,ipl,y,tuning,0,done,,0.3,700,,5,7,0.9"
@@ -79,7 +79,7 @@ def test_every_run_is_a_row_and_what_is_unknown_is_empty() -> None:
 def test_the_summary_is_in_the_order_that_was_asked_for() -> None:
     table = tables(RECORDS).summary
     assert list(zip(table["target"], table["label"], strict=True)) == [(t, m) for t in "xy" for m in "ab"]
-    for _, row in table.iterrows():
+    for row in table.to_dict("records"):
         values = SCORES[row["label"], row["target"]]
         assert row["clip_score mean"] == pytest.approx(statistics.mean(values))
         assert row["clip_score spread"] == pytest.approx(statistics.stdev(values))
@@ -116,6 +116,13 @@ def test_wins_are_those_of_the_later_method_over_the_earlier() -> None:
     assert (row["pairs"], row["wins"], row["ties"], row["rate"]) == (4, 3, 0, 0.75)
     assert row["gain"] == pytest.approx((0.05 - 0.08 + 0.2 + 0.2) / 4)
     assert row["rate low"] <= row["rate"] <= row["rate high"]
+
+
+def test_methods_without_a_pair_of_runs_in_a_group_have_no_win_there() -> None:
+    lone = [record("a", "z", 0, 9.0, group="held-out")]
+    assert tables([*RECORDS, *lone]).wins["group"].tolist() == ["tuning"]
+    apart = [record("a", "x", 0, 0.1), record("b", "x", 1, 0.2)]
+    assert len(tables(apart).wins) == 0
 
 
 def test_without_measured_runs_the_tables_are_empty_and_have_their_columns() -> None:

@@ -31,7 +31,9 @@ Tell = Callable[[dict[str, Any]], None]
 STOPPED = 130
 """Exit code of a process that was asked to stop, as of a shell command that Ctrl-C ended."""
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_THREAD: dict[str, str] = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+)
 """What keeps the libraries of a process to one thread; read when they are loaded."""
 
 
@@ -63,7 +65,7 @@ class Watcher(Protocol[J_contra]):
         """A job ended after so many seconds; `error` says why it failed, "" where it did not."""
         ...
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def tell(self, event: dict[str, Any], /) -> None:
         """Something happened within a job. Engines of several processes tell nothing of that."""
         ...
 

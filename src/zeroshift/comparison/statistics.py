@@ -86,9 +86,9 @@ def leader(scores: Mapping[str, MeanSpread | None], better: Better) -> str | Non
         return None
     merits = {name: merit(score.mean, better) for name, score in known.items()}
     best = max(merits, key=merits.__getitem__)
-    for name in known.keys() - {best}:
-        spreads = (known[best].spread, known[name].spread)
-        if spreads[0] is None or spreads[1] is None or merits[best] - merits[name] <= max(*spreads):
+    spread = known.pop(best).spread
+    for name, other in known.items():
+        if spread is None or other.spread is None or merits[best] - merits[name] <= max(spread, other.spread):
             return None
     return best
 

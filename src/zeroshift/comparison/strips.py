@@ -54,6 +54,7 @@ def target_strips(jobs: Sequence[RunJob], count: int, folder: Path) -> list[Targ
 
 
 def _is_readable(run: Run) -> bool:
+    """Whether the adapted generator of a run can be read."""
     try:
         return run.generator is not None
     except InputError:
@@ -65,19 +66,23 @@ def _strips_of(
 ) -> TargetStrips:
     """The strips of a target, of one run per method, by its label."""
     example = next(filter(_is_readable, runs.values()))
-    truth = (
-        None if world is None else _truth_strip(world, target, seeds, example.generator.image_size, folder)
-    )
-    if truth is None:
+    truth = None
+    if world is not None:
+        truth = _truth_strip(world, target, seeds, example.generator.image_size, folder)
+    if world is None or truth is None:
         world = None
-    # The true picture is that of the untruncated latent.
-    truncation = example.config.run.truncation if truth is None else 1.0
-    source = _strip(example, "source", folder / f"source-{truncation:g}.png", seeds, truncation, world)
+        truncation = example.config.run.truncation
+        source_name = f"source-{truncation:g}.png"
+    else:
+        truncation = 1.0  # the true picture is that of the untruncated latent
+        source_name = f"source-{slug(world.name)}.png"
+    source = _strip(example, "source", folder / source_name, seeds, truncation, world)
     methods = []
     for label, run in runs.items():
         name = run_name(label, target, run.config.run.seed)
         path = _strip(run, "target", folder / f"{name}.png", seeds, truncation, world)
-        methods += [] if path is None else [(label, path)]
+        if path is not None:
+            methods.append((label, path))
     if example.generator.kind == "styles":
         how = f"truncation {truncation:g}"
     else:

@@ -125,7 +125,7 @@ class ComparisonTables:
             where = zip(table["group"], table["target"], table["label"], strict=True)
             table[f"{metric} best"] = [int(best[group, target] == label) for group, target, label in where]
         measured = [f"{metric} {what}" for metric in self.metrics for what in ("mean", "spread", "best")]
-        return table[["label", "target", "group", "runs", "minutes", *measured]]
+        return table.reindex(columns=["label", "target", "group", "runs", "minutes", *measured])
 
     @cached_property
     def wins(self) -> DataFrame:
@@ -156,7 +156,7 @@ class ComparisonTables:
     @property
     def measured(self) -> DataFrame:
         """The rows of `runs` that were carried out and measured."""
-        return self.runs[self.runs["state"] == "done"]
+        return self.runs.loc[self.runs["state"] == "done"]
 
     @cached_property
     def labels(self) -> list[str]:
@@ -180,7 +180,7 @@ class ComparisonTables:
 
     def shared_targets(self, group: str) -> list[str]:
         """Targets of a kind that every method has measured runs of."""
-        methods = self.measured.groupby("target")["label"].nunique()
+        methods = self.measured.groupby("target")["label"].nunique().to_dict()
         return [target for target in self.targets(group) if methods[target] == len(self.labels)]
 
     def better(self, metric: str) -> Better:
@@ -211,8 +211,8 @@ class ComparisonTables:
         table = self.measured
         if group is not None:
             table = table[table["group"] == group]
-        values = table.set_index(["target", "seed"])[metric]
-        one, other = (values[(table["label"] == label).to_numpy()].to_dict() for label in (first, second))
+        runs = table.set_index(["target", "seed"])
+        one, other = (runs.loc[runs["label"] == label, metric].to_dict() for label in (first, second))
         return pairwise(one, other, self.better(metric))
 
     def cost(self, label: str) -> Cost:
