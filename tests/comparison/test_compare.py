@@ -447,7 +447,7 @@ def test_votes_become_shares_of_the_later_method_over_the_earlier(
     def choose(pair: dict[str, Any]) -> str:
         if pair["target"] == "sketch":
             return "neither"
-        return "first" if (pair["first"] == "few") == (pair["person"] > 0) else "second"
+        return "first" if (pair["first"] == "few") == (pair["seed"] > 0) else "second"
 
     files = [voted(copied, tmp_path / f"{number}.json", choose) for number in range(2)]
     rows = preferences(read_votes(files, copied), ["nada", "few"])

@@ -24,6 +24,7 @@ from zeroshift.worlds.known import world_named, world_of
 from zeroshift.worlds.world import World
 
 SCHEMA = 1
+"""Of records and of compare.json; what has another is passed over."""
 
 
 def measurement_key(evaluation: EvaluateConfig) -> dict[str, Any]:

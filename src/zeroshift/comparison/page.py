@@ -297,7 +297,8 @@ def _provenance(tables: ComparisonTables) -> list[tuple[str, str]]:
     evaluation = records[0]["evaluation"]
     rows = [("measured on", settings_text(evaluation))]
     for role, network in evaluation["networks"].items():
-        rows.append((role, f"{network['name']} (sha256 {network['sha256'][:12]})"))
+        weights = f" (sha256 {network['sha256'][:12]})" if network["sha256"] else ""
+        rows.append((role, network["name"] + weights))
     for what in ("device", "threads"):
         values = {str(record[what]) for record in records if record[what] is not None}
         rows.append((what, ", ".join(sorted(values))))

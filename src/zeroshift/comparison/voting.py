@@ -1,7 +1,7 @@
 """Blind votes: a page that shows pairs of pictures without saying which method drew them, and the votes it
 gives back.
 
-vote.html is one file that needs no server: the same person by two methods, in random order and on random
+vote.html is one file that needs no server: the same seed by two methods, in random order and on random
 sides, with the source above. Its votes are downloaded as a file of their own. What is whose stands in
 vote-key.json alone; pairs have opaque names that belong to the pictures, so votes stay valid when a
 comparison grows.
@@ -27,6 +27,7 @@ from zeroshift.files.writing import write_bytes, write_json
 from zeroshift.measure.report import template
 
 SCHEMA = 1
+"""Of files of votes and of their key."""
 MAX_PAIRS = 60
 """Pairs on a page: about ten minutes."""
 CHOICES = {"first": 1.0, "second": 0.0, "neither": 0.5}
@@ -44,8 +45,8 @@ def write_vote_page(strips: Sequence[TargetStrips], count: int, folder: Path) ->
     pictures = EmbeddedPictures()
     shown = []
     for pair in pairs:
-        key[pair["name"]] = {name: pair[name] for name in ("first", "second", "target", "person")}
-        places = {name: pictures.add(path, pair["person"]) for name, path in pair["files"].items()}
+        key[pair["name"]] = {name: pair[name] for name in ("first", "second", "target", "seed")}
+        places = {name: pictures.add(path, pair["seed"]) for name, path in pair["files"].items()}
         shown.append({"name": pair["name"], "target": pair["target"], **places})
     write_json(key_file, {"schema": SCHEMA, "pairs": key})
     names = "".join(sorted(pair["name"] for pair in pairs))
@@ -68,13 +69,13 @@ def _pairs_of(strips: TargetStrips, count: int) -> list[dict[str, Any]]:
         digests = sorted(
             (label, hashlib.sha256(path.read_bytes()).hexdigest()) for label, path in (one, other)
         )
-        for person in range(count):
-            name = hashlib.sha256(f"{strips.target} {person} {digests}".encode()).hexdigest()[:16]
+        for seed in range(count):
+            name = hashlib.sha256(f"{strips.target} {seed} {digests}".encode()).hexdigest()[:16]
             first, second = (one, other) if int(name, 16) % 2 else (other, one)
             files = {"first_picture": first[1], "second_picture": second[1]}
             if strips.source is not None:
                 files["source_picture"] = strips.source
-            whose = {"target": strips.target, "person": person, "first": first[0], "second": second[0]}
+            whose = {"target": strips.target, "seed": seed, "first": first[0], "second": second[0]}
             found.append({"name": name, "files": files, **whose})
     return sorted(found, key=lambda pair: pair["name"])
 
@@ -93,28 +94,28 @@ class EmbeddedPictures:
         """PNG files as data URIs."""
         self.places: dict[tuple[Path, int], int] = {}
 
-    def add(self, path: Path, person: int) -> int:
-        """Place in `uris` of the picture of a person in a strip."""
+    def add(self, path: Path, seed: int) -> int:
+        """Place in `uris` of the picture of a seed in a strip."""
         from PIL import Image
 
-        if (path, person) not in self.places:
+        if (path, seed) not in self.places:
             with Image.open(path) as strip:
                 side = strip.height - 2 * GAP
-                left = GAP + person * (side + GAP)
+                left = GAP + seed * (side + GAP)
                 picture = Image.new("RGB", (side, side))
                 picture.paste(strip.convert("RGB").crop((left, GAP, left + side, GAP + side)))
             buffer = io.BytesIO()
             picture.save(buffer, "PNG")
-            self.places[path, person] = len(self.uris)
+            self.places[path, seed] = len(self.uris)
             self.uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
-        return self.places[path, person]
+        return self.places[path, seed]
 
 
 # Votes.
 
 
 def read_votes(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
-    """Votes of the files, each with `first` and `second` (labels of methods), `target`, `person` and `worth`,
+    """Votes of the files, each with `first` and `second` (labels of methods), `target`, `seed` and `worth`,
     what it counts for the first.
 
     InputError where a file cannot be read, or holds votes on pairs that the comparison in `folder` never
