@@ -26,7 +26,7 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import IMAGENET, BytePairTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.registry import load_styled
-from zeroshift.methods.adapt import Injected
+from zeroshift.methods.backend import Given
 from zeroshift.models import seeds as latent
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
@@ -83,7 +83,7 @@ def settings(world: str, stage: int, steps: int, side: str, out: str) -> AdaptCo
     return configure(**changes)
 
 
-def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Injected:
+def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Given:
     """The same latents for all sides; a small step of stage 1 comes before stage 2.
 
     Later steps of stage 1 show the latents of the first one again, in the orders that `mapper.pictures`
@@ -99,7 +99,7 @@ def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Injected:
     orders = [torch.randperm(32, generator=latent.rng("stage1 order", 0, step)) for step in range(1, steps)]
     again = [first[order] for order in orders] if stage == 1 else []
     count = steps if stage == 2 else 1
-    return Injected(
+    return Given(
         stage1_z=torch.stack([first, *again]),
         stage2_z=stack("2", count, 2),
         select_z=stack("select", count, 8),
@@ -126,7 +126,7 @@ def work(turn: Turn, side: str, world: str, stage: int, steps: int, multiplier: 
 
 
 def run_literal(
-    config: AdaptConfig, generator: Any, clips: list[ClipModel], given: Injected, stage: int, tell: Any
+    config: AdaptConfig, generator: Any, clips: list[ClipModel], given: Given, stage: int, tell: Any
 ) -> None:
     """The published procedure on the given latents, from the mapper that a run with this config starts
     from."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ import zeroshift as zs
 from zeroshift.clip.features import normalize
 from zeroshift.config.recipes import recipe
 from zeroshift.config.schema import configure
-from zeroshift.methods.diffusion_backend import Album, DiffusionTrainer
-from zeroshift.methods.guidance import Guide
+from zeroshift.methods.diffusion_backend import DiffusionBackend, InvertedSet
+from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.zero_shot import BACKENDS
 from zeroshift.models.seeds import rng
 
 CODES = ("guide", "other guide", "noise", "middle block", "random", "label")
@@ -41,50 +42,48 @@ METRICS = ("truth.recognised", "truth.distance", "truth.frechet", "truth.diversi
 Json = dict[str, Any]
 
 
-class OtherCodes(DiffusionTrainer):
+class OtherCodes(DiffusionBackend):
     """A run whose words are written from another code of the picture."""
 
-    kind = "guide"
+    code = "guide"
 
-    def _filled(self, pictures: Tensor) -> Album:
-        album = super()._filled(pictures)
-        return dataclasses.replace(album, codes=[normalize(code) for code in self.code_of(album)])
+    def _inverted_set(self, pictures: Tensor, clips: Sequence[ClipObjective]) -> InvertedSet:
+        found = super()._inverted_set(pictures, clips)
+        return dataclasses.replace(found, codes=[normalize(code) for code in self.codes_of(found)])
 
     @torch.no_grad()
-    def code_of(self, album: Album) -> list[Tensor]:
+    def codes_of(self, found: InvertedSet) -> list[Tensor]:
         """Codes BE for every guiding CLIP."""
-        if self.kind == "other guide":
-            return album.features[::-1]
-        if self.kind == "noise":
-            code = F.adaptive_avg_pool2d(album.noisy, 8).flatten(1)
-        elif self.kind == "middle block":
+        if self.code == "other guide":
+            return found.features[::-1]
+        if self.code == "noise":
+            code = F.adaptive_avg_pool2d(found.noisy, 8).flatten(1)
+        elif self.code == "middle block":
             kept: list[Tensor] = []
             block: Any = self.source.unet.mid_block
             hook = block.register_forward_hook(lambda block, given, made: kept.append(made.mean(dim=(2, 3))))
-            self.source.predict_noise(album.pictures, TIME)
+            self.source.predict_noise(found.pictures, TIME)
             hook.remove()
             code = kept[0]
         else:
-            keys = [hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest() for row in album.pictures]
+            keys = [hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest() for row in found.pictures]
             code = torch.stack([torch.randn(64, generator=rng("code", key)) for key in keys]).to(
-                album.pictures
+                found.pictures
             )
-        return [code] * len(self.guides)
+        return [code] * len(found.features)
 
-    def code_width(self, guide: Guide) -> int:
-        """Width of the code."""
-        if self.kind == "other guide":
-            return super().code_width(next(each for each in self.guides if each is not guide))
+    def code_width(self, clip: ClipObjective) -> int:
+        """Width of the code. The two built-in guides have features of one width."""
+        if self.code == "other guide":
+            return super().code_width(clip)
         middle = self.source.config.unet["block_out_channels"][-1]
-        return {"noise": 64 * self.source.channels, "middle block": middle, "random": 64}[self.kind]
+        return {"noise": 64 * self.source.channels, "middle block": middle, "random": 64}[self.code]
 
 
 def measured(kind: str, target: str, seed: int, people: str, device: str) -> Json:
     """Line of results of a code."""
     if kind not in ("guide", "label"):
-        vars(importlib.import_module("zeroshift.methods.adapt"))["DiffusionTrainer"] = type(
-            "Run", (OtherCodes,), {"kind": kind}
-        )
+        BACKENDS["diffusion"] = type("Backend", (OtherCodes,), {"code": kind})
     method = "diffusionclip" if kind == "label" else "ipl"
     contrast: list[float] = []
 

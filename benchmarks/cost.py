@@ -24,7 +24,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt import latents, models, settings
-from zeroshift.methods.style_backend import StyleTrainer
+from zeroshift.methods import directions, losses
+from zeroshift.methods.adapt import open_run
+from zeroshift.methods.style_backend import StyleBackend
+from zeroshift.methods.zero_shot import ZeroShotRun
+from zeroshift.training.terms import Terms
 
 SHAPES = ((512, 32), (256, 64), (128, 128), (64, 256))
 """Channels and side of the convolutions that the ceiling is measured with."""
@@ -71,47 +75,58 @@ class Parts:
         return sum(row[1] for row in self.rows[-count:]), sum(row[2] for row in self.rows[-count:])
 
 
-def stage1(run: StyleTrainer, parts: Parts) -> None:
-    """Parts of a step of stage 1."""
-    run.stage = 1
+def stage1(run: ZeroShotRun, parts: Parts) -> None:
+    """Parts of a step of stage 1, as in `methods/ipl.py`."""
+    run.loop.place.stage = 1
+    backend, mapper = run.backend, run.mapper
+    assert isinstance(backend, StyleBackend) and mapper is not None
     with torch.no_grad():
-        w = parts.measure("latents and mapping", lambda: run.codes(1))
-        pictures = parts.measure("source pictures", lambda: run.pictures(run.source, w, 1))
-        parts.measure("CLIP on pictures", lambda: [guide.see(pictures) for guide in run.guides])
-    _, images = run.seen(1)
+        w = parts.measure("latents and mapping", lambda: backend.codes(1))
+        pictures = parts.measure("source pictures", lambda: backend.pictures(run.source, w, 1))
+        parts.measure("CLIP on pictures", lambda: [clip.encode_image(pictures) for clip in run.clips])
+    codes, images = backend.source_features(1, run.clips)
 
-    def losses() -> list[dict[str, torch.Tensor]]:
-        return [
-            guide.word_losses(*each) for guide, *each in zip(run.guides, run.mapper(w), images, strict=True)
-        ]
+    def terms() -> Terms:
+        made = Terms()
+        for clip, words, image in zip(run.clips, mapper(codes), images, strict=True):
+            source, target = (clip.prompt_features(words, label, 1) for label in (clip.source, clip.target))
+            added = made.group(clip.weight)
+            added.add("contrastive", losses.contrastive(image, source, clip.logit_scale))
+            added.add("domain", losses.domain(target, clip.target.template_mean))
+        return made
 
-    parts.measure("prompts and losses", losses)
-    parts.measure("backward and Adam", lambda: run.update(1, losses()), less=parts.last())
+    parts.measure("prompts and losses", terms)
+    parts.measure("backward and Adam", lambda: run.loop.update("mapper", terms()), less=parts.last())
 
 
-def stage2(run: StyleTrainer, parts: Parts) -> None:
-    """Parts of a step of stage 2."""
-    run.stage = 2
-    w = parts.measure("latents and mapping", lambda: run.codes(1))
-    parts.measure("selection of layers", lambda: run.free_layers(1))
+def stage2(run: ZeroShotRun, parts: Parts) -> None:
+    """Parts of a step of stage 2, as in `methods/ipl.py`."""
+    run.loop.place.stage = 2
+    backend, floor = run.backend, run.config.quirks.image_floor
+    w = parts.measure("latents and mapping", lambda: backend.codes(1))
+    parts.measure("selection of layers", lambda: backend.free_layers(1, run.clips))
     with torch.no_grad():
-        before = parts.measure("source pictures", lambda: run.pictures(run.source, w, 1))
-        words = run.mapper(w)
+        before = parts.measure("source pictures", lambda: backend.pictures(run.source, w, 1))
+        words = run.words(w)
         texts = parts.measure(
             "prompts",
-            lambda: [guide.direction_of(each) for guide, each in zip(run.guides, words, strict=True)],
+            lambda: [clip.text_direction(each) for clip, each in zip(run.clips, words, strict=True)],
         )
-    parts.measure("target pictures", lambda: run.pictures(run.target, w, 1))
+    parts.measure("target pictures", lambda: backend.pictures(run.target, w, 1))
 
-    def losses() -> list[dict[str, torch.Tensor]]:
-        after = run.pictures(run.target, w, 1)
-        return [
-            run.compare(guide, before, after, text, 1) for guide, text in zip(run.guides, texts, strict=True)
-        ]
+    def terms() -> Terms:
+        made = Terms()
+        after = backend.pictures(run.target, w, 1)
+        with torch.no_grad():
+            source = backend.encode_source(run.clips, before, 1)
+        for clip, seen, text in zip(run.clips, source, texts, strict=True):
+            change = directions.image_direction(seen, clip.encode_image(after), floor)
+            made.group(clip.weight).add("direction", losses.directional(change, text))
+        return made
 
-    parts.measure("CLIP on pictures", losses, less=parts.last())
-    parts.measure("backward and Adam", lambda: run.update(1, losses()), less=parts.last(2))
-    parts.measure("running average", run.average)
+    parts.measure("CLIP on pictures", terms, less=parts.last())
+    parts.measure("backward and Adam", lambda: run.loop.update("target", terms()), less=parts.last(2))
+    parts.measure("running average", run.loop.average)
 
 
 def table(rows: list[tuple[str, float, float]], top: float) -> str:
@@ -149,8 +164,7 @@ def main() -> None:
             given = latents(generator, stage, 1)
             given.generator, given.clips = generator, clips
             with tempfile.TemporaryDirectory() as folder:
-                run = StyleTrainer(settings(world, stage, 1, "ours", str(Path(folder) / "run")), given)
-                run.load()
+                run = open_run(settings(world, stage, 1, "ours", str(Path(folder) / "run")), given)
                 parts = Parts(args.repeats)
                 measure(run, parts)
             print(f"\n{world}, stage {stage}\n\n{table(parts.rows, top)}", flush=True)

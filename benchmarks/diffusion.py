@@ -33,7 +33,7 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import IMAGENET, BytePairTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.checkpoints import load_generator_file, save_generator
-from zeroshift.methods.adapt import Injected
+from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits import render
@@ -171,7 +171,7 @@ def work(turn: Turn, side: str, world: str, mode: str, steps: int, model: str) -
                 losses.clear()
                 turn.tell(mean)
 
-        zs.adapt(config, state=Injected(clips=clips, pictures=picture), hook=hook)
+        zs.adapt(config, state=Given(clips=clips, pictures=picture), hook=hook)
 
 
 def opened(path: str) -> DiffusionGenerator:

@@ -30,9 +30,10 @@ from torch.nn.functional import cosine_similarity
 
 from zeroshift.clip.features import normalize, text_direction
 from zeroshift.clip.model import ClipModel
+from zeroshift.devices import Precision
 from zeroshift.files.registry import load_clip
 from zeroshift.methods.adapt import adapt
-from zeroshift.methods.guidance import Guide
+from zeroshift.methods.guidance import clip_objective
 from zeroshift.models import seeds as latent
 from zeroshift.portraits import captions, render
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
@@ -67,7 +68,8 @@ def word_directions(name: str, z: Tensor, target: str, overrides: dict) -> Tenso
             run = adapt(target=target, clip=(name,), out=Path(folder) / "run", **quiet, **overrides)
     assert run.mapper is not None
     (words,) = run.mapper(run.source.map(z))
-    return Guide.of(load_clip(name), 1.0, run.config).direction_of(words)
+    precision = Precision("fp32", torch.device("cpu"))
+    return clip_objective(load_clip(name), 1.0, run.config, precision).text_direction(words)
 
 
 def row(truth: Tensor, found: Tensor) -> tuple[float, float]:

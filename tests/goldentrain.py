@@ -20,7 +20,8 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import BytePairTokenizer, TemplateBank
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.clip_layouts import from_openai_state
-from zeroshift.methods.adapt import Injected, adapt
+from zeroshift.methods.adapt import adapt
+from zeroshift.methods.backend import Given
 from zeroshift.methods.style_backend import LEGACY
 from zeroshift.models import layers as trainable
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
@@ -150,7 +151,7 @@ class Done:
     wants_gradients = True
 
     def __init__(
-        self, config: AdaptConfig, given: Injected, stage: int, patch: pytest.MonkeyPatch | None = None
+        self, config: AdaptConfig, given: Given, stage: int, patch: pytest.MonkeyPatch | None = None
     ) -> None:
         self.stage, self.events, self.rounded = stage, list[Json](), list[Tensor]()
         if patch is not None:

@@ -11,7 +11,8 @@ import torch
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import TemplateBank, WordTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
-from zeroshift.methods.adapt import AdaptRun, Injected, adapt
+from zeroshift.methods.adapt import AdaptRun, adapt
+from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
@@ -61,9 +62,9 @@ def tune(out: Path, method: str = "diffusionclip", **overrides: Any) -> AdaptCon
     return config(out, method=method, train=train | {"diffusion": tuning, "monitor": watch}, **overrides)
 
 
-def given_diffusion(**parts: Any) -> Injected:
+def given_diffusion(**parts: Any) -> Given:
     """What a tiny run of a diffusion model gets instead of loading files."""
-    return Injected(**({"generator": diffusion(), "clips": clips()} | parts))
+    return Given(**({"generator": diffusion(), "clips": clips()} | parts))
 
 
 def styled(loaded: Any) -> StyleGAN2Generator:
@@ -108,13 +109,13 @@ def config(out: Path, **overrides: Any) -> AdaptConfig:
     return configure(base, **overrides)
 
 
-def given(**parts: Any) -> Injected:
+def given(**parts: Any) -> Given:
     """What a tiny run gets instead of loading files."""
-    return Injected(**({"generator": generator(), "clips": clips()} | parts))
+    return Given(**({"generator": generator(), "clips": clips()} | parts))
 
 
 def run(
-    out: Path, *, hook: Any = None, progress: Any = None, state: Injected | None = None, **overrides: Any
+    out: Path, *, hook: Any = None, progress: Any = None, state: Given | None = None, **overrides: Any
 ) -> AdaptRun:
     """A tiny run, carried out."""
     return adapt(config(out, **overrides), hook=hook, progress=progress, state=state or given())

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 
 from zeroshift.errors import InputError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the heavy parts of a run, drawing and encoding; losses and weights stay as they
+    are."""
+
+    format: Literal["fp32", "bf16"]
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        """Context in which heavy parts run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.format == "bf16")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -26,7 +26,7 @@ from zeroshift.config.schema import MonitorConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.files.registry import load_clip
-from zeroshift.measure.monitor import best_look, converged
+from zeroshift.measure.monitor import best_record, converged
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.methods.directions import prompt_direction, prompt_features, residual_feature
 from zeroshift.models.seeds import draw_z
@@ -40,7 +40,10 @@ FAST = {"steps": 8, "batch": 2, "lr": 0.05, "layers": "convolutions", "ema": 0.5
 
 def plain(folder: RunFolder) -> list[Look]:
     """The looks without their times, which differ from run to run."""
-    return [{name: value for name, value in look.items() if name != "seconds"} for look in folder.looks()]
+    return [
+        {name: value for name, value in look.items() if name != "seconds"}
+        for look in folder.monitor_records()
+    ]
 
 
 def same(first: Any, second: Any) -> bool:
@@ -81,7 +84,7 @@ def text_directions(run: AdaptRun, clip: ClipModel, number: int, w: Tensor) -> T
 
 
 def test_the_numbers_of_a_look_are_those_of_slow_formulas_on_the_saved_generators(whole: AdaptRun) -> None:
-    looks, last = whole.folder.looks(), load_generator_file(whole.folder.generator_file)[0]
+    looks, last = whole.folder.monitor_records(), load_generator_file(whole.folder.generator_file)[0]
     assert [look["step"] for look in looks] == [2, 4, 5] and all(look["kind"] == "monitor" for look in looks)
     source = tiny.generator()
     w = source.map(draw_z(12, 5, 0, "monitor", 0))
@@ -106,7 +109,7 @@ def test_the_numbers_of_a_look_are_those_of_slow_formulas_on_the_saved_generator
 
 def test_the_best_look_so_far_is_kept_with_its_step_and_score(tmp_path: Path) -> None:
     run = tiny.run(tmp_path / "run", method="nada", monitor=WATCH, train=FAST)
-    looks, bests = run.folder.looks(), []
+    looks, bests = run.folder.monitor_records(), []
     for now in looks:
         previous = next((each for each in looks if bests and each["step"] == bests[-1]), None)
         bests.append(
@@ -185,7 +188,7 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
     told = io.StringIO()
     with Display(told) as display:
         run = tiny.run(tmp_path / "run", progress=display, **options)
-    looks = run.folder.looks()
+    looks = run.folder.monitor_records()
     scores, best = [look["score"] for look in looks], 0
     for index, score in enumerate(scores):
         best = index if score - scores[best] > 0.05 else best
@@ -228,7 +231,7 @@ def test_a_run_that_had_decided_to_stop_does_no_further_step(tmp_path: Path) -> 
         tiny.run(tmp_path / "run", progress=fail, **options)
     resumed = tiny.run(tmp_path / "run", **options)
     assert resumed.steps_done == 0 and resumed.folder.status.step == 4
-    assert [look["step"] for look in resumed.folder.looks()] == [2, 4]
+    assert [look["step"] for look in resumed.folder.monitor_records()] == [2, 4]
 
 
 def test_collapse_is_said_once_and_a_mild_run_stays_silent(tmp_path: Path) -> None:
@@ -238,15 +241,15 @@ def test_collapse_is_said_once_and_a_mild_run_stays_silent(tmp_path: Path) -> No
         UserWarning, match=r"grow alike: at step \d+ they have 0\.\d\d of the source's.*lower train\.lr"
     ) as told:
         run = tiny.run(tmp_path / "wild", method="nada", progress=events.append, monitor=WATCH, train=wild)
-    low = [look["step"] for look in run.folder.looks() if look["diversity"] < 0.15]
+    low = [look["step"] for look in run.folder.monitor_records() if look["diversity"] < 0.15]
     said = [str(each.message) for each in told if "grow alike" in str(each.message)]
     assert len(low) > 1 and len(said) == 1 and f"at step {low[0]} " in said[0]
     assert [event["message"] for event in events if event["kind"] == "warning"] == said
-    assert run.folder.looks()[-1]["best"] is None and not run.folder.best_file.exists()
+    assert run.folder.monitor_records()[-1]["best"] is None and not run.folder.best_file.exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mild = tiny.run(tmp_path / "mild", method="nada", monitor=WATCH, train=FAST | {"lr": 0.001})
-    assert min(look["diversity"] for look in mild.folder.looks()) > 0.8
+    assert min(look["diversity"] for look in mild.folder.monitor_records()) > 0.8
 
 
 def look(step: int, score: float, diversity: float | None = 1.0) -> Look:
@@ -256,11 +259,11 @@ def look(step: int, score: float, diversity: float | None = 1.0) -> Look:
 def test_the_rule_passes_over_looks_without_diversity() -> None:
     watch = MonitorConfig(patience=2, least_gain=0.1, least_diversity=0.3)
     looks = [look(1, 0.2), look(2, 0.9, 0.1), look(3, 0.5), look(4, 0.6, None), look(5, 0.55), look(6, 0.65)]
-    bests = [best_look(looks[:count], watch) for count in range(7)]
+    bests = [best_record(looks[:count], watch) for count in range(7)]
     assert [best and best["step"] for best in bests] == [None, 1, 1, 3, 3, 3, 6]
     assert [converged(looks[:count], watch) for count in range(7)] == [False] * 5 + [True, False]
     dead = [look(step, 0.5, 0.0) for step in range(3)]
-    assert best_look(dead, watch) is None and best_look([], watch) is None
+    assert best_record(dead, watch) is None and best_record([], watch) is None
     assert [converged(dead[:count], watch) for count in range(4)] == [False, False, True, True]
 
 
@@ -274,7 +277,7 @@ def test_looks_go_to_tensorboard_and_the_report(tmp_path: Path) -> None:
     text = (tmp_path / "run" / "report.html").read_text("utf-8")
     for title in ("Agreement with the direction", "How alike the changes", "Diversity, as a share"):
         assert len(re.findall(rf"<svg[^>]*aria-label=\"{title}", text)) == 1
-    best = run.folder.looks()[-1]["best"]
+    best = run.folder.monitor_records()[-1]["best"]
     assert (
         f"Best at step {best} with" in text
         and "<script" not in text
@@ -286,7 +289,7 @@ def test_looks_go_to_tensorboard_and_the_report(tmp_path: Path) -> None:
     written.Reload()
     values = [(each.step, each.value) for each in written.Scalars("monitor/diversity")]
     assert values == [
-        (each["step"], pytest.approx(each["diversity"], rel=1e-6)) for each in run.folder.looks()
+        (each["step"], pytest.approx(each["diversity"], rel=1e-6)) for each in run.folder.monitor_records()
     ]
 
 
@@ -312,9 +315,9 @@ def test_the_judge_scores_built_in_portraits_in_their_own_domains_alone(tmp_path
     logits = [[judge.logit_scale * cosine(row, text) for text in texts] for row in after]
     wanted = list(DOMAINS).index("pencil sketch")
     chances = [math.exp(row[wanted]) / sum(map(math.exp, row)) for row in logits]
-    (seen,) = run.folder.looks()
+    (seen,) = run.folder.monitor_records()
     assert seen["score"] == seen["judge"] == pytest.approx(sum(chances) / 3, rel=1e-3)
     assert seen["diversity"] == pytest.approx((1 - alike(after)) / (1 - alike(before)), rel=1e-3)
-    (other,) = watched("other", target="smiling person").folder.looks()
+    (other,) = watched("other", target="smiling person").folder.monitor_records()
     assert "judge" not in other and other["score"] == other["agreement"]
     assert json.loads((tmp_path / "other" / "monitor.jsonl").read_text("utf-8")) == other

@@ -23,11 +23,11 @@ from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.clips import save_clip
-from zeroshift.methods import style_backend as style_trainer
-from zeroshift.methods.adapt import AdaptRun, adapt, plan
-from zeroshift.methods.guidance import Guide
+from zeroshift.methods import style_backend
+from zeroshift.methods.adapt import AdaptRun, adapt, open_run, plan
+from zeroshift.methods.guidance import ClipObjective
 from zeroshift.methods.prompts import load_mapper
-from zeroshift.methods.style_backend import StyleTrainer
+from zeroshift.methods.zero_shot import MAPPER_FILE
 from zeroshift.models.seeds import draw_noise, draw_z
 from zeroshift.training.run_folder import RunFolder
 
@@ -77,7 +77,7 @@ def test_a_run_leaves_config_log_weights_and_status(whole: AdaptRun) -> None:
     assert [(line["stage"], line["step"]) for line in folder.metrics()] == [(1, i) for i in range(1, 5)] + [
         (2, i) for i in range(1, 6)
     ]
-    assert same(load_mapper(folder.mapper_file), whole.mapper)
+    assert same(load_mapper(folder.path / MAPPER_FILE), whole.mapper)
     assert (folder.path / "before_after.png").is_file() and (folder.path / "report.html").is_file()
     from safetensors import safe_open
 
@@ -421,7 +421,7 @@ def test_learned_words_may_start_at_the_context(tmp_path: Path) -> None:
     words: list[Tensor] = run.mapper(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
     tokens = tiny.clip(1).embed_tokens("a photo of a")
     assert words[0].shape == (3, 4, 16) and (words[0] - tokens).abs().max() < 0.6
-    assert same(load_mapper(run.folder.mapper_file), run.mapper)
+    assert same(load_mapper(run.folder.path / MAPPER_FILE), run.mapper)
 
 
 def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_the_folder(
@@ -434,19 +434,17 @@ def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_th
 
     run = tiny.run(tmp_path / "run", hook=hook, method="coop", mapper={"steps": 6, "lr": 0.5, "words": 6})
     assert directions and all(torch.equal(each[0], each[1]) for each in directions)
-    nada = [guide.text_direction for guide in _guides(tmp_path / "other")]
+    nada = [clip.label_direction for clip in _clips(tmp_path / "other")]
     assert max(float(each[:1] @ fixed.T) for each, fixed in zip(directions[:2], nada, strict=True)) < 0.9999
     first = [line["classification"] for line in run.folder.metrics() if line["stage"] == 1]
     assert first[-1] < first[0]
-    assert run.mapper is not None and same(load_mapper(run.folder.mapper_file), run.mapper)
+    assert run.mapper is not None and same(load_mapper(run.folder.path / MAPPER_FILE), run.mapper)
     again = adapt(run.config, state=tiny.given())
     assert again.steps_done == 0 and same(again.generator, run.generator)
 
 
-def _guides(out: Path) -> Sequence[Guide]:
-    run = StyleTrainer(tiny.config(out, method="nada"), tiny.given())
-    run.load()
-    return run.guides
+def _clips(out: Path) -> Sequence[ClipObjective]:
+    return open_run(tiny.config(out, method="nada"), tiny.given()).clips
 
 
 def test_bf16_runs_stay_near_fp32(tmp_path: Path) -> None:
@@ -466,19 +464,21 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_stage_1_can_show_the_same_pictures_again_in_new_orders(tmp_path: Path) -> None:
-    fresh = StyleTrainer(tiny.config(tmp_path / "a"), tiny.given())
-    again = StyleTrainer(tiny.config(tmp_path / "b", mapper={"pictures": 8, "steps": 8}), tiny.given())
-    for each in (fresh, again):
-        each.load()
-    first = [again.seen(step) for step in (1, 2)]
+    fresh = open_run(tiny.config(tmp_path / "a"), tiny.given())
+    again = open_run(tiny.config(tmp_path / "b", mapper={"pictures": 8, "steps": 8}), tiny.given())
+
+    def shown_at(step: int) -> Any:
+        return again.backend.source_features(step, again.clips)
+
+    first = [shown_at(step) for step in (1, 2)]
     for step, (w, features) in enumerate(first, start=1):
-        expected_w, expected = fresh.seen(step)
+        expected_w, expected = fresh.backend.source_features(step, fresh.clips)
         assert torch.equal(w, expected_w) and all(
             torch.equal(a, b) for a, b in zip(features, expected, strict=True)
         )
     album_w, rounds = torch.cat([w for w, _ in first]), []
     for steps in ((3, 4), (5, 6)):
-        shown = [again.seen(step) for step in steps]
+        shown = [shown_at(step) for step in steps]
         w, features = torch.cat([page[0] for page in shown]), torch.cat([page[1][1] for page in shown])
         order = [int((album_w == row).all(dim=1).nonzero()) for row in w]
         assert sorted(order) == list(range(8)) and torch.equal(
@@ -501,11 +501,10 @@ def test_a_stopped_run_that_shows_pictures_again_goes_on_as_if_nothing_had_happe
 def test_pictures_drawn_in_parts_equal_those_drawn_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = StyleTrainer(tiny.config(tmp_path / "run"), tiny.given(dtype=torch.float64))
-    run.load()
-    w = run.codes(1)
+    run = open_run(tiny.config(tmp_path / "run"), tiny.given(dtype=torch.float64))
+    w = run.backend.codes(1)
     with torch.no_grad():
-        whole = run.pictures(run.source, w, 1)
-        monkeypatch.setitem(style_trainer.PART_PIXELS, "cpu", 3 * 16**2)
-        in_parts = run.pictures(run.source, w, 1)
+        whole = run.backend.pictures(run.source, w, 1)
+        monkeypatch.setitem(style_backend.PART_PIXELS, "cpu", 3 * 16**2)
+        in_parts = run.backend.pictures(run.source, w, 1)
     torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=1e-12)

@@ -16,7 +16,8 @@ from goldentrain import clip
 from zeroshift.clip.text import BytePairTokenizer
 from zeroshift.config.schema import configure
 from zeroshift.files.unets import ddpm_generator, to_ddpm
-from zeroshift.methods.adapt import AdaptRun, Injected, adapt
+from zeroshift.methods.adapt import AdaptRun, adapt
+from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, generation_times, inversion_times
 from zeroshift.pictures.inversion import Route, inverted, mixture
 
@@ -99,7 +100,7 @@ class Group:
             "run": {"device": "cpu", "grid_every": 0, "checkpoint_every": 10**6, "samples": 1},
         }
         pictures, clips = self.arrays["train_images"], [clip(meta["clip"])]
-        given = Injected(generator=self.model(), clips=clips, pictures=pictures, dtype=torch.float64)
+        given = Given(generator=self.model(), clips=clips, pictures=pictures, dtype=torch.float64)
         return adapt(configure(out=out, **options), hook=hook, state=given)
 
 

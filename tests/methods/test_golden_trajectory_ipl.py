@@ -30,7 +30,7 @@ from goldentrain import (
 )
 from zeroshift.clip.text import context_sentence
 from zeroshift.config.schema import configure
-from zeroshift.methods.adapt import Injected
+from zeroshift.methods.backend import Given
 from zeroshift.methods.prompts import mapper_from_official
 
 NAME = "ipl_trajectory"
@@ -76,7 +76,7 @@ def words_of(run: Path, steps: int) -> Done:
         train={"steps": 1, "batch": 1, "layers": shared.source.layers()[-1].name},
         noise="buffers",
     )
-    given = Injected(
+    given = Given(
         generator=shared.source,
         clips=[clip(name)],
         stage1_z=shared.arrays["stage1_z"],
@@ -160,7 +160,7 @@ def test_stage_2_moves_the_generator_as_the_golden_run(
         mapper={"steps": 1, "batch": 2, "lr": STILL, **sizes(shared)},
         train=train_options(meta, steps or meta["steps"]),
     )
-    given = Injected(
+    given = Given(
         generator=shared.source,
         clips=[clip(name) for name in meta["clip_models"]],
         stage1_z=shared.arrays["stage1_z"][:, :2],

@@ -23,7 +23,7 @@ from goldentrain import (
     train_options,
 )
 from zeroshift.config.schema import configure
-from zeroshift.methods.adapt import Injected
+from zeroshift.methods.backend import Given
 
 NAME = "nada_trajectory"
 
@@ -70,7 +70,7 @@ def test_the_generator_moves_as_in_the_golden_run(
         },
         train=train_options(facts, steps or facts["steps"]),
     )
-    given = Injected(
+    given = Given(
         generator=shared.source,
         clips=[clip(name) for name in meta["clip_models"]],
         stage2_z=shared.arrays["z"],

@@ -76,7 +76,7 @@ class Runs:
                 quirks=quirks,
             )
             events: list[Event] = []
-            state = tiny.Injected(generator=tiny.generator(size=32), target=shifted())
+            state = tiny.Given(generator=tiny.generator(size=32), target=shifted())
             self.known[name] = Seen(adapt(config, hook=events.append, state=state), events)
         return self.known[name]
 
@@ -179,7 +179,7 @@ def test_the_official_bundle_is_a_run_with_every_quirk_named(
     events: list[Event] = []
     config = configure(named.run.config, out=tmp_path / "run", compat="official")
     bundle = adapt(
-        config, hook=events.append, state=tiny.Injected(generator=tiny.generator(size=32), target=shifted())
+        config, hook=events.append, state=tiny.Given(generator=tiny.generator(size=32), target=shifted())
     )
     assert [event["losses"] for event in events] == [event["losses"] for event in named.events]
     assert all(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import tiny
-from zeroshift.methods.adapt import MEAN_CODES
+from zeroshift.methods.backend import Given
+from zeroshift.methods.zero_shot import MEAN_CODES
 from zeroshift.models.seeds import draw_z
-from zeroshift.training.loop import Injected
 
 
 def texts(run: Any, z: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def texts(run: Any, z: Tensor) -> Tensor:
         if event["stage"] == 2:
             seen.append(event["text_directions"][0])
 
-    tiny.run(**run, hook=hook, state=Injected(generator=tiny.generator(), clips=tiny.clips(), stage2_z=z))
+    tiny.run(**run, hook=hook, state=Given(generator=tiny.generator(), clips=tiny.clips(), stage2_z=z))
     return torch.cat(seen)
 
 

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny finished run whose source generator is a file."""
     folder = tmp_path_factory.mktemp("runs")
     save_generator(folder / "source.safetensors", tiny.generator(), {})
-    state = tiny.Injected(clips=tiny.clips())
+    state = tiny.Given(clips=tiny.clips())
     tiny.run(
         folder / "run",
         state=state,
@@ -113,7 +113,7 @@ def test_a_run_its_folder_and_its_result_draw_the_same_pictures(run: Path) -> No
     assert torch.equal(sampling_function(str(run), range(2)), expected)
     again = tiny.run(
         run,
-        state=tiny.Injected(),
+        state=tiny.Given(),
         generator=str(run.parent / "source.safetensors"),
         method="nada",
         train={"lr": 0.05},

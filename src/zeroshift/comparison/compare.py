@@ -36,7 +36,8 @@ from zeroshift.config.schema import NetworksConfig, to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_bytes, write_json
 from zeroshift.measure.evaluate import METRICS
-from zeroshift.methods.adapt import Injected, trainer_of
+from zeroshift.methods.adapt import open_run
+from zeroshift.methods.backend import Given
 from zeroshift.methods.guidance import unknown_words
 from zeroshift.pictures.sample import parse_seeds
 from zeroshift.training.run_folder import RunFolder
@@ -203,10 +204,9 @@ def check(config: CompareConfig, jobs: Sequence[RunJob], tell: Tell) -> None:
     for job in {job.label: job for job in jobs if not job.folder.finished}.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = trainer_of(job.config, Injected())
-            run.load()
+            run = open_run(job.config, Given())
         labels = tuple(dict.fromkeys((job.config.source, *config.targets)))
-        told = (text for clip in run.clips if (text := unknown_words(clip, labels)) is not None)
+        told = (text for clip in run.all_clips if (text := unknown_words(clip, labels)) is not None)
         unlearned |= set(islice(told, 1))
     for text in sorted(unlearned):
         _warn(text, tell)

@@ -17,18 +17,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
 
+from zeroshift.config.methods import METHODS
 from zeroshift.config.options import config_class
 from zeroshift.config.recipes import recipe, recipe_for
 from zeroshift.config.schema import (
     SECTIONS,
     AdaptConfig,
     EvaluateConfig,
-    Method,
     NetworksConfig,
     configure,
     from_dict,
@@ -94,10 +94,8 @@ def parse_variant(text: str) -> Variant:
     named = bool(equals) and ":" not in before
     label, body = (before.strip(), after) if named else (text.strip(), text)
     method, _, listed = (part.strip() for part in body.partition(":"))
-    if method not in get_args(Method):
-        raise InputError(
-            f"unknown method {method!r} in {text!r}; the methods are {', '.join(get_args(Method))}."
-        )
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r} in {text!r}; the methods are {', '.join(METHODS)}.")
     if not label:
         raise InputError(f"{text!r} has an empty name; write NAME=METHOD:FIELD=VALUE, or leave NAME= out.")
     options = []

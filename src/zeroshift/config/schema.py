@@ -5,18 +5,22 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 import tyro
 from pydantic import Field
 
+from zeroshift.config.methods import METHODS
 from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
 from zeroshift.errors import InputError
 
-Method = Literal["ipl", "coop", "nada", "diffusionclip"]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 
 @_config(section="mapper")
@@ -237,10 +241,10 @@ class AdaptConfig:
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
     identity."""
-    method: Method = "ipl"
+    method: MethodName = "ipl"
     """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all,
-    from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: that,
-    for diffusion models."""
+    from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: NADA's
+    direction by the published training procedure for diffusion models."""
     generator: str = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -278,7 +282,7 @@ class AdaptConfig:
     @property
     def learns_words(self) -> bool:
         """Whether the method has a stage 1."""
-        return self.method in ("ipl", "coop")
+        return METHODS[self.method].learns_words
 
     @property
     def weights(self) -> tuple[float, ...]:

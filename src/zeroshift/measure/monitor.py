@@ -5,12 +5,12 @@ Every `train.monitor.every` steps, and at the last one, the same few pictures ar
 the average of the target (keyed by the run's seed; of a generator with styles with its own noise maps).
 Nothing here touches what is trained.
 
-The rule. The score of a look is what the judge says, where there is one (the built-in world in one of its own
-domains, unless the judge guides): the mean probability that it gives the target among all domains. Elsewhere
-it is the agreement of directions. A look with less than `least_diversity` of the source's diversity has no
-score. A look becomes the best if its score is more than `least_gain` above that of the best so far: a late
-gain too small to see does not outweigh the diversity that it costs. With `train.until converged`, stage 2
-ends when `patience` looks in a row have not become the best.
+The rule. The score of a look is what the judge says, where there is one (that of the source generator's
+world, in one of its domains, unless it guides): the mean probability that it gives the target among all
+domains. Elsewhere it is the agreement of directions. A look with less than `least_diversity` of the source's
+diversity has no score. A look becomes the best if its score is more than `least_gain` above that of the best
+so far: a late gain too small to see does not outweigh the diversity that it costs. With `train.until
+converged`, stage 2 ends when `patience` looks in a row have not become the best.
 """
 
 from __future__ import annotations
@@ -23,72 +23,111 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from zeroshift.clip.features import normalize, template_features
 from zeroshift.config.schema import AdaptConfig, MonitorConfig
 from zeroshift.files.checkpoints import AnyGenerator, load_generator_file
-from zeroshift.files.registry import GENERATORS, load_clip
+from zeroshift.files.registry import load_clip
 from zeroshift.measure.metrics import diversity_ratio, pairwise_diversity
-from zeroshift.measure.networks import JUDGE, Judge
-from zeroshift.methods.guidance import Guide
-from zeroshift.methods.prompts import PromptMapper
-from zeroshift.shapes import Picture, UnitFeature
+from zeroshift.measure.networks import Judge
+from zeroshift.shapes import Feature, Picture, UnitFeature
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.world import World
 
-Look = Mapping[str, Any]
+Record = Mapping[str, Any]
 """A line of monitor.jsonl: step, agreement, alike, diversity, judge (where there is one), score, best (a
 step), seconds."""
 
 
-def rating(look: Look, config: MonitorConfig) -> float:
-    """Score of a look; minus infinity where the pictures are too much alike."""
-    collapsed = look["diversity"] is not None and look["diversity"] < config.least_diversity
-    return -math.inf if collapsed else look["score"]
+def rating(record: Record, config: MonitorConfig) -> float:
+    """Score of a record; minus infinity where the pictures are too much alike."""
+    collapsed = record["diversity"] is not None and record["diversity"] < config.least_diversity
+    return -math.inf if collapsed else record["score"]
 
 
-def best_look(looks: Sequence[Look], config: MonitorConfig) -> Look | None:
-    """The best of these looks by the rule; None where none has a score."""
-    best, highest = None, -math.inf
-    for look in looks:
-        if (found := rating(look, config)) > highest + config.least_gain:
-            best, highest = look, found
+def best_record(records: Sequence[Record], config: MonitorConfig) -> Record | None:
+    """The best of these records by the rule; None where none has a score."""
+    best = None
+    highest = -math.inf
+    for record in records:
+        found = rating(record, config)
+        if found > highest + config.least_gain:
+            best = record
+            highest = found
     return best
 
 
-def converged(looks: Sequence[Look], config: MonitorConfig) -> bool:
-    """Whether the score has stopped rising, by the rule: none of the last `patience` looks became the
+def converged(records: Sequence[Record], config: MonitorConfig) -> bool:
+    """Whether the score has stopped rising, by the rule: none of the last `patience` records became the
     best."""
-    recent = looks[-config.patience :]
+    recent = records[-config.patience :]
     if len(recent) < config.patience:
         return False
-    best = best_look(looks, config)
-    return all(look is not best for look in recent)
+    best = best_record(records, config)
+    return all(record is not best for record in recent)
 
 
-@dataclass(frozen=True)
-class _Fixed:
-    """What does not change over stage 2: codes, what is seen in the source's pictures, and the text
-    directions per CLIP."""
+class Encoder(Protocol):
+    """A guiding CLIP, as the monitor sees it."""
 
-    codes: Any
-    seen: list[UnitFeature]
-    texts: list[UnitFeature]
-    judged: UnitFeature | None
+    @property
+    def weight(self) -> float:
+        """Its weight among the others."""
+        ...
+
+    def encode_image(self, pictures: Picture) -> Feature:
+        """Features BE of pictures BCHW in [-1, 1]."""
+        ...
 
 
-class Views(Protocol):
+class Watched(Protocol):
     """What a run shows its monitor."""
 
     source: Any
 
-    def watched(self, count: int) -> Any:
+    @property
+    def clips(self) -> Sequence[Encoder]:
+        """The guiding CLIPs."""
+        ...
+
+    def monitor_codes(self, count: int) -> Any:
         """Codes of as many pictures, the same whenever it is asked."""
         ...
 
-    def view(self, generator: Any, codes: Any) -> Picture:
+    def monitor_pictures(self, generator: Any, codes: Any) -> Picture:
         """Pictures of the codes by a generator; by the source those that the others are compared with."""
         ...
+
+    def text_directions(self, codes: Any) -> list[UnitFeature]:
+        """For every CLIP the text directions BE of the codes, or 1,E for all."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What does not change over stage 2."""
+
+    codes: Any
+    features: list[UnitFeature]
+    """For every CLIP its unit features of the source's pictures."""
+    text_directions: list[UnitFeature]
+    judge_features: UnitFeature | None
+    """The judge's unit features of the source's pictures."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the judge is asked: which of the domains does a picture show."""
+
+    judge: Judge
+    texts: UnitFeature
+    """Domains' features, by the mean over the judge's templates, times its logit scale."""
+    target: int
+    """Row of the target."""
+
+    def probability(self, features: UnitFeature) -> float:
+        """Mean probability of the target among the domains."""
+        return float((features @ self.texts.T).softmax(dim=1)[:, self.target].double().mean())
 
 
 class Monitor:
@@ -99,34 +138,40 @@ class Monitor:
         self,
         config: AdaptConfig,
         folder: RunFolder,
-        views: Views,
-        guides: Sequence[Guide],
-        mapper: PromptMapper,
-        origin: tuple[str, Collection[str]],
+        watched: Watched,
+        *,
+        world: World | None,
+        guiding: Collection[str],
+        save: Callable[..., None],
+        progress: Callable[[dict[str, Any]], None],
     ) -> None:
-        """`origin`: name of the source generator and hashes of the guiding CLIPs."""
-        self.config, self.folder, self.views = config, folder, views
-        self.guides, self.mapper = guides, mapper
-        self.origin = origin
-        self.looks: list[Look] = []
-        self.judge: Judge | None = None
-        self.asked: tuple[Tensor, int] | None = None
-        self.fixed: _Fixed | None = None
+        """`world`: that of the source generator. `guiding`: hashes of the guiding CLIPs, among which no judge
+        may be. `save` writes the averaged generator to a path, with facts for its metadata."""
+        self.config = config
+        self.folder = folder
+        self.watched = watched
+        self.world = world
+        self.guiding = guiding
+        self.save = save
+        self.progress = progress
+        self.records: list[Record] = []
+        self.question: _Question | None = None
+        self.reference: _Reference | None = None
 
     def restore(self) -> None:
-        """Goes on behind the looks that the folder holds."""
-        self.looks = list(self.folder.looks()) if self.config.train.monitor.every else []
+        """Goes on behind the records that the folder holds."""
+        self.records = list(self.folder.monitor_records()) if self.config.train.monitor.every else []
 
     @property
-    def best(self) -> Look | None:
-        """The best look so far."""
-        return best_look(self.looks, self.config.train.monitor)
+    def best(self) -> Record | None:
+        """The best record so far."""
+        return best_record(self.records, self.config.train.monitor)
 
     @property
-    def stops(self) -> str:
+    def stop_reason(self) -> str:
         """Why stage 2 ends here, in words; empty where it goes on."""
         watch = self.config.train.monitor
-        if self.config.train.until != "converged" or not converged(self.looks, watch):
+        if self.config.train.until != "converged" or not converged(self.records, watch):
             return ""
         best = self.best
         found = (
@@ -135,19 +180,20 @@ class Monitor:
             else "no look was diverse enough"
         )
         return (
-            f"stopped early at step {self.looks[-1]['step']}: {found}, and the last {watch.patience} looks "
-            "were not better by "
-            f"more than {watch.least_gain:g}"
+            f"stopped early at step {self.records[-1]['step']}: {found}, and the last {watch.patience} "
+            "looks were "
+            f"not better by more than {watch.least_gain:g}"
         )
 
     def result(self) -> AnyGenerator | None:
-        """The generator of the best look, where that is what the run is for; None: that of the last step."""
+        """The generator of the best record, where that is what the run is for; None: that of the last
+        step."""
         best = self.best if self.config.train.until == "converged" else None
         if best is None:
             return None
-        kept, facts = load_generator_file(self.folder.best_file)
+        generator, facts = load_generator_file(self.folder.best_file)
         if int(facts["step"]) == best["step"]:
-            return kept
+            return generator
         # Only where a resumed run is not bit-equal: then the file may be of a step that was done again with
         # other digits.
         warnings.warn(
@@ -157,14 +203,7 @@ class Monitor:
         )
         return None
 
-    def after(
-        self,
-        step: int,
-        last: bool,
-        average: Any,
-        save: Callable[..., None],
-        progress: Callable[[dict[str, Any]], None],
-    ) -> None:
+    def after(self, step: int, last: bool, average: Any) -> None:
         """Looks where a look is due: logs it, saves it if it is the best so far, and warns once of
         collapse."""
         watch = self.config.train.monitor
@@ -172,20 +211,20 @@ class Monitor:
             return
         began = time.perf_counter()
         numbers = self.measure(average)
-        warned = any(rating(each, watch) == -math.inf for each in self.looks)
-        look = {"kind": "monitor", "stage": 2, "step": step, **numbers}
-        self.looks.append(look)
+        warned = any(rating(each, watch) == -math.inf for each in self.records)
+        record = {"kind": "monitor", "stage": 2, "step": step, **numbers}
+        self.records.append(record)
         best = self.best
-        look["best"] = best["step"] if best else None
-        if best is look:
-            save(self.folder.best_file, step=str(step), score=repr(look["score"]))
-        look["seconds"] = round(time.perf_counter() - began, 4)
-        self.folder.log_look(look)
-        progress(look)
-        if not warned and rating(look, watch) == -math.inf:
-            message = self._warning(look)
+        record["best"] = best["step"] if best else None
+        if best is record:
+            self.save(self.folder.best_file, step=str(step), score=repr(record["score"]))
+        record["seconds"] = round(time.perf_counter() - began, 4)
+        self.folder.log_monitor(record)
+        self.progress(record)
+        if not warned and rating(record, watch) == -math.inf:
+            message = self._warning(record)
             warnings.warn(message, stacklevel=4)
-            progress({"kind": "warning", "message": message})
+            self.progress({"kind": "warning", "message": message})
 
     @torch.no_grad()
     def measure(self, generator: Any) -> dict[str, Any]:
@@ -196,19 +235,25 @@ class Monitor:
         same way. diversity: `diversity_ratio` to the source, in the judge's features or else as the mean over
         the guiding CLIPs; None where the source has none.
         """
-        fixed = self.fixed = self.fixed or self._fix()
-        pictures = self.views.view(generator, fixed.codes)
-        seen = [normalize(guide.see(pictures)) for guide in self.guides]
-        agreement, alike, diversity, total = 0.0, 0.0, 0.0, sum(guide.weight for guide in self.guides)
-        for guide, source, target, text in zip(self.guides, fixed.seen, seen, fixed.texts, strict=True):
+        if self.reference is None:
+            self.reference = self._reference()
+        reference = self.reference
+        pictures = self.watched.monitor_pictures(generator, reference.codes)
+        clips = self.watched.clips
+        total = sum(clip.weight for clip in clips)
+        agreement = alike = diversity = 0.0
+        for clip, source, text in zip(clips, reference.features, reference.text_directions, strict=True):
+            target = normalize(clip.encode_image(pictures))
             change = normalize(target.double() - source.double())
-            agreement += guide.weight / total * float((change * text.double()).sum(dim=1).mean())
-            alike += guide.weight / total * (1 - pairwise_diversity(change))
-            diversity += diversity_ratio(target, source) / len(self.guides)
+            share = clip.weight / total
+            agreement += share * float((change * text.double()).sum(dim=1).mean())
+            alike += share * (1 - pairwise_diversity(change))
+            diversity += diversity_ratio(target, source) / len(clips)
         judged: dict[str, float] = {}
-        if self.judge is not None and fixed.judged is not None:
-            features = self._judged(pictures)
-            diversity, judged["judge"] = diversity_ratio(features, fixed.judged), self._probability(features)
+        if self.question is not None and reference.judge_features is not None:
+            features = self.question.judge.features(pictures.float())
+            diversity = diversity_ratio(features, reference.judge_features)
+            judged["judge"] = self.question.probability(features)
         return {
             "agreement": agreement,
             "alike": alike,
@@ -217,50 +262,38 @@ class Monitor:
             "score": judged.get("judge", agreement),
         }
 
-    def _fix(self) -> _Fixed:
+    def _reference(self) -> _Reference:
         """Draws the source's pictures once; the words of stage 1 are final by now."""
-        codes = self.views.watched(self.config.train.monitor.count)
-        pictures = self.views.view(self.views.source, codes)
-        words = self.mapper(codes) if self.config.learns_words else [None] * len(self.guides)
-        self.judge = self._judge(pictures.device)
-        return _Fixed(
+        codes = self.watched.monitor_codes(self.config.train.monitor.count)
+        pictures = self.watched.monitor_pictures(self.watched.source, codes)
+        self.question = self._question(pictures.device)
+        return _Reference(
             codes=codes,
-            seen=[normalize(guide.see(pictures)) for guide in self.guides],
-            texts=[guide.direction_of(each) for guide, each in zip(self.guides, words, strict=True)],
-            judged=self._judged(pictures) if self.judge is not None else None,
+            features=[normalize(clip.encode_image(pictures)) for clip in self.watched.clips],
+            text_directions=self.watched.text_directions(codes),
+            judge_features=None if self.question is None else self.question.judge.features(pictures.float()),
         )
 
-    def _judge(self, device: torch.device) -> Judge | None:
-        """The built-in judge, where it knows the domain and does not guide."""
-        from zeroshift.portraits import DOMAINS, domain_of
-
-        name, guiding = self.origin
-        domain = domain_of(self.config.target)
-        if name not in GENERATORS or domain is None:
+    def _question(self, device: torch.device) -> _Question | None:
+        """What the world's judge is asked, where it knows the target and does not guide."""
+        world = self.world
+        domain = None if world is None else world.domain_of(self.config.target)
+        if world is None or domain is None or not world.judge:
             return None
-        judge = Judge(load_clip(JUDGE, device=device))
-        if judge.label.sha256 in guiding:
+        judge = Judge(load_clip(world.judge, device=device))
+        if judge.label.sha256 in self.guiding:
             return None
-        words = [template_features(judge.clip, each).mean(dim=0) for each in DOMAINS]
-        self.asked = judge.clip.logit_scale * normalize(torch.stack(words)), list(DOMAINS).index(domain)
-        return judge
+        means = [template_features(judge.clip, each).mean(dim=0) for each in world.domains]
+        texts = judge.clip.logit_scale * normalize(torch.stack(means))
+        return _Question(judge, texts, world.domains.index(domain))
 
-    def _judged(self, pictures: Picture) -> UnitFeature:
-        assert self.judge is not None
-        return self.judge.features(pictures.float())
-
-    def _probability(self, features: UnitFeature) -> float:
-        """Mean probability of the target among the domains, each by the mean over the judge's templates."""
-        assert self.asked is not None
-        words, wanted = self.asked
-        return float((features @ words.T).softmax(dim=1)[:, wanted].double().mean())
-
-    def _warning(self, look: Look) -> str:
+    def _warning(self, record: Record) -> str:
         kept = "; best.safetensors is from before" if self.best else ""
-        share, least = look["diversity"], self.config.train.monitor.least_diversity
+        least = self.config.train.monitor.least_diversity
         return (
-            f"the pictures grow alike: at step {look['step']} they have {share:.2f} of the source's "
-            "diversity, less than "
-            f"train.monitor.least_diversity {least:g}{kept}. Try method ipl, fewer steps, a lower train.lr, "
-            "or fewer layers."
+            f"the pictures grow alike: at step {record['step']} they have {record['diversity']:.2f} of the "
+            "source's "
+            f"diversity, less than train.monitor.least_diversity {least:g}{kept}. Try method ipl, fewer "
+            "steps, a "
+            "lower train.lr, or fewer layers."
         )

@@ -111,7 +111,7 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "before_after": data_uri(before_after) if before_after.is_file() else "",
         "before_after_text": _shown_text(folder),
         "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
-        "watched": _watched(folder.looks()),
+        "watched": _watched(folder.monitor_records()),
         "watched_text": _best(folder),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
         "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
@@ -245,7 +245,7 @@ def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _best(folder: RunFolder) -> str:
     """Which look of the monitor was best, by which rule, and what became of it."""
-    looks, watch = folder.looks(), folder.config.train.monitor
+    looks, watch = folder.monitor_records(), folder.config.train.monitor
     if not looks:
         return ""
     score = (

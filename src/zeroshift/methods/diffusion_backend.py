@@ -1,5 +1,5 @@
-"""What `adapt` needs of a diffusion model: pictures and their noise, fine-tuning through the steps back,
-codes for the words.
+"""A zero-shot run's diffusion model: pictures and their noise, fine-tuning through the steps back, codes for
+the words.
 
 Kim et al., DiffusionCLIP (CVPR 2022), and its code. With learned words it is what IPL's paper calls Diff-IPL:
 the fixed direction gives way to one for each picture. A diffusion model has no styles, so the code of a
@@ -9,6 +9,7 @@ picture, from which its words are learned, is what each guiding CLIP sees in it 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,298 +17,288 @@ import torch
 from torch import Tensor, nn
 
 from zeroshift.clip.features import normalize
-from zeroshift.config.schema import FinetuneConfig
 from zeroshift.errors import InputError
 from zeroshift.measure.picture_sets import read_folder
-from zeroshift.methods import losses
-from zeroshift.methods.guidance import Guide
-from zeroshift.models import layers as trainable
+from zeroshift.methods.backend import Backend, Surroundings
+from zeroshift.methods.guidance import ClipObjective
+from zeroshift.models import layers
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
 from zeroshift.pictures.inversion import Route, inverted, made_pictures
-from zeroshift.training.loop import Trainer
+from zeroshift.shapes import Feature, Picture, UnitFeature
 
 PART = {"cpu": 4}
 """Pictures generated at a time without gradient, by kind of device."""
 
 
 @dataclass(frozen=True)
-class Album:
+class InvertedSet:
     """Pictures with all that is known of them from the start."""
 
-    pictures: Tensor
+    pictures: Picture
     """BCHW in [-1, 1]."""
     noisy: Tensor
     """Their latents BCHW at time t0, by the source."""
-    features: list[Tensor]
+    features: list[UnitFeature]
     """For every guiding CLIP its unit features BE of them."""
     codes: list[Tensor]
     """For every guiding CLIP the codes from which words are learned: its features (ADR 0018)."""
 
 
-class DiffusionTrainer(Trainer):
-    """A run of a diffusion model. A step of stage 2 is one of the optimiser, in mode per-step also one of
-    denoising."""
+@dataclass(frozen=True)
+class Visit:
+    """Where a step of stage 2 stands: one picture set is visited again and again."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.album: Album | None = None
-        self.window: Album | None = None
-        self.start: Tensor | None = None
-        self.x: Tensor | None = None
-        self.ahead: Tensor | None = None
+    round_number: int
+    """Round through the pictures, from 0."""
+    denoising: int
+    """Step of denoising within the visit, from 0; always 0 where the gradient goes through all of them."""
+    rows: slice
+    """Pictures of the visit."""
 
-    @property
-    def tuning(self) -> FinetuneConfig:
-        """The options of diffusion models."""
-        return self.config.train.diffusion
+
+class DiffusionBackend(Backend):
+    """Learns from a fixed set of pictures. A step of stage 2 is one of the optimiser, in mode per-step also
+    one of denoising."""
+
+    def __init__(self, surroundings: Surroundings, source: Any, target: Any, average: Any) -> None:
+        super().__init__(surroundings, source, target, average)
+        self.tuning = self.config.train.diffusion
+        self.found = self._found()
+        """Pictures that are given, or lie in the folder that is named; None where the source makes them."""
+        self.learned_set: InvertedSet | None = None
+        self.monitor_set: InvertedSet | None = None
+        self.next_x: Tensor | None = None
+        """Mode per-step: the noisy pictures of the next step of denoising."""
+        self.grid_start: Tensor | None = None
+        """Pictures of a sample grid at time t0, which only the source makes."""
+        self._check()
+        self.movable = layers.select(self.target, self.config.train.layers)
 
     # 1. Before the first step.
 
-    def check(self) -> None:
-        """Refuses what a diffusion model cannot do, and reads the pictures that are given."""
-        config, name = self.config, self.config.generator
-        if config.method == "nada":
+    def _check(self) -> None:
+        """Refuses what a diffusion model cannot do."""
+        if self.config.train.layers == "adaptive":
             raise InputError(
-                f"{name} is a diffusion model, and method nada moves generators with styles; use "
-                "diffusionclip, which has the "
-                "same direction, or ipl."
-            )
-        if config.train.layers == "adaptive":
-            raise InputError(
-                f"{name} is a diffusion model: it has no latent per layer by which layers could be "
-                "selected. Use a recipe for "
-                "diffusion models (--recipe diffusionclip), or --layers all."
+                f"{self.config.generator} is a diffusion model: it has no latent per layer by which layers "
+                "could be "
+                "selected. Use a recipe for diffusion models (--recipe diffusionclip), or --layers all."
             )
         last = self.source.num_steps - 1
         if self.tuning.t0 > last:
             raise InputError(f"train.diffusion.t0 must be a time between 1 and {last}, got {self.tuning.t0}.")
-        self.found = self._found()
         count = self.tuning.num_pictures if self.found is None else len(self.found)
-        if config.learns_words and config.mapper.batch > count:
+        if self.config.learns_words and self.config.mapper.batch > count:
             raise InputError(
-                f"mapper.batch is {config.mapper.batch}, but there are {count} pictures to learn from; "
-                "lower it, or raise "
-                "train.diffusion.num_pictures."
+                f"mapper.batch is {self.config.mapper.batch}, but there are {count} pictures to learn from; "
+                "lower it, or raise train.diffusion.num_pictures."
             )
 
-    def load(self) -> None:
-        """As for every run; the pictures of a folder are put on record too."""
-        super().load()
-        if self.found is not None:
-            self.environment["pictures"] = hashlib.sha256(self.found.cpu().numpy().tobytes()).hexdigest()
+    def _found(self) -> Picture | None:
+        pictures = self.given.pictures
+        folder = self.tuning.picture_folder
+        if pictures is None and folder is not None:
+            pictures = read_folder(folder, self.source.image_size).part(slice(0, self.tuning.num_pictures))
+        return None if pictures is None else pictures.to(self.device, self.dtype)
 
-    def _found(self) -> Tensor | None:
-        """Pictures that are given, or lie in the folder that is named; None where the source makes them."""
-        given, folder, count = self.given.pictures, self.tuning.picture_folder, self.tuning.num_pictures
-        if given is None and folder is None:
-            return None
-        if given is None:
-            assert folder is not None
-            given = read_folder(folder, self.source.image_size).part(slice(0, count))
-        return given.to(self.device, self.dtype)
+    def record(self) -> dict[str, Any]:
+        """Hash of the pictures that are given."""
+        if self.found is None:
+            return {}
+        return {"pictures": hashlib.sha256(self.found.cpu().numpy().tobytes()).hexdigest()}
 
-    def prepare(self) -> None:
-        """Makes the pictures to learn from, where they are not given, and inverts them."""
-        self.album = (
-            self._album("train", self.tuning.num_pictures) if self.found is None else self._filled(self.found)
-        )
-
-    def _album(self, label: str, count: int) -> Album:
-        """Pictures that the source makes of seeds of the run's own."""
-        seeds = torch.randint(
-            2**31, (count,), generator=rng("pictures", self.config.run.seed, label)
-        ).tolist()
-        return self._filled(
-            made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell).to(
-                self.device, self.dtype
-            )
-        )
-
-    @torch.no_grad()
-    def _filled(self, pictures: Tensor) -> Album:
-        noisy = inverted(self.source, pictures, Route.of(self.tuning), self._tell)
-        features = [
-            torch.cat([normalize(guide.see(row)) for row in pictures.split(1)]) for guide in self.guides
-        ]
-        return Album(pictures, noisy, features, features)
-
-    def _tell(self, what: str, done: int, total: int) -> None:
-        self.progress({"kind": "prepare", "what": what, "done": done, "total": total})
-
-    def trial(self) -> list[Tensor]:
-        """Codes of one blank picture."""
-        blank = torch.zeros(1, *self.source.picture_shape, device=self.device, dtype=self.dtype)
-        codes = [
-            torch.ones(1, self.code_width(guide), device=self.device, dtype=self.dtype)
-            for guide in self.guides
-        ]
-        self.album = Album(blank, blank, codes, codes)
-        return codes
-
-    def code_width(self, guide: Guide) -> int:
+    def code_width(self, clip: ClipObjective) -> int:
         """Width of a CLIP's features."""
-        return guide.text_direction.shape[-1]
+        return clip.label_direction.shape[-1]
 
-    def optimiser(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
-        """The published one; fused where torch has that, a third of the time on a CPU."""
+    def optimiser(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Adam as published; fused where torch has that, a third of the time on a CPU."""
         return torch.optim.Adam(weights, lr=self.config.train.lr, fused=self.device.type in ("cpu", "cuda"))
 
-    def movable(self) -> list[str]:
-        """Names of all weights of the layers that are to move."""
-        return trainable.select(self.target, self.config.train.layers)
+    def prepare(self, clips: Sequence[ClipObjective]) -> None:
+        """Makes the pictures to learn from, where they are not given, and inverts them."""
+        if self.found is None:
+            self.learned_set = self._made_set("train", self.tuning.num_pictures, clips)
+        else:
+            self.learned_set = self._inverted_set(self.found, clips)
+
+    def _made_set(self, label: str, count: int, clips: Sequence[ClipObjective]) -> InvertedSet:
+        """Pictures that the source makes of seeds of the run's own."""
+        draw = rng("pictures", self.config.run.seed, label)
+        seeds = torch.randint(2**31, (count,), generator=draw).tolist()
+        made = made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell)
+        return self._inverted_set(made.to(self.device, self.dtype), clips)
+
+    @torch.no_grad()
+    def _inverted_set(self, pictures: Picture, clips: Sequence[ClipObjective]) -> InvertedSet:
+        noisy = inverted(self.source, pictures, Route.of(self.tuning), self._tell)
+        features = [
+            torch.cat([normalize(clip.encode_image(row)) for row in pictures.split(1)]) for clip in clips
+        ]
+        return InvertedSet(pictures, noisy, features, features)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        self.surroundings.progress({"kind": "prepare", "what": what, "done": done, "total": total})
+
+    @property
+    def learned(self) -> InvertedSet:
+        """The pictures that are learned from, once they are prepared."""
+        assert self.learned_set is not None, "prepare() comes first"
+        return self.learned_set
 
     # 2. Parts of a step.
 
-    def place(self, step: int) -> tuple[int, int, slice]:
-        """Of a step of stage 2: the round through the pictures from 0, the step of denoising from 0, and the
-        rows."""
-        assert self.album is not None
+    def visit(self, step: int) -> Visit:
+        """Where a step of stage 2 stands."""
         steps = self.tuning.train_steps if self.tuning.mode == "per-step" else 1
-        batch, count = self.config.train.batch, len(self.album.pictures)
-        visit, denoising = divmod(step - 1, steps)
-        turn, number = divmod(visit, -(-count // batch))
-        return turn, denoising, slice(number * batch, (number + 1) * batch)
+        batch = self.config.train.batch
+        number, denoising = divmod(step - 1, steps)
+        visits = -(-len(self.learned.pictures) // batch)
+        round_number, page = divmod(number, visits)
+        return Visit(round_number, denoising, slice(page * batch, (page + 1) * batch))
+
+    def source_features(
+        self, step: int, clips: Sequence[ClipObjective]
+    ) -> tuple[list[Tensor], list[UnitFeature]]:
+        """Codes of a step of stage 1, and what CLIP sees; the pictures are shuffled anew in every round."""
+        count = len(self.learned.pictures)
+        batch = self.config.mapper.batch
+        round_number, page = divmod(step - 1, count // batch)
+        draw_order = rng("stage1 order", self.config.run.seed, round_number)
+        rows = torch.randperm(count, generator=draw_order).to(self.device)[page * batch :][:batch]
+        return [each[rows] for each in self.learned.codes], [each[rows] for each in self.learned.features]
 
     def codes(self, step: int) -> list[Tensor]:
         """Codes BE of the pictures of a step, for every CLIP."""
-        assert self.album is not None
-        rows = self.place(step)[2]
-        return [each[rows] for each in self.album.codes]
+        rows = self.visit(step).rows
+        return [each[rows] for each in self.learned.codes]
 
-    def seen(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Codes of a step of stage 1, and what CLIP sees; the pictures are shuffled anew in every round."""
-        assert self.album is not None
-        count, batch = len(self.album.pictures), self.config.mapper.batch
-        turn, page = divmod(step - 1, count // batch)
-        order = torch.randperm(count, generator=rng("stage1 order", self.config.run.seed, turn)).to(
-            self.device
-        )
-        rows = order[page * batch :][:batch]
-        return [each[rows] for each in self.album.codes], [each[rows] for each in self.album.features]
+    def free_layers(self, step: int, clips: Sequence[ClipObjective]) -> None:
+        """Lets the weights move that may move at all."""
+        layers.free(self.target, self.movable)
+        moving = set(self.movable)
+        self.moving = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
+        self.step_log["chosen"] = ()
 
-    def before(self, guide: Guide, pictures: Tensor, step: int) -> Tensor:
+    def encode_source(self, clips: Sequence[ClipObjective], pictures: Picture, step: int) -> list[Feature]:
         """Features of the pictures of a step, which never change."""
-        assert self.album is not None
-        number = next(index for index, each in enumerate(self.guides) if each is guide)
-        return self.album.features[number][self.place(step)[2]]
+        rows = self.visit(step).rows
+        return [each[rows] for each in self.learned.features]
 
-    def pictures(self, generator: Any, codes: Any, step: int) -> Tensor:
-        """Pictures of a step: the source's own, or the target's from their noise, in mode per-step the clean
-        ones predicted."""
-        assert self.album is not None
-        _, denoising, rows = self.place(step)
+    def pictures(self, generator: Any, codes: Any, step: int) -> Picture:
+        """Pictures of a step: the source's own; or the target's from their noise, in mode per-step the clean
+        ones that it predicts there."""
+        visit = self.visit(step)
         if generator is self.source:
-            return self.album.pictures[rows]
-        x = self.album.noisy[rows]
+            return self.learned.pictures[visit.rows]
+        x = self.learned.noisy[visit.rows]
         if self.tuning.mode == "through":
             return self._through(generator, x)
-        x = x if not denoising or self.x is None else self.x
-        t, t_next = generation_times(self.tuning.t0, self.tuning.train_steps)[denoising]
-        with self.guides[0].mixed(self.device):
+        if visit.denoising and self.next_x is not None:
+            x = self.next_x
+        t, t_next = generation_times(self.tuning.t0, self.tuning.train_steps)[visit.denoising]
+        with self.precision.autocast():
             eps = generator.predict_noise(x, t)
-        self.ahead = generator.step(x, t, t_next, eps).detach()
-        self.facts["path"] = [self.ahead]
+        self.next_x = generator.step(x, t, t_next, eps).detach()
+        self.step_log["path"] = [self.next_x]
         return generator.clean(x, t, eps)
 
-    def _through(self, generator: Any, x: Tensor) -> Tensor:
+    def _through(self, generator: Any, x: Tensor) -> Picture:
         """Pictures by all steps, differentiable in the last ones."""
-        tuning, path, differentiable = self.tuning, list[Tensor](), torch.is_grad_enabled()
-        free = {t for t, _ in generation_times(tuning.t0, tuning.train_steps)[-tuning.backprop_steps :]}
+        tuning = self.tuning
+        path: list[Tensor] = []
+        differentiable = torch.is_grad_enabled()
+        times = generation_times(tuning.t0, tuning.train_steps)
+        free = {t for t, _ in times[-tuning.backprop_steps :]}
 
         def predict(x: Tensor, t: int) -> Tensor:
             path.append(x.detach())
             with torch.set_grad_enabled(differentiable and t in free):
                 return generator.predict_noise(x, t)
 
-        with self.guides[0].mixed(self.device):
+        with self.precision.autocast():
             made = generator.generate(
                 x, tuning.t0, tuning.train_steps, predict=predict, checkpointing=tuning.checkpointing
             )
-        self.facts["path"] = [*path[1 : tuning.train_steps], made.detach()]
+        self.step_log["path"] = [*path[1 : tuning.train_steps], made.detach()]
         return made
 
-    def free_layers(self, step: int) -> None:
-        """Lets the weights move that may move at all."""
-        trainable.free(self.target, self.weights)
-        self.layers = tuple(
-            each.name for each in self.target.layers() if set(self.weights).issuperset(each.parameters)
-        )
+    def faces(self, pictures: Picture) -> Picture:
+        """The target's pictures as the identity loss takes them; as published, in mode per-step, noisy and
+        without gradient."""
+        detached = self.tuning.mode == "per-step" and self.config.quirks.identity == "detached"
+        return self.next_x if detached and self.next_x is not None else pictures
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the round through the pictures."""
+        rate = self.config.train.lr * self.tuning.lr_growth ** self.visit(step).round_number
+        self.step_log["lr"] = rate
+        return rate
 
     def most_at_once(self) -> int:
         """A batch."""
         return self.config.train.batch
 
-    def compare(
-        self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """Loss terms of one CLIP; the directional loss enters by its logarithm, as published."""
-        terms = super().compare(guide, before, after, text_direction, step)
-        if "direction" in terms:
-            terms["log_direction"] = losses.log_direction(terms["direction"])
-        return terms
+    # 3. What goes on from step to step.
 
-    def face(self, after: Tensor) -> Tensor:
-        """The target's pictures as the identity loss takes them."""
-        detached = self.tuning.mode == "per-step" and self.config.quirks.identity == "detached"
-        return self.ahead if detached and self.ahead is not None else after
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The noisy pictures between two steps of mode per-step."""
+        return ({} if self.next_x is None else {"x": self.next_x}), {"chosen": ()}
 
-    def update(self, step: int, terms: Any) -> None:
-        """One step of the optimiser, at the rate of the round."""
-        if self.stage == 2:
-            rate = self.config.train.lr * self.tuning.lr_growth ** self.place(step)[0]
-            for group in self.optimisers[2].param_groups:
-                group["lr"] = rate
-            self.facts["lr"] = rate
-        super().update(step, terms)
-        self.x = self.ahead
+    def resume(self, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on with the noisy pictures."""
+        self.next_x = tensors["x"].to(self.device) if "x" in tensors else None
 
-    # 3. What is looked at, and what is kept.
+    # 4. Pictures beside the training.
 
-    def watched(self, count: int) -> list[Tensor]:
+    def monitor_codes(self, count: int, clips: Sequence[ClipObjective]) -> list[Tensor]:
         """Codes of pictures that are not learned from."""
-        self.window = self._album("monitor", count)
-        return self.window.codes
+        if self.monitor_set is None or len(self.monitor_set.pictures) != count:
+            self.monitor_set = self._made_set("monitor", count, clips)
+        return self.monitor_set.codes
 
-    def many_codes(self, count: int) -> list[Tensor]:
+    def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> list[Tensor]:
         """Codes of the pictures that are learned from; more would have to be made."""
-        assert self.album is not None
-        return self.album.codes
+        return self.learned.codes
 
     @torch.no_grad()
-    def view(self, generator: Any, codes: Any) -> Tensor:
+    def monitor_pictures(self, generator: Any, codes: Any) -> Picture:
         """The watched pictures, or what a generator makes of their noise in the steps of training."""
-        assert self.window is not None
+        assert self.monitor_set is not None, "monitor_codes() comes first"
         if generator is self.source:
-            return self.window.pictures
-        with self.guides[0].mixed(self.device):
-            parts = self.window.noisy.split(PART.get(self.device.type, 16))
-            return torch.cat([generator.generate(x, self.tuning.t0, self.tuning.train_steps) for x in parts])
+            return self.monitor_set.pictures
+        with self.precision.autocast():
+            parts = self.monitor_set.noisy.split(PART.get(self.device.type, 16))
+            made = [generator.generate(x, self.tuning.t0, self.tuning.train_steps) for x in parts]
+        return torch.cat(made)
 
     @torch.no_grad()
-    def shown(self) -> Tensor:
+    def sample_grid(self) -> Picture:
         """Pictures of seeds: by the source down to time t0, by the averaged generator from there on."""
         times = generation_times(self.source.num_steps - 1, self.tuning.sample_steps)
-        x: Tensor = self.source.latents(range(self.config.run.samples)) if self.start is None else self.start
-        x = x.to(self.device, self.dtype)
+        x = self.grid_start
+        if x is None:
+            x = self.source.latents(range(self.config.run.samples)).to(self.device, self.dtype)
+            for t, t_next in times:
+                if t > self.tuning.t0:
+                    x = self.source.step(x, t, t_next, self.source.predict_noise(x, t))
+            self.grid_start = x
         for t, t_next in times:
-            if t > self.tuning.t0 and self.start is None:
-                x = self.source.step(x, t, t_next, self.source.predict_noise(x, t))
-            elif t <= self.tuning.t0:
-                self.start = x if self.start is None else self.start
-                x = self.ema.step(x, t, t_next, self.ema.predict_noise(x, t))
+            if t <= self.tuning.t0:
+                x = self.average.step(x, t, t_next, self.average.predict_noise(x, t))
         return x.clamp(-1, 1).float().cpu()
 
-    def carried(self) -> dict[str, Tensor]:
-        """The noisy pictures between two steps of mode per-step."""
-        return {} if self.stage == 1 or self.x is None else {"x": self.x}
+    def probe(self, clips: Sequence[ClipObjective]) -> list[Tensor]:
+        """Codes of one blank picture, which takes the place of the pictures to learn from."""
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        blank = torch.zeros(1, *self.source.picture_shape, **options)
+        codes = [torch.ones(1, self.code_width(clip), **options) for clip in clips]
+        self.learned_set = InvertedSet(blank, blank, codes, codes)
+        return codes
 
-    def carry(self, tensors: dict[str, Tensor]) -> None:
-        """Goes on with what was carried."""
-        self.x = tensors["x"].to(self.device) if "x" in tensors else None
-
-    def smaller(self) -> str:
-        """What to try when memory ran out."""
-        if self.stage == 1 or self.config.train.batch > 1:
-            return super().smaller()
+    def memory_tip(self, stage: int) -> str:
+        """Going through all steps of a picture takes most of the memory."""
+        if stage == 1 or self.config.train.batch > 1:
+            return super().memory_tip(stage)
         return "try train.diffusion.checkpointing, or train.diffusion.mode per-step"

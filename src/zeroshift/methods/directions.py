@@ -35,16 +35,22 @@ def residual_feature(clip: ClipModel, context: str, label: str, kind: Residual =
 
 
 def prompt_features(
-    clip: ClipModel, words: Words, context: str, label: str, residual: Tensor | None = None
+    clip: ClipModel,
+    words: Words,
+    context: str,
+    label: str,
+    residual: Tensor | None = None,
+    *,
+    context_tokens: int | None = None,
 ) -> UnitFeature:
     """Unit text features h B,E of "{context} {label}" with the whole context replaced by `words` B,M,D.
 
     Eq. IPL (Guo et al. 2023): h = n( f_Y(V_i) + E_T(...) ), the residual E or 1,E un-normalised and not
-    changed.
+    changed. `context_tokens`: the number of tokens of the context, where it is known.
     """
-    features_BE = clip.encode_prompts(
-        words, context_sentence(context, label, period=False), replaced=len(clip.embed_tokens(context))
-    )
+    replaced = len(clip.embed_tokens(context)) if context_tokens is None else context_tokens
+    sentence = context_sentence(context, label, period=False)
+    features_BE = clip.encode_prompts(words, sentence, replaced=replaced)
     return normalize(features_BE if residual is None else features_BE + residual)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zeroshift.errors import InputError
-from zeroshift.models.protocol import Layer
+from zeroshift.models.protocol import Kind, Layer
 from zeroshift.models.seeds import rng
 
 NUM_STEPS = 1000
@@ -96,7 +96,7 @@ class DiffusionGenerator(nn.Module):
     pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
 
-    kind: ClassVar[Literal["styles", "diffusion"]] = "diffusion"
+    kind: ClassVar[Kind] = "diffusion"
 
     def __init__(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
 Noise = Literal["buffers", "off"] | Sequence[Tensor]
+Kind = Literal["styles", "diffusion"]
+"""What a generator starts from: a style for every picture, or a noisy picture."""
 LayerKind = Literal["mapping", "const", "conv", "rgb", "block"]
 
 
@@ -31,6 +33,7 @@ class PictureGenerator(Protocol):
     """What every generator has; a diffusion model shares no more than this with a GAN: no `map`, no style, no
     truncation."""
 
+    kind: ClassVar[Kind]
     image_size: int
 
     def layers(self) -> tuple[Layer, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zeroshift.errors import InputError
 from zeroshift.models import ops
-from zeroshift.models.protocol import Layer, LayerKind, Noise
+from zeroshift.models.protocol import Kind, Layer, LayerKind, Noise
 
 Modulation = Literal["auto", "scale", "grouped"]
 
@@ -216,7 +216,7 @@ class StyleGAN2Generator(nn.Module):
     (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
     """
 
-    kind: ClassVar[Literal["styles", "diffusion"]] = "styles"
+    kind: ClassVar[Kind] = "styles"
     latent_avg: Tensor
 
     def __init__(self, config: StyleGAN2Config, *, modulation: Modulation = "auto", seed: int = 0) -> None:

@@ -1,424 +1,294 @@
-"""The machinery behind `adapt`, for every kind of generator: loading, losses, optimisers, averaging,
-checkpoints, the record."""
+"""The loop of a run: stages of steps with optimisers of their own, averages, checkpoints, the record, and
+failures.
+
+It knows no method. A method brings its models, and writes the body of a step itself:
+
+    with loop.recorded():
+        for step in loop.steps(2):
+            terms = Terms()
+            ...
+            loop.update("target", terms)
+            loop.average()
+
+What a run needs beside that body (pictures of a sample grid, a monitor, what goes on from step to step) is
+asked of its `Task`. Steps count from 1. Where all draws are keyed by step, a resumed run equals an
+uninterrupted one, bit for bit on a CPU.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from zeroshift.clip.model import ClipModel
-from zeroshift.config.schema import AdaptConfig, to_dict
-from zeroshift.devices import device_name, out_of_memory, resolve_device
-from zeroshift.errors import InputError, RunError
-from zeroshift.files.checkpoints import AnyGenerator, save_generator
+from zeroshift.config.schema import AdaptConfig
+from zeroshift.devices import Precision, out_of_memory
+from zeroshift.errors import RunError
 from zeroshift.files.images import grid, write_png
-from zeroshift.files.registry import GENERATORS, load_clip, load_generator
-from zeroshift.files.writing import fingerprint
-from zeroshift.measure.monitor import Monitor
-from zeroshift.measure.networks import SeesWho, open_identity
-from zeroshift.methods import losses
-from zeroshift.methods.guidance import PATCH_PX, Guide, Texture, unknown_words
-from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
-from zeroshift.models.protocol import Generator
-from zeroshift.models.seeds import rng
-from zeroshift.training.run_folder import RunFolder, environment
+from zeroshift.training.run_folder import RunFolder
+from zeroshift.training.terms import Terms
 
 Hook = Callable[[dict[str, Any]], None]
 """Called after every step with everything the step computed. An attribute `wants_gradients = True` adds
 gradient norms."""
 Progress = Callable[[dict[str, Any]], None]
 """Called with small plain events: kind start, step, grid, checkpoint, monitor, warning or finish."""
+StepLog = dict[str, Any]
+"""What a step computed, for hooks: emptied before every step, filled by whoever has something to tell."""
 
 
-@dataclass(kw_only=True)
-class Injected:
-    """What a caller gives instead of having it drawn or loaded; every part is optional.
+@dataclass(frozen=True)
+class Trained:
+    """Weights that one optimiser moves. A weight without gradient in a step is skipped, or with `zero_frozen`
+    gets zeros."""
 
-    Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state
-    dicts. Given CLIPs are moved to the device and type of the run.
-    """
-
-    generator: AnyGenerator | Generator | None = None
-    clips: Sequence[ClipModel] | None = None
-    stage1_z: Tensor | None = None
-    stage2_z: Tensor | None = None
-    select_z: Tensor | None = None
-    pictures: Tensor | None = None
-    mapper: Mapping[str, Tensor] | None = None
-    target: Mapping[str, Tensor] | None = None
-    ema: Mapping[str, Tensor] | None = None
-    dtype: torch.dtype = torch.float32
+    weights: Mapping[str, nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    zero_frozen: bool = False
 
 
-Source = tuple[Any, dict[str, str]]
-"""A source generator, and its name and hash."""
+class Average:
+    """Running average of a module's weights and buffers: mean <- decay mean + (1 - decay) now, without bias
+    correction."""
+
+    def __init__(self, mean: nn.Module, now: nn.Module, moving: Collection[str], decay: float) -> None:
+        """`moving`: names of the tensors that may change."""
+        start, kept = now.state_dict(), mean.state_dict()
+        self.decay = decay
+        # A tensor that is equal at the start and never moves stays equal, so it needs no averaging.
+        self.pairs = [
+            (kept[name], start[name])
+            for name in start
+            if start[name].is_floating_point()
+            and (name in moving or not torch.equal(kept[name], start[name]))
+        ]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average one step."""
+        for mean, now in self.pairs:
+            mean.lerp_(now, 1 - self.decay)
 
 
-def open_source(config: AdaptConfig, given: Injected) -> Source:
-    """The source generator of a run, on the device where it was given or on that of the run."""
-    if given.generator is not None:
-        return given.generator.clone(), {"name": "given", "sha256": fingerprint(given.generator.state())}
-    source, info = load_generator(config.generator, resolve_device(config.run.device))
-    return source, {"name": info.name, "sha256": info.sha256}
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. Of what it trains, the first has the loss that progress shows."""
+
+    number: int
+    steps: int
+    trains: Mapping[str, Trained]
+    models: Mapping[str, nn.Module]
+    """Models by name, whose states a checkpoint of this stage holds."""
+    section: str
+    """Section of the config with its options `batch` and `lr`, by which messages call them."""
+    batch: int
+    averages: tuple[Average, ...] = ()
 
 
-class Trainer(ABC):
-    """The moving parts of one run: models, optimisers, the place in the schedule, and the record of it.
+class Task(Protocol):
+    """What a method brings beside the body of a step."""
 
-    A picture has a code, from which its words are learned: its style, or where the generator has none another
-    vector.
-    """
+    def prepare(self) -> None:
+        """Work before the first step, once the run folder is held and a checkpoint was read."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values that go on from one step to the next, beside weights and optimisers."""
+        ...
+
+    def resume(self, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on with the `state` of a checkpoint."""
+        ...
+
+    def moving_layers(self, stage: int) -> tuple[str, ...]:
+        """Names of the layers that the last step could move; empty where that is not worth telling."""
+        ...
+
+    def after_step(self, stage: int, step: int, last: bool) -> None:
+        """Looks at the run from outside, where that is due."""
+        ...
+
+    def stop_reason(self, stage: int) -> str:
+        """Why the stage ends before its last step, in words; empty where it goes on."""
+        ...
+
+    def end_stage(self, stage: int) -> None:
+        """Writes what a finished stage leaves behind."""
+        ...
+
+    def sample_grid(self) -> Tensor | None:
+        """Pictures BCHW in [-1, 1] of a sample grid; None where a run has none."""
+        ...
+
+    def save_result(self, path: Path) -> None:
+        """Writes the generator that the run is for."""
+        ...
+
+    def memory_tip(self, stage: int) -> str:
+        """What to try where memory ran out."""
+        ...
+
+
+@dataclass
+class Place:
+    """Where a run stands: `step` counts the finished steps of `stage`; `steps_done` all that this process
+    did."""
+
+    stage: int
+    step: int = 0
+    steps_done: int = 0
+
+
+class Loop:
+    """Carries a run through its stages, and keeps the record of it."""
 
     def __init__(
         self,
         config: AdaptConfig,
-        given: Injected,
+        environment: Mapping[str, Any],
+        stages: tuple[Stage, ...],
+        task: Task,
+        precision: Precision,
+        *,
+        step_log: StepLog,
         hook: Hook | None = None,
         progress: Progress | None = None,
-        opened: Source | None = None,
     ) -> None:
-        """`opened`: the source generator, where it is there already."""
-        self.config, self.given, self.hook = config, given, hook
-        self.progress = progress or (lambda event: None)
+        """`environment`: what the run depends on beside its config, see `run_folder.environment`."""
+        self.config = config
+        self.environment = environment
+        self.stages = {stage.number: stage for stage in stages}
+        self.task = task
+        self.precision = precision
+        self.step_log = step_log
+        self.hook = hook
+        self.progress: Progress = progress or (lambda event: None)
         self.folder = RunFolder.check(config)
-        self.device, self.dtype = resolve_device(config.run.device), given.dtype
-        self.totals = {1: config.mapper.steps if config.learns_words else 0, 2: config.train.steps}
-        self.stage, self.done, self.steps_done = 1, 0, 0
-        self.chosen: tuple[int, ...] = ()
-        self.layers: tuple[str, ...] = ()
-        self.facts: dict[str, Any] = {}
-        self.opened = opened
+        self.place = Place(min(self.stages))
 
-    # 1. Before the first step.
+    @property
+    def stage(self) -> Stage:
+        """The stage that is at work."""
+        return self.stages[self.place.stage]
 
-    def load(self) -> None:
-        """Loads and checks everything; nothing is written yet."""
-        config, given = self.config, self.given
-        source, origin = self.opened or open_source(config, given)
-        self.source = source.to(self.device, self.dtype).requires_grad_(False)
-        clips = [
-            clip.to(self.device, self.dtype) for clip in given.clips or map(self._load_clip, config.clip)
-        ]
-        self.check()
-        if len(clips) != len(config.weights):
-            raise InputError(
-                f"{len(clips)} CLIPs were given for {len(config.weights)} weights; give one weight each."
-            )
-        # CLIPs of one vocabulary need one warning.
-        for clip in {
-            tuple(getattr(clip.tokenizer, "vocab", [clip.name])): clip for clip in reversed(clips)
-        }.values():
-            if text := unknown_words(clip, (config.source, config.target)):
-                warnings.warn(text, stacklevel=3)
-                self.progress({"kind": "warning", "message": text})
-        if config.losses.patch and self.source.image_size <= PATCH_PX:
-            raise InputError(
-                f"losses.patch needs pictures above {PATCH_PX} px, the generator's have "
-                f"{self.source.image_size}; set it to 0."
-            )
-        self.identity = self._identity(origin["name"]) if config.losses.identity else None
-        self.guides = [
-            Guide.of(clip, weight, config) for clip, weight in zip(clips, config.weights, strict=True)
-        ]
-        self.texture = Texture.of(config, self.guides, self._load_clip)
-        clips += [self.texture.clip] if self.texture and self.texture.clip not in clips else []
-        self.clips = clips
-        prints = [{"name": clip.name, "sha256": fingerprint(clip.state_dict())} for clip in clips]
-        self.environment = environment(device_name(self.device), origin, prints)
-        self._build()
+    # 1. The steps.
 
-    def _load_clip(self, name: str) -> ClipModel:
-        return load_clip(name, resize=self.config.quirks.resize).to(self.device, self.dtype)
+    def steps(self, number: int) -> Iterator[int]:
+        """Steps of a stage that are still to do; after each, it is told, and saved where a checkpoint is
+        due."""
+        if self.place.stage > number or number not in self.stages:
+            return
+        done = self.place.step if self.place.stage == number else 0
+        self.place.stage = number
+        self.place.step = done
+        total = self.stage.steps
+        self.progress({"kind": "start", "stage": number, "step": done, "steps": total})
+        for step in range(done + 1, total + 1):
+            if self.task.stop_reason(number):
+                break
+            self.step_log.clear()
+            began = time.perf_counter()
+            yield step
+            self.place.step = step
+            self.place.steps_done += 1
+            self._tell(step, time.perf_counter() - began)
+            self.task.after_step(number, step, step == total)
+            due = step == total or step % self.config.run.checkpoint_every == 0
+            if due or self.task.stop_reason(number):
+                self.checkpoint()
+        self.task.end_stage(number)
 
-    def _identity(self, source: str) -> SeesWho:
-        """The face network of the identity loss."""
-        found = open_identity(self.config.losses.identity_network, source in GENERATORS, self.device)
-        if found is None:
-            raise InputError(
-                "losses.identity needs a face network: give losses.identity_network, a file "
-                "model_ir_se50.pth."
-            )
-        return found
-
-    def _build(self) -> None:
-        """Mapper, target, average and optimisers at their start."""
-        config, given = self.config, self.given
-        self.target, self.ema = self.source.clone(), self.source.clone()
-        for model, state in ((self.target, given.target), (self.ema, given.ema)):
-            if state is not None:
-                model.load_state_dict(state)
-        heads = [
-            prompt_mapper(
-                [guide.clip],
-                guide.context,
-                self.code_width(guide),
-                start=config.mapper.prompt_init,
-                shared=config.method == "coop",
-                words=config.mapper.words,
-                hidden=config.mapper.hidden or None,
-                depth=config.mapper.depth,
-                seed=rng("mapper", config.run.seed, index).initial_seed(),
-            ).heads[0]
-            for index, guide in enumerate(self.guides if config.learns_words else ())
-        ]
-        self.mapper = PromptMapper(cast(Any, heads)).to(self.device, self.dtype)
-        if given.mapper is not None:
-            self.mapper.load_state_dict(given.mapper)
-        named = dict(self.target.named_parameters())
-        self.weights = {name: named[name] for name in self.movable()}
-        self.optimisers = {2: self.optimiser(list(self.weights.values()))}
-        if config.learns_words:
-            self.optimisers[1] = torch.optim.Adam(self.mapper.parameters(), lr=config.mapper.lr)
-        origin = self.environment["source"]["name"], {each["sha256"] for each in self.environment["clips"]}
-        self.monitor = Monitor(config, self.folder, self, self.guides, self.mapper, origin)
-        start, mean = self.target.state_dict(), self.ema.state_dict()
-        # A tensor that is equal at the start and never moves stays equal, so it needs no averaging.
-        self.averaged = [
-            (mean[name], start[name])
-            for name in start
-            if start[name].is_floating_point()
-            and (name in self.weights or not torch.equal(mean[name], start[name]))
-        ]
-
-    # 2. What depends on the kind of generator.
-
-    @abstractmethod
-    def check(self) -> None:
-        """Refuses, in words, options that do not fit the generator."""
-
-    @abstractmethod
-    def code_width(self, guide: Guide) -> int:
-        """Width of the codes that the mapper's head for a CLIP takes."""
-
-    @abstractmethod
-    def optimiser(self, weights: list[nn.Parameter]) -> torch.optim.Adam:
-        """That of stage 2."""
-
-    @abstractmethod
-    def movable(self) -> list[str]:
-        """Names of all weights that may move at any step of stage 2."""
-
-    @abstractmethod
-    def codes(self, step: int) -> Any:
-        """Codes of the pictures of a step."""
-
-    @abstractmethod
-    def seen(self, step: int) -> tuple[Any, list[Tensor]]:
-        """Codes of a step of stage 1, and the unit features BE of their source pictures for every CLIP."""
-
-    @abstractmethod
-    def pictures(self, generator: Any, codes: Any, step: int) -> Tensor:
-        """Pictures BCHW of the codes of a step, by source or target."""
-
-    @abstractmethod
-    def free_layers(self, step: int) -> None:
-        """Lets those weights move that this step may move."""
-
-    @abstractmethod
-    def most_at_once(self) -> int:
-        """Pictures of the target that stage 2 differentiates at a time."""
-
-    @abstractmethod
-    def watched(self, count: int) -> Any:
-        """Codes of the pictures that the monitor watches."""
-
-    @abstractmethod
-    def view(self, generator: Any, codes: Any) -> Tensor:
-        """Watched pictures BCHW, by the source or by another generator."""
-
-    @abstractmethod
-    def shown(self) -> Tensor:
-        """Pictures BCHW of a sample grid, by the averaged generator."""
-
-    @abstractmethod
-    def trial(self) -> Any:
-        """Codes of one picture, by which the memory of a step is measured before a run."""
-
-    def many_codes(self, count: int) -> Any:
-        """Codes of about as many pictures, for means over pictures."""
-        return self.watched(count)
-
-    def prepare(self) -> None:
-        """What is to be done before the first step, once the run folder is held."""
-        return None
-
-    def carried(self) -> dict[str, Tensor]:
-        """What goes on from one step to the next beside weights and optimiser."""
-        return {}
-
-    def carry(self, tensors: dict[str, Tensor]) -> None:
-        """Goes on with what was carried when a checkpoint was written."""
-        return None
-
-    def face(self, after: Tensor) -> Tensor:
-        """The target's pictures as the identity loss takes them."""
-        return after
-
-    # 3. Parts of a step.
-
-    @torch.no_grad()
-    def before(self, guide: Guide, pictures: Tensor, step: int) -> Tensor:
-        """What a CLIP sees in the source's pictures of a step, B,E."""
-        return guide.see(pictures)
-
-    def compare(
-        self, guide: Guide, before: Tensor, after: Tensor, text_direction: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """Loss terms of one CLIP for pictures of source and target."""
-        terms, image_direction = guide.pair_losses(
-            self.before(guide, before, step), guide.see(after), text_direction
-        )
-        if self.config.losses.patch:
-            size, draw = self.source.image_size, rng("patch", self.config.run.seed, step)
-            centers = torch.randint(PATCH_PX // 2, size - PATCH_PX // 2, (len(after), 2), generator=draw)
-            with torch.no_grad():
-                source_BE = guide.see(losses.crop_patches(before, centers, PATCH_PX))
-            terms["patch"] = guide.patch_loss(
-                source_BE, guide.see(losses.crop_patches(after, centers, PATCH_PX))
-            )
-        if self.texture is not None:
-            with guide.mixed(self.device):
-                terms["texture"] = self.texture.loss(step, before, after)
-        if self.config.losses.pixel:
-            terms["pixel"] = losses.pixel(before, after)
-        if self.config.losses.raster:
-            terms["raster"] = losses.raster(before, after)
-        if self.identity is not None:
-            with torch.no_grad():
-                source_BE = self.identity.embed(before.float())
-            terms["identity"] = losses.identity(source_BE, self.identity.embed(self.face(after).float()))
-        self.facts.setdefault("image_directions", []).append(image_direction.detach())
-        self.facts.setdefault("text_directions", []).append(text_direction)
-        self.facts["pictures"] = (before, after.detach())
-        return terms
-
-    def update(self, step: int, terms: Sequence[dict[str, Tensor]]) -> None:
-        """One step of the stage's optimiser on the weighted sum of all CLIPs' terms."""
-        pairs = list(zip(self.guides, terms, strict=True))
-        per_clip = [guide.total(each) for guide, each in pairs]
-        loss = torch.stack(
-            [guide.weight * each for guide, each in zip(self.guides, per_clip, strict=True)]
-        ).sum()
-        self._require_finite(loss, step)
-        optimiser = self.optimisers[self.stage]
-        optimiser.zero_grad(set_to_none=True)
+    def update(self, part: str, terms: Terms, lr: float | None = None) -> None:
+        """One step of a part's optimiser on the weighted sum of terms, at the rate `lr` where one is
+        given."""
+        trained = self.stage.trains[part]
+        loss = terms.total()
+        self.require_finite(loss)
+        if lr is not None:
+            for group in trained.optimiser.param_groups:
+                group["lr"] = lr
+        trained.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        named = self.weights if self.stage == 2 else dict(self.mapper.named_parameters())
         if getattr(self.hook, "wants_gradients", False):
-            self.facts["gradients"] = {
-                name: each.grad.norm() for name, each in named.items() if each.grad is not None
+            norms = {
+                name: each.grad.norm() for name, each in trained.weights.items() if each.grad is not None
             }
-        if self.stage == 2 and self.config.quirks.frozen_adam == "decay":
-            for each in named.values():
+            self.step_log.setdefault("gradients", {}).update(norms)
+        if trained.zero_frozen:
+            for each in trained.weights.values():
                 each.grad = torch.zeros_like(each) if each.grad is None else each.grad
-        optimiser.step()
-        names = dict.fromkeys(name for each in terms for name in each)
-        sums = {name: sum(guide.weight * each[name].detach() for guide, each in pairs) for name in names}
-        self.facts |= {
-            "losses": {"loss": loss.detach(), **sums},
-            "per_clip": [each.detach() for each in per_clip],
-        }
+        trained.optimiser.step()
+        first = part == next(iter(self.stage.trains))
+        told = {"loss" if first else f"{part}_loss": loss.detach(), **terms.named()}
+        self.step_log.setdefault("losses", {}).update(told)
 
-    def _require_finite(self, loss: Tensor, step: int) -> None:
+    def average(self) -> None:
+        """Moves the running averages of the stage."""
+        for each in self.stage.averages:
+            each.update()
+
+    def require_finite(self, loss: Tensor) -> None:
+        """RunError where a loss of the current step is no number."""
         if not torch.isfinite(loss):
             raise RunError(
-                f"the loss became {loss.item()} in stage {self.stage} at step {step}; the last checkpoint "
-                "is intact. "
-                f"Try a lower {'mapper' if self.stage == 1 else 'train'}.lr, or precision fp32."
+                f"the loss became {loss.item()} in stage {self.place.stage} at step {self.place.step + 1}; "
+                "the "
+                f"last checkpoint is intact. Try a lower {self.stage.section}.lr, or precision fp32."
             )
 
-    @torch.no_grad()
-    def average(self) -> None:
-        """Moves the averaged weights towards the target's, over everything that can differ; no bias
-        correction."""
-        for mean, now in self.averaged:
-            mean.lerp_(now, 1 - self.config.train.ema)
+    # 2. The record.
 
-    # 4. Schedule and record.
-
-    def steps(self, stage: int) -> Iterator[int]:
-        """Steps of a stage that are still to do; after each, the step is told, and saved where a checkpoint
-        is due."""
-        if self.stage > stage:
-            return
-        self.stage, self.done, total = stage, self.done if self.stage == stage else 0, self.totals[stage]
-        if total:
-            self.progress({"kind": "start", "stage": stage, "step": self.done, "steps": total})
-        for step in range(self.done + 1, total + 1):
-            if stage == 2 and self.monitor.stops:
-                break
-            self.facts, began = {}, time.perf_counter()
-            yield step
-            self.done, self.steps_done = step, self.steps_done + 1
-            self.tell(step, total, time.perf_counter() - began)
-            if stage == 2:
-                self.monitor.after(step, step == total, self.ema, self.save, self.progress)
-            if (
-                step == total
-                or step % self.config.run.checkpoint_every == 0
-                or (stage == 2 and self.monitor.stops)
-            ):
-                self.checkpoint()
-        if stage == 1 and total:
-            save_mapper(self.folder.mapper_file, self.mapper)
-
-    def tell(self, step: int, total: int, seconds: float) -> None:
+    def _tell(self, step: int, seconds: float) -> None:
         """Reports a step to the log, the progress and the hook, and draws the grid that is due."""
-        base = {"stage": self.stage, "step": step}
-        numbers = {name: float(value) for name, value in self.facts["losses"].items()}
-        layers = self.layers if self.stage == 2 else ()
-        line = {
-            **base,
-            **numbers,
-            **({"layers": list(layers)} if layers else {}),
-            "seconds": round(seconds, 4),
-        }
-        if step % self.config.run.log_every == 0 or step == total:
+        run = self.config.run
+        number = self.place.stage
+        total = self.stage.steps
+        layers = self.task.moving_layers(number)
+        line: dict[str, Any] = {"stage": number, "step": step}
+        line |= {name: float(value) for name, value in self.step_log["losses"].items()}
+        line |= {"layers": list(layers)} if layers else {}
+        line["seconds"] = round(seconds, 4)
+        if step % run.log_every == 0 or step == total:
             self.folder.log(line)
         self.progress({"kind": "step", **line, "steps": total})
-        every = self.config.run.grid_every
-        if self.stage == 2 and every and step % every == 0:
-            path = self.folder.path / "samples" / f"step_{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            write_png(
-                path, grid(self.shown()), {"step": str(step), "seeds": f"0-{self.config.run.samples - 1}"}
-            )
-            self.progress({"kind": "grid", **base, "path": str(path)})
+        if number == max(self.stages) and run.grid_every and step % run.grid_every == 0:
+            self._draw_grid(step)
         if self.hook is not None:
-            self.hook(
-                {
-                    "kind": "step",
-                    **base,
-                    "steps": total,
-                    **self.facts,
-                    "layers": layers,
-                    "chosen": self.chosen,
-                }
-            )
+            event = {"kind": "step", "stage": number, "step": step, "steps": total, "layers": layers}
+            self.hook({**event, **self.step_log})
+
+    def _draw_grid(self, step: int) -> None:
+        pictures = self.task.sample_grid()
+        if pictures is None:
+            return
+        path = self.folder.path / "samples" / f"step_{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_png(path, grid(pictures), {"step": str(step), "seeds": f"0-{self.config.run.samples - 1}"})
+        self.progress({"kind": "grid", "stage": self.place.stage, "step": step, "path": str(path)})
 
     def checkpoint(self) -> None:
-        """Saves all that the next step needs; latents and noise need nothing, they are drawn by step."""
-        tensors = {f"mapper/{name}": each for name, each in self.mapper.state_dict().items()}
-        if self.stage == 2:
-            tensors |= {f"target/{name}": each for name, each in self.target.state().items()}
-            tensors |= {f"ema/{name}": each for name, each in self.ema.state().items()}
-        for name, weight in self._optimised():
-            for key, value in self.optimisers[self.stage].state.get(weight, {}).items():
-                tensors[f"adam/{name}/{key}"] = value
-        tensors |= {f"carried/{name}": each for name, each in self.carried().items()}
-        self.folder.save_checkpoint(tensors, {"stage": self.stage, "step": self.done, "chosen": self.chosen})
-        self.folder.set_status("running", self.stage, self.done)
-        self.progress({"kind": "checkpoint", "stage": self.stage, "step": self.done})
+        """Saves all that the next step needs; what is drawn by step needs nothing."""
+        carried, facts = self.task.state()
+        tensors = {
+            f"{prefix}/{name}": each
+            for prefix, model in self.stage.models.items()
+            for name, each in model.state_dict().items()
+        }
+        for prefix, trained in self._optimised():
+            for name, weight in trained.weights.items():
+                for key, value in trained.optimiser.state.get(weight, {}).items():
+                    tensors[f"{prefix}{name}/{key}"] = value
+        tensors |= {f"carried/{name}": each for name, each in carried.items()}
+        place: dict[str, Any] = {"stage": self.place.stage, "step": self.place.step}
+        self.folder.save_checkpoint(tensors, {**place, **facts})
+        self.folder.set_status("running", **place)
+        self.progress({"kind": "checkpoint", **place})
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -427,36 +297,24 @@ class Trainer(ABC):
         if found is None:
             return
         tensors, facts = found
-        self.stage, self.done, self.chosen = facts["stage"], facts["step"], tuple(facts["chosen"])
-        models = (
-            {"mapper": self.mapper, "target": self.target, "ema": self.ema}
-            if self.stage == 2
-            else {"mapper": self.mapper}
-        )
-        for prefix, model in models.items():
-            model.load_state_dict(
-                {
-                    name[len(prefix) + 1 :]: each
-                    for name, each in tensors.items()
-                    if name.startswith(prefix + "/")
-                }
-            )
-        self.carry(
-            {
-                name.removeprefix("carried/"): each
-                for name, each in tensors.items()
-                if name.startswith("carried/")
-            }
-        )
-        for name, weight in self._optimised():
-            if f"adam/{name}/step" in tensors:
-                moments = {
-                    key: tensors[f"adam/{name}/{key}"].to(self.device) for key in ("exp_avg", "exp_avg_sq")
-                }
-                self.optimisers[self.stage].state[weight] = {"step": tensors[f"adam/{name}/step"], **moments}
+        self.place.stage = facts["stage"]
+        self.place.step = facts["step"]
+        for prefix, model in self.stage.models.items():
+            model.load_state_dict(_below(tensors, f"{prefix}/"))
+        self.task.resume(_below(tensors, "carried/"), facts)
+        for prefix, trained in self._optimised():
+            for name, weight in trained.weights.items():
+                saved = _below(tensors, f"{prefix}{name}/")
+                if saved:
+                    moments = {key: each.to(weight.device) for key, each in saved.items() if key != "step"}
+                    trained.optimiser.state[weight] = {"step": saved["step"], **moments}
 
-    def _optimised(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self.weights.items() if self.stage == 2 else self.mapper.named_parameters())
+    def _optimised(self) -> list[tuple[str, Trained]]:
+        """What the stage trains, each with its prefix in a checkpoint."""
+        parts = self.stage.trains
+        return [("adam/" if len(parts) == 1 else f"adam/{part}/", trained) for part, trained in parts.items()]
+
+    # 3. Beginning and end.
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -464,85 +322,49 @@ class Trainer(ABC):
         self.folder.begin(self.config, self.environment)
         try:
             self.restore()
-            self.folder.open_metrics(self.stage, self.done, self.config.run.tensorboard)
-            self.monitor.restore()
-            self.folder.set_status("running", self.stage, self.done)
-            self.prepare()
+            self.folder.open_metrics(self.place.stage, self.place.step, self.config.run.tensorboard)
+            self.folder.set_status("running", self.place.stage, self.place.step)
+            self.task.prepare()
             yield
-            self.finish()
+            self._finish()
         except KeyboardInterrupt:
-            saved = self._failed("stopped", "stopped by the keyboard")
+            saved = self._ended("stopped", "stopped by the keyboard")
             raise KeyboardInterrupt(
-                f"stopped in stage {self.stage} after step {self.done}; {saved}"
+                f"stopped in stage {self.place.stage} after step {self.place.step}; {saved}"
             ) from None
         except Exception as error:
             if not out_of_memory(error):
-                self._failed("failed", str(error))
+                self._ended("failed", str(error))
                 raise
-            self._failed("failed", "out of memory")
-            raise RunError(self._smaller()) from error
+            self._ended("failed", "out of memory")
+            raise RunError(self._memory_message()) from error
         finally:
             self.folder.close()
 
-    def _failed(self, state: str, message: str) -> str:
-        """Records a bad end, if the disk lets it, and says where the run will go on."""
-        with contextlib.suppress(OSError, RunError):
-            self.folder.set_status(state, self.stage, self.done, message)
-        found = self.folder.checkpoint_file.is_file()
-        return (
-            f"the same command goes on from the last checkpoint in {self.folder.path}."
-            if found
-            else "nothing was saved yet."
-        )
-
-    def _smaller(self) -> str:
-        """That memory ran out, and what to try."""
-        name, batch = (
-            ("mapper.batch", self.config.mapper.batch)
-            if self.stage == 1
-            else ("train.batch", self.config.train.batch)
-        )
-        return (
-            f"out of memory in stage {self.stage} at step {self.done + 1} with {name} {batch}; "
-            f"{self.smaller()}."
-        )
-
-    def smaller(self) -> str:
-        """What to try when memory ran out."""
-        name, batch = (
-            ("mapper.batch", self.config.mapper.batch)
-            if self.stage == 1
-            else ("train.batch", self.config.train.batch)
-        )
-        tip = (
-            f"try {name} {batch // 2}"
-            if batch > 1 + (self.stage == 1)
-            else "try precision bf16 or a smaller generator"
-        )
-        if self.stage == 2 and self.most_at_once() > batch:
-            tip = f"try train.select_batch {max(1, self.config.train.select_batch // 2)}, or {tip[4:]}"
-        return tip
-
-    def finish(self) -> None:
-        """Writes the adapted generator: that of the last step, or of the best look where the run went on
-        until it converged."""
-        if (best := self.monitor.result()) is not None:
-            cast(Any, self.ema).load_state_dict(cast(Any, best).state_dict())
-        self.save(self.folder.generator_file)
-        message = self.monitor.stops if self.done < self.totals[2] else ""
-        self.folder.set_status("finished", 2, self.done, message)
+    def _finish(self) -> None:
+        last = max(self.stages)
+        self.task.save_result(self.folder.generator_file)
+        early = self.place.step < self.stages[last].steps
+        message = self.task.stop_reason(last) if early else ""
+        self.folder.set_status("finished", last, self.place.step, message)
         self.progress({"kind": "finish", "path": str(self.folder.path), "message": message})
 
-    def save(self, path: Path, **facts: str) -> None:
-        """Writes the averaged generator, with all that made it in its metadata."""
-        config, source = self.config, self.environment["source"]
-        made = {
-            "method": config.method,
-            "source": config.source,
-            "target": config.target,
-            "seed": str(config.run.seed),
-        }
-        made |= {"run": json.dumps(to_dict(config) | {"out": None})}
-        save_generator(
-            path, self.ema, made | {f"source_{key}": source[key] for key in ("name", "sha256")} | facts
+    def _ended(self, state: str, message: str) -> str:
+        """Records a bad end, if the disk lets it, and says where the run will go on."""
+        with contextlib.suppress(OSError, RunError):
+            self.folder.set_status(state, self.place.stage, self.place.step, message)
+        if not self.folder.checkpoint_file.is_file():
+            return "nothing was saved yet."
+        return f"the same command goes on from the last checkpoint in {self.folder.path}."
+
+    def _memory_message(self) -> str:
+        stage = self.place.stage
+        return (
+            f"out of memory in stage {stage} at step {self.place.step + 1} with {self.stage.section}.batch "
+            f"{self.stage.batch}; {self.task.memory_tip(stage)}."
         )
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with a prefix, without it."""
+    return {name[len(prefix) :]: each for name, each in tensors.items() if name.startswith(prefix)}

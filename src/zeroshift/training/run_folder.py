@@ -2,7 +2,7 @@
 moment.
 
     config.json               resolved config and schema version, written first
-    environment.json          versions, platform, threads, hashes of the source generator and the CLIPs
+    environment.json          versions, platform, threads, hashes of all models that the run began with
     status.json               running | stopped | failed | finished, stage and step
     metrics.jsonl             one line per logged step
     monitor.jsonl             one line per look of the collapse monitor
@@ -26,14 +26,16 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from filelock import FileLock, Timeout
+
 from zeroshift import __version__
 from zeroshift.config.schema import AdaptConfig, differences, from_dict, to_dict
-from zeroshift.errors import InputError, RunError
+from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.files.checkpoints import DIFFUSION_FORMAT
 from zeroshift.files.writing import write_bytes, write_json, write_tensors
 
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of the folder's layout; a folder of another version is refused."""
+
+
+MODELS = {"source": "source generator", "clips": "CLIP", "discriminator": "discriminator"}
+"""Entries of environment.json that are models with their hashes, and what messages call one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class RunFolder:
     """One run folder, for reading; between `begin` and `close` also for writing, by one process alone."""
 
     path: Path
-    _lock: IO[str] | None = field(default=None, repr=False)
+    _lock: FileLock | None = field(default=None, repr=False)
     _metrics: IO[str] | None = field(default=None, repr=False)
     _scalars: Any = field(default=None, repr=False)
 
@@ -84,6 +90,8 @@ class RunFolder:
     def check(cls, config: AdaptConfig) -> Self:
         """The folder that a config asks for, not yet touched; InputError where the run could not begin or
         resume there."""
+        if config.run.tensorboard:
+            _summary_writer()
         folder = cls(config.folder)
         if folder.path.exists() and not folder.path.is_dir():
             raise InputError(f"the run folder {folder.path} is a file; choose another --out.")
@@ -137,11 +145,6 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
-    def mapper_file(self) -> Path:
-        """The learned mapper of an ipl run."""
-        return self.path / "mapper.safetensors"
-
-    @property
     def checkpoint_file(self) -> Path:
         """State from which the run resumes."""
         return self.path / "checkpoint.safetensors"
@@ -181,7 +184,7 @@ class RunFolder:
         """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""
         return self._lines("metrics.jsonl")
 
-    def looks(self) -> list[dict[str, Any]]:
+    def monitor_records(self) -> list[dict[str, Any]]:
         """What the collapse monitor saw, oldest first; empty where it was off."""
         return self._lines("monitor.jsonl")
 
@@ -258,7 +261,7 @@ class RunFolder:
             for part in self.path.glob(".*.part"):
                 part.unlink()
             if self.config_file.is_file():
-                self._compare(environment)
+                self._require_same(environment)
             else:
                 write_json(self.path / "environment.json", environment)
                 resolved = to_dict(config) | {"out": None, "clip_weights": list(config.weights)}
@@ -281,9 +284,7 @@ class RunFolder:
                 write_bytes(self.path / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._scalars = SummaryWriter(str(self.path / "tensorboard"))
+            self._scalars = _summary_writer()(str(self.path / "tensorboard"))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends one step to metrics.jsonl and, where asked for, its numbers to TensorBoard."""
@@ -293,7 +294,7 @@ class RunFolder:
             self._metrics.flush()
         self._show(f"stage{line['stage']}", line)
 
-    def log_look(self, line: Mapping[str, Any]) -> None:
+    def log_monitor(self, line: Mapping[str, Any]) -> None:
         """Appends one look of the monitor to monitor.jsonl and, where asked for, its numbers to
         TensorBoard."""
         with self._told("monitor.jsonl"), open(self.path / "monitor.jsonl", "a", encoding="utf-8") as file:
@@ -338,24 +339,25 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the logs and gives the folder free."""
-        for each in (self._metrics, self._scalars, self._lock):
+        for each in (self._metrics, self._scalars):
             if each is not None:
                 each.close()
-        self._metrics = self._scalars = self._lock = None
+        if self._lock is not None:
+            self._lock.release()
+        self._metrics = None
+        self._scalars = None
+        self._lock = None
 
-    def _compare(self, environment: Mapping[str, Any]) -> None:
+    def _require_same(self, environment: Mapping[str, Any]) -> None:
         """Refuses other weights than the run began with; warns where only the last digits may differ."""
         before = self.environment
-        for kind, items in (("source generator", "source"), ("CLIP", "clips")):
-            old, new = (
-                tree[items] if isinstance(tree[items], list) else [tree[items]]
-                for tree in (before, environment)
-            )
-            if changed := [b["name"] for a, b in zip(old, new, strict=True) if a["sha256"] != b["sha256"]]:
-                raise InputError(
-                    f"the {kind} {changed[0]} is not the one that {self.path} began with (other hash); "
-                    "choose another --out."
-                )
+        for items, kind in MODELS.items():
+            for old, new in zip(_models(before, items), _models(environment, items), strict=True):
+                if old["sha256"] != new["sha256"]:
+                    raise InputError(
+                        f"the {kind} {new['name']} is not the one that {self.path} began with (other hash); "
+                        "choose another --out."
+                    )
         if before.get("pictures") != environment.get("pictures"):
             raise InputError(
                 f"the pictures to learn from are not those that {self.path} began with; put them back, or "
@@ -370,8 +372,9 @@ class RunFolder:
             )
 
 
-def environment(device: str, source: Mapping[str, str], clips: list[dict[str, str]]) -> dict[str, Any]:
-    """What a run depends on besides its config. `source` and each of `clips` have `name` and `sha256`."""
+def environment(device: str, source: Mapping[str, str], clips: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What a run depends on besides its config. `source` and each of `clips` have `name` and `sha256`;
+    `source` may have the `world` that it belongs to."""
     from importlib.metadata import version
 
     import torch
@@ -385,8 +388,26 @@ def environment(device: str, source: Mapping[str, str], clips: list[dict[str, st
         "device": device,
         "threads": torch.get_num_threads(),
         "source": dict(source),
-        "clips": clips,
+        "clips": [dict(clip) for clip in clips],
     }
+
+
+def _models(environment: Mapping[str, Any], items: str) -> list[Mapping[str, str]]:
+    """Names and hashes of one kind of model."""
+    found = environment.get(items, [])
+    return found if isinstance(found, list) else [found]
+
+
+def _summary_writer() -> Any:
+    """TensorBoard's writer of scalars; MissingExtra where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra(
+            f"--tensorboard needs the extra `tensorboard`, which is not installed ({error}): "
+            'pip install "zeroshift[tensorboard]", or leave it out; metrics.jsonl holds the same numbers.'
+        ) from error
+    return SummaryWriter
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
@@ -402,19 +423,14 @@ def _parse(line: str) -> dict[str, Any] | None:
         return None
 
 
-def _locked(path: Path) -> IO[str]:
-    """The open lock file, held by this process alone. The system frees it when the process ends, however it
-    ends."""
-    file = open(path, "a", encoding="utf-8")
+def _locked(path: Path) -> FileLock:
+    """The lock of a run folder, held by this process alone. The system frees it when the process ends,
+    however it ends."""
+    lock = FileLock(path)
     try:
-        import fcntl
-    except ImportError:  # Windows has no flock; a run there is not held.
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        lock.acquire(timeout=0)
+    except Timeout:
         raise InputError(
             f"another process is working in {path.parent}; wait for it, or choose another --out."
         ) from None
-    return file
+    return lock

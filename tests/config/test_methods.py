@@ -1,0 +1,64 @@
+"""The table of methods: every combination that it allows runs, and every other is refused by it, in words
+that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from zeroshift.config.methods import BUILT_IN, KINDS, METHODS, Kind, procedure
+from zeroshift.config.schema import AdaptConfig
+from zeroshift.errors import InputError
+from zeroshift.files.registry import load_generator
+from zeroshift.methods.adapt import adapt
+
+PAIRS: list[tuple[str, Kind]] = [(method, kind) for method in METHODS for kind in KINDS]
+
+
+@pytest.mark.parametrize(("method", "kind"), PAIRS)
+def test_a_method_runs_on_the_kinds_of_generator_that_its_row_names_and_on_no_other(
+    tmp_path: Path, method: str, kind: Kind
+) -> None:
+    diffusion = kind == "diffusion"
+    make = tiny.tune if diffusion else tiny.config
+    config = make(tmp_path / "run", method=method, mapper={"steps": 1, "batch": 2}, train={"steps": 1})
+    state = tiny.given_diffusion() if diffusion else tiny.given()
+    if kind in METHODS[method].on:
+        assert adapt(config, state=state).finished
+        return
+    with pytest.raises(InputError, match=f"method {method} moves"):
+        adapt(config, state=state)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_names_the_generator_what_the_method_is_for_and_the_methods_that_would_work() -> None:
+    with pytest.raises(InputError) as caught:
+        procedure("diffusionclip", "styles", "faces.pkl")
+    text = str(caught.value)
+    assert "faces.pkl is a generator with styles" in text
+    assert "a diffusion model such as portraits-ddpm" in text
+    assert "ipl, coop, nada" in text
+
+
+def test_the_built_in_generators_that_refusals_name_are_of_their_kind() -> None:
+    assert {kind: load_generator(name)[0].kind for kind, name in BUILT_IN.items()} == {
+        kind: kind for kind in KINDS
+    }
+
+
+def test_the_help_text_of_method_explains_every_row() -> None:
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(AdaptConfig).json_schema()
+    method = schema["properties"]["method"]
+    assert method["enum"] == list(METHODS)
+    text = " ".join(method["description"].split())
+    missing = [name for name, row in METHODS.items() if f"`{name}`: {row.summary}" not in text]
+    assert missing == []
+
+
+def test_only_methods_that_learn_words_have_a_first_stage(tmp_path: Path) -> None:
+    learning = {name for name in METHODS if tiny.config(tmp_path / "x", method=name).learns_words}
+    assert learning == {name for name, row in METHODS.items() if row.words != "none"}
