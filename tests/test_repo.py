@@ -26,6 +26,7 @@ HEAVY = (
     "torch",
     "transformers",
     "numpy",
+    "pandas",
     "PIL",
     "tyro",
     "rich",
@@ -231,7 +232,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_building_the_command_line_loads_no_torch() -> None:
-    assert loaded_by("import zeroshift.app.cli", ("torch", "transformers", "PIL", "tensorboard")) == set()
+    assert (
+        loaded_by("import zeroshift.app.cli", ("torch", "transformers", "pandas", "PIL", "tensorboard"))
+        == set()
+    )
 
 
 def test_working_with_a_gan_loads_no_library_of_diffusion_models() -> None:

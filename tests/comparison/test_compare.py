@@ -14,61 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tinycompare import METHODS, TARGETS, compared
 
-import tiny
 import zeroshift as zs
 from zeroshift.app import cli, commands
-from zeroshift.comparison.compare import Comparison, compare
 from zeroshift.comparison.page import command
-from zeroshift.comparison.tables import number
 from zeroshift.comparison.variants import Variant, changes, parse_variant, parse_variants, variant_config
-from zeroshift.comparison.voting import Pictures, preferences, read_votes
+from zeroshift.comparison.voting import EmbeddedPictures, preferences, read_votes
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
-from zeroshift.files.checkpoints import save_generator
-from zeroshift.files.clips import save_clip
 from zeroshift.training.run_folder import RunFolder
-
-METHODS = ("nada", "few=ipl:mapper.steps=1,mapper.batch=3")
-TARGETS = ("zombie", "sketch")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a generator, two guiding CLIPs, a judge, and a finished comparison of two methods,
-    targets and seeds."""
-    folder = tmp_path_factory.mktemp("world")
-    save_generator(folder / "generator.safetensors", tiny.generator())
-    for name, seed in (("guide", 1), ("judge", 5)):
-        save_clip(tiny.clip(seed), folder / name)
-    compared(folder, folder / "compare")
-    return folder
-
-
-def compared(world: Path, out: Path, **options: Any) -> Comparison:
-    shared = {
-        "generator": str(world / "generator.safetensors"),
-        "clip": (str(world / "guide"),),
-        "train.steps": 3,
-        "train.lr": 0.02,
-        "train.select_batch": 2,
-        "run.device": "cpu",
-        "run.samples": 2,
-        **options.pop("shared", {}),
-    }
-    chosen = {
-        "methods": METHODS,
-        "targets": TARGETS,
-        "seeds": (0, 1),
-        "pictures": 3,
-        "eval_seeds": "0-7",
-    } | options
-    measured = {"metrics": ("clip_score", "diversity"), "judge": str(world / "judge")}
-    return compare(out=out, shared=shared, **(measured | chosen))
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -77,12 +37,6 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def copied(world: Path, tmp_path: Path) -> Path:
-    """A copy of the finished comparison, to be changed."""
-    return Path(shutil.copytree(world / "compare", tmp_path / "compare"))
 
 
 # Methods.
@@ -160,8 +114,8 @@ def test_a_variant_may_start_from_another_recipe_and_still_has_the_shared_option
 # Runs.
 
 
-def test_every_run_is_measured_as_evaluate_measures_it(world: Path) -> None:
-    table = lines(world / "compare" / "runs.csv")
+def test_every_run_is_measured_as_evaluate_measures_it(home: Path) -> None:
+    table = lines(home / "compare" / "runs.csv")
     assert [(line["label"], line["target"], line["seed"]) for line in table] == [
         (label, target, seed) for seed in "01" for target in TARGETS for label in ("nada", "few")
     ]
@@ -173,15 +127,15 @@ def test_every_run_is_measured_as_evaluate_measures_it(world: Path) -> None:
         ("few", "1", "3"),
     }
     for line in (table[0], table[-1]):
-        run = world / "compare" / "runs" / f"{line['label']}--{line['target']}--seed{line['seed']}"
-        alone = zs.evaluate(run, seeds="0-7", judge=str(world / "judge"), metrics=("clip_score", "diversity"))
+        run = home / "compare" / "runs" / f"{line['label']}--{line['target']}--seed{line['seed']}"
+        alone = zs.evaluate(run, seeds="0-7", judge=str(home / "judge"), metrics=("clip_score", "diversity"))
         assert float(line["clip_score"]) == pytest.approx(alone.value("clip_score"), abs=1e-6)
         assert float(line["diversity"]) == pytest.approx(alone.value("diversity"), abs=1e-6)
     assert len({line["clip_score"] for line in table}) == 8
 
 
-def test_the_summary_holds_mean_and_spread_over_seeds(world: Path) -> None:
-    runs, summary = (lines(world / "compare" / f"{name}.csv") for name in ("runs", "summary"))
+def test_the_summary_holds_mean_and_spread_over_seeds(home: Path) -> None:
+    runs, summary = (lines(home / "compare" / f"{name}.csv") for name in ("runs", "summary"))
     assert len(summary) == 4
     for line in summary:
         values = [
@@ -193,23 +147,30 @@ def test_the_summary_holds_mean_and_spread_over_seeds(world: Path) -> None:
         assert float(line["diversity spread"]) == pytest.approx(statistics.stdev(values))
 
 
-def test_the_mean_over_targets_has_the_spread_of_its_seeds(world: Path) -> None:
-    standings = compared(world, world / "compare").standings
-    cells, _ = standings.row("clip_score", "other")
-    for label, found in cells.items():
-        means = [
-            statistics.mean(number(run, "clip_score") for run in standings.of(label=label, seed=seed))
-            for seed in (0, 1)
-        ]
+def test_the_mean_over_targets_has_the_spread_of_its_seeds(home: Path) -> None:
+    done = compared(home, home / "compare")
+    for label, found in done.tables.scores("clip_score", "other").values.items():
+        runs = done.table[done.table["label"] == label]
+        means = [statistics.mean(runs["clip_score"][runs["seed"] == seed]) for seed in (0, 1)]
         assert found == pytest.approx((statistics.mean(means), statistics.stdev(means), 2))
 
 
-def test_wins_are_counted_over_pairs_of_runs(world: Path) -> None:
+def test_a_comparison_is_handed_over_as_tables_that_equal_its_files(home: Path) -> None:
+    done = compared(home, home / "compare", page_only=True)
+    for name, table in (("runs", done.table), ("summary", done.summary), ("wins", done.wins)):
+        read = pandas.read_csv(home / "compare" / f"{name}.csv", keep_default_na=name != "runs")
+        assert list(read.columns) == list(table.columns) and len(read) == len(table)
+        for column in read.columns:
+            assert read[column].tolist() == pytest.approx(table[column].tolist())
+    assert list(done.table.groupby("label")["clip_score"].count()) == [4, 4]
+
+
+def test_wins_are_counted_over_pairs_of_runs(home: Path) -> None:
     runs = {
         (run["label"], run["target"], run["seed"]): float(run["clip_score"])
-        for run in lines(world / "compare" / "runs.csv")
+        for run in lines(home / "compare" / "runs.csv")
     }
-    (line,) = [line for line in lines(world / "compare" / "wins.csv") if line["metric"] == "clip_score"]
+    (line,) = [line for line in lines(home / "compare" / "wins.csv") if line["metric"] == "clip_score"]
     wins = sum(
         value > runs["nada", target, seed] for (label, target, seed), value in runs.items() if label == "few"
     )
@@ -222,51 +183,47 @@ def test_wins_are_counted_over_pairs_of_runs(world: Path) -> None:
     assert float(line["rate low"]) <= float(line["rate"]) == wins / 4 <= float(line["rate high"])
 
 
-def test_the_same_call_again_runs_nothing_and_another_target_runs_only_that(
-    world: Path, copied: Path
-) -> None:
+def test_the_same_call_again_runs_nothing_and_another_target_runs_only_that(home: Path, copied: Path) -> None:
     before, events = stamps(copied), []
-    compared(world, copied, progress=events.append)
+    compared(home, copied, progress=events.append)
     assert stamps(copied) == before and [event["kind"] for event in events] == ["compare"]
-    done = compared(world, copied, targets=(*TARGETS, "statue"), seeds=(0,), progress=events.append)
+    done = compared(home, copied, targets=(*TARGETS, "statue"), seeds=(0,), progress=events.append)
     begun = [(event["label"], event["target"]) for event in events if event["kind"] == "run"]
     assert begun == [("nada", "statue"), ("few", "statue")]
     assert {name: stamp for name, stamp in stamps(copied).items() if "statue" not in name} == before
-    assert len(done.records) == 6 and done.failed == {}
+    assert len(done.table) == 6 and done.failed == {}
 
 
-def test_other_seeds_of_pictures_are_measured_anew_without_running_anything(
-    world: Path, copied: Path
-) -> None:
+def test_other_seeds_of_pictures_are_measured_anew_without_running_anything(home: Path, copied: Path) -> None:
     weights = [path.stat().st_mtime_ns for path in sorted(copied.rglob("generator.safetensors"))]
     few: dict[str, Any] = {"targets": ("zombie",), "seeds": (0,)}
-    shown = compared(world, copied, eval_seeds="8-15", page_only=True, **few)
+    shown = compared(home, copied, eval_seeds="8-15", page_only=True, **few)
     assert len(shown.failed) == 2 and "measured in another way" in next(iter(shown.failed.values()))
-    again = compared(world, copied, eval_seeds="8-15", **few)
+    again = compared(home, copied, eval_seeds="8-15", **few)
     assert (
         again.failed == {}
         and [path.stat().st_mtime_ns for path in sorted(copied.rglob("generator.safetensors"))] == weights
     )
     values = {line["diversity"] for line in lines(copied / "runs.csv")}
     assert len(values) == 2 and not values & {
-        line["diversity"] for line in lines(world / "compare" / "runs.csv")
+        line["diversity"] for line in lines(home / "compare" / "runs.csv")
     }
 
 
-def test_other_options_in_the_same_folder_are_refused_before_anything_runs(world: Path, copied: Path) -> None:
+def test_other_options_in_the_same_folder_are_refused_before_anything_runs(home: Path, copied: Path) -> None:
     before = stamps(copied)
     with pytest.raises(InputError, match="steps: 3 -> 4"):
-        compared(world, copied, shared={"train.steps": 4}, targets=("statue", *TARGETS))
+        compared(home, copied, shared={"train.steps": 4}, targets=("statue", *TARGETS))
     assert stamps(copied) == before
 
 
-def test_a_run_that_fails_is_told_and_does_not_stop_the_others(world: Path, copied: Path) -> None:
+def test_a_run_that_fails_is_told_and_does_not_stop_the_others(home: Path, copied: Path) -> None:
     broken = copied / "runs" / "nada--zombie--seed0"
     for name in ("generator.safetensors", "status.json"):
         (broken / name).unlink()
     (broken / "checkpoint.safetensors").write_bytes(b"no weights")
     shutil.rmtree(copied / "runs" / "few--sketch--seed1")
-    done = compared(world, copied)
+    done = compared(home, copied)
     assert list(done.failed) == ["nada--zombie--seed0"] and "damaged" in done.failed["nada--zombie--seed0"]
     assert RunFolder.load(copied / "runs" / "few--sketch--seed1").finished
     page = (copied / "compare.html").read_text("utf-8")
@@ -274,40 +231,40 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(world: Path, copi
     assert [line["state"] for line in lines(copied / "runs.csv")].count("failed") == 1
 
 
-def test_ctrl_c_leaves_a_page_and_the_same_call_goes_on(world: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_page_and_the_same_call_goes_on(home: Path, tmp_path: Path) -> None:
     def press(event: dict[str, Any]) -> None:
         if event["kind"] == "step" and event["stage"] == 2 and (tmp_path / "out" / "records").exists():
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"targets": ("zombie",), "seeds": (0,)}
     with pytest.raises(KeyboardInterrupt, match="1 of 2 runs to do"):
-        compared(world, tmp_path / "out", progress=press, **options)
+        compared(home, tmp_path / "out", progress=press, **options)
     assert "1 of 2" in (tmp_path / "out" / "compare.html").read_text("utf-8")
-    done = compared(world, tmp_path / "out", **options)
+    done = compared(home, tmp_path / "out", **options)
     for name in ("nada--zombie--seed0", "few--zombie--seed0"):
         one, other = (
             load_file(folder / "runs" / name / "generator.safetensors")
-            for folder in (tmp_path / "out", world / "compare")
+            for folder in (tmp_path / "out", home / "compare")
         )
         assert all(torch.equal(one[key], other[key]) for key in other)
     assert done.missing == 0 and done.failed == {}
 
 
 def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no_other(
-    world: Path, tmp_path: Path
+    home: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "out" / "runs" / "nada--zombie--seed0"
-    shutil.copytree(world / "compare" / "runs" / broken.name, broken)
+    shutil.copytree(home / "compare" / "runs" / broken.name, broken)
     (broken / "generator.safetensors").unlink()
     (broken / "checkpoint.safetensors").write_bytes(b"no weights")
-    done = compared(world, tmp_path / "out", targets=("zombie",), seeds=(0,), jobs=2)
+    done = compared(home, tmp_path / "out", targets=("zombie",), seeds=(0,), jobs=2)
     assert list(done.failed) == [broken.name] and "damaged" in done.failed[broken.name]
     one, other = (
         load_file(folder / "runs" / "few--zombie--seed0" / "generator.safetensors")
-        for folder in (tmp_path / "out", world / "compare")
+        for folder in (tmp_path / "out", home / "compare")
     )
     assert all(torch.equal(one[key], other[key]) for key in other)
-    assert done.standings.done[0]["threads"] == 1
+    assert list(done.tables.measured["threads"]) == [1]
 
 
 @pytest.mark.parametrize(
@@ -324,39 +281,39 @@ def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no
     ],
 )
 def test_wrong_options_are_named_before_anything_runs(
-    world: Path, tmp_path: Path, options: dict[str, Any], said: str
+    home: Path, tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
-        compared(world, tmp_path / "out", **options)
+        compared(home, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_words_that_a_guide_never_learned_only_warn(world: Path, copied: Path) -> None:
+def test_words_that_a_guide_never_learned_only_warn(home: Path, copied: Path) -> None:
     with pytest.warns(UserWarning, match="never learned 'gargoyle'"):
-        done = compared(world, copied, targets=("gargoyle",), methods=("nada",), seeds=(0,))
-    assert done.failed == {} and len(done.records) == 1
+        done = compared(home, copied, targets=("gargoyle",), methods=("nada",), seeds=(0,))
+    assert done.failed == {} and len(done.table) == 1
 
 
 # Pages.
 
 
-def test_the_page_needs_no_other_file_and_shows_every_method_target_and_number(world: Path) -> None:
-    page = (world / "compare" / "compare.html").read_text("utf-8")
+def test_the_page_needs_no_other_file_and_shows_every_method_target_and_number(home: Path) -> None:
+    page = (home / "compare" / "compare.html").read_text("utf-8")
     assert re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)', page) == [] and "<script" not in page
     assert page.count("data:image/png") == 2 * (
         2 + 1
     )  # per target the methods and the source; there is no truth here
     for text in (*TARGETS, "nada", "few", "mapper.steps", "CLIP score", "nearer to 1 is better", "8 of 8"):
         assert text in page
-    line = lines(world / "compare" / "summary.csv")[0]
+    line = lines(home / "compare" / "summary.csv")[0]
     assert f"{float(line['clip_score mean']):.3f}"[:-1] in page
 
 
-def test_the_strips_hold_the_pictures_that_the_runs_draw(world: Path) -> None:
-    run = world / "compare" / "runs" / "few--zombie--seed0"
-    pictures = Pictures()
+def test_the_strips_hold_the_pictures_that_the_runs_draw(home: Path) -> None:
+    run = home / "compare" / "runs" / "few--zombie--seed0"
+    pictures = EmbeddedPictures()
     for person in range(3):
-        pictures.add(world / "compare" / "pictures" / "few--zombie--seed0.png", person)
+        pictures.add(home / "compare" / "pictures" / "few--zombie--seed0.png", person)
     psi = RunFolder.load(run).config.run.truncation
     for person, drawn in enumerate(zs.sample(run, range(3), truncation=psi)):
         with Image.open(io.BytesIO(base64.b64decode(pictures.uris[person].split(",")[1]))) as file:
@@ -365,7 +322,7 @@ def test_the_strips_hold_the_pictures_that_the_runs_draw(world: Path) -> None:
         assert (shown[:, ::factor, ::factor] - drawn.clamp(-1, 1)).abs().max() < 0.0045
 
 
-def test_the_command_on_the_page_reads_back_as_the_same_comparison(world: Path) -> None:
+def test_the_command_on_the_page_reads_back_as_the_same_comparison(home: Path) -> None:
     words = [
         "compare",
         "--methods",
@@ -407,15 +364,15 @@ def test_the_command_on_the_page_reads_back_as_the_same_comparison(world: Path) 
 
 
 def test_the_command_line_compares_and_tells_programs_where_everything_is(
-    world: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [
         "--generator",
-        str(world / "generator.safetensors"),
+        str(home / "generator.safetensors"),
         "--clip",
-        str(world / "guide"),
+        str(home / "guide"),
         "--judge",
-        str(world / "judge"),
+        str(home / "judge"),
     ]
     shared = [
         "--steps",
@@ -466,9 +423,9 @@ def test_the_command_line_compares_and_tells_programs_where_everything_is(
 # Votes.
 
 
-def test_the_page_of_votes_does_not_say_which_method_is_which(world: Path) -> None:
-    page = (world / "compare" / "vote.html").read_text("utf-8")
-    key = json.loads((world / "compare" / "vote-key.json").read_text("utf-8"))["pairs"]
+def test_the_page_of_votes_does_not_say_which_method_is_which(home: Path) -> None:
+    page = (home / "compare" / "vote.html").read_text("utf-8")
+    key = json.loads((home / "compare" / "vote-key.json").read_text("utf-8"))["pairs"]
     data = json.loads(re.search(r"const data = (.*);\n", page)[1])  # pyright: ignore[reportOptionalSubscript]
     assert re.search(r"\b(nada|few|ipl)\b", re.sub(r"data:image[^\"]*", "", page)) is None
     assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []
@@ -485,12 +442,12 @@ def voted(folder: Path, path: Path, choose: Any) -> Path:
 
 
 def test_votes_become_shares_of_the_later_method_over_the_earlier(
-    world: Path, copied: Path, tmp_path: Path
+    home: Path, copied: Path, tmp_path: Path
 ) -> None:
     def choose(pair: dict[str, Any]) -> str:
         if pair["target"] == "sketch":
             return "neither"
-        return "first" if (pair["first"] == "few") == (pair["person"] > 0) else "second"
+        return "first" if (pair["first"] == "few") == (pair["seed"] > 0) else "second"
 
     files = [voted(copied, tmp_path / f"{number}.json", choose) for number in range(2)]
     rows = preferences(read_votes(files, copied), ["nada", "few"])
@@ -500,7 +457,7 @@ def test_votes_become_shares_of_the_later_method_over_the_earlier(
     assert (zombie.pairs, zombie.wins, zombie.rate.value) == (6, 4, pytest.approx(4 / 6))
     assert (sketch.pairs, sketch.ties, sketch.rate) == (6, 6, (0.5, 0.5, 0.5))
     assert every.rate.value == pytest.approx((4 + 3) / 12)
-    compared(world, copied, page_only=True, votes=tuple(files))
+    compared(home, copied, page_only=True, votes=tuple(files))
     page = (copied / "compare.html").read_text("utf-8")
     assert "12 votes of 2 files" in page and "few over nada" in page
 
@@ -515,16 +472,16 @@ def test_votes_become_shares_of_the_later_method_over_the_earlier(
     ],
 )
 def test_files_that_hold_no_votes_of_this_comparison_are_refused(
-    world: Path, tmp_path: Path, content: str, said: str
+    home: Path, tmp_path: Path, content: str, said: str
 ) -> None:
     (tmp_path / "votes.json").write_text(content)
     with pytest.raises(InputError, match=said):
-        compared(world, world / "compare", page_only=True, votes=(tmp_path / "votes.json",))
+        compared(home, home / "compare", page_only=True, votes=(tmp_path / "votes.json",))
 
 
-def test_old_votes_stay_valid_when_a_comparison_grows(world: Path, copied: Path, tmp_path: Path) -> None:
+def test_old_votes_stay_valid_when_a_comparison_grows(home: Path, copied: Path, tmp_path: Path) -> None:
     path = voted(copied, tmp_path / "votes.json", lambda pair: "first")
-    compared(world, copied, pictures=4, page_only=True)
+    compared(home, copied, pictures=4, page_only=True)
     assert len(json.loads((copied / "vote-key.json").read_text("utf-8"))["pairs"]) > 6
     assert len(read_votes([path], copied)) == 6
 

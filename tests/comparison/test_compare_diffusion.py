@@ -40,7 +40,7 @@ def test_runs_of_diffusion_models_are_compared_and_the_page_says_how_their_pictu
         out=tmp_path / "out",
         shared=shared,
     )
-    assert not done.failed and [record["method"] for record in done.records] == ["diffusionclip", "ipl"]
+    assert not done.failed and list(done.table["method"]) == ["diffusionclip", "ipl"]
     page = (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert "pictures of the source, inverted and generated" in page and "truncation" not in page
     assert "inverted to time 300 on 3 points" in page

@@ -18,7 +18,7 @@ import tyro
 
 from zeroshift import __version__
 from zeroshift.app.commands import Adapt, Compare, Convert, Doctor, Evaluate, Inspect, Push, Sample, Translate
-from zeroshift.app.display import Display, Meter, Tour, plan_text, plan_tree
+from zeroshift.app.display import CompareProgress, Display, Meter, plan_text, plan_tree
 from zeroshift.comparison.variants import changes
 from zeroshift.config.recipes import recipe, recipe_for
 from zeroshift.config.schema import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
@@ -284,13 +284,18 @@ def compare(command: Compare) -> int:
     """Compares, and says what there is to look at; exit code 1 where a run failed."""
     from zeroshift.comparison.compare import compare as run_compare
 
-    with Tour(sys.stderr if command.json else sys.stdout) as tour:
-        done = run_compare(command.config, shared=command.shared, progress=tour)
+    with CompareProgress(sys.stderr if command.json else sys.stdout) as progress:
+        done = run_compare(command.config, shared=command.shared, progress=progress)
     files = {what: str(path) for what, path in done.files.items()}
     if command.json:
         print(
             json.dumps(
-                {"done": len(done.standings.done), "failed": done.failed, "missing": done.missing, **files}
+                {
+                    "done": len(done.tables.measured_records),
+                    "failed": done.failed,
+                    "missing": done.missing,
+                    **files,
+                }
             )
         )
     else:

@@ -195,43 +195,46 @@ def plan_text(planned: Plan) -> str:
     return "\n".join(lines)
 
 
-class Tour:
+class CompareProgress:
     """Progress of many runs: a line when one begins and ends, and in a terminal a bar for its steps. Called
-    with events."""
+    with the events of `compare`."""
 
     def __init__(self, stream: TextIO) -> None:
         self.meter = Meter(stream)
         self.console = self.meter.console
-        self.name = ""
 
     def __enter__(self) -> Self:
         self.meter.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.meter.__exit__()
+    def __exit__(self, *error: object) -> None:
+        self.meter.__exit__(*error)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "step" and self.console.is_terminal:
+            self._step(f"stage {event['stage']}: {STAGES[event['stage']]}", event["step"], event["steps"])
+        elif line := self._line(event):
+            self.console.print(line)
+
+    def _line(self, event: Mapping[str, Any]) -> str:
+        """What is said about an event; "" where nothing is."""
         from zeroshift.measure.report import duration
 
         kind = event["kind"]
-        left = f", about {duration(event['left'])} left" if event.get("left") else ""
-        name = (
-            ", ".join(str(event[part]) for part in ("label", "target") if part in event)
-            + f", seed {event.get('seed')}"
-        )
         if kind == "compare":
-            self.console.print(
+            return (
                 f"{event['runs']} runs, {event['finished']} of them finished; everything is in {event['out']}"
             )
-        elif kind == "run":
-            self.console.print(f"run {event['number']} of {event['runs']}: {name}{left}")
-        elif kind == "done":
-            self.console.print(f"  {name}: done in {duration(event['seconds'])}{left}")
-        elif kind == "failed":
-            self.console.print(f"  {name}: failed. {event['error']}")
-        elif kind == "step" and self.console.is_terminal:
-            self._step(f"stage {event['stage']}: {STAGES[event['stage']]}", event["step"], event["steps"])
+        if kind not in ("run", "done", "failed"):
+            return ""
+        name = f"{event['label']}, {event['target']}, seed {event['seed']}"
+        left = f", about {duration(event['left'])} left" if event["left"] else ""
+        if kind == "run":
+            return f"run {event['number']} of {event['runs']}: {name}{left}"
+        if kind == "done":
+            return f"  {name}: done in {duration(event['seconds'])}{left}"
+        return f"  {name}: failed. {event['error']}"
 
     def _step(self, what: str, step: int, steps: int) -> None:
         self.meter(what, step, steps)

@@ -21,23 +21,15 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeroshift import __version__
-from zeroshift.comparison.jobs import (
-    SCHEMA,
-    Clock,
-    Progress,
-    Task,
-    is_done,
-    key_of,
-    one_by_one,
-    read_record,
-    side_by_side,
-)
+from zeroshift.comparison.engines import Engine, LocalEngine, SerialEngine, Tell
+from zeroshift.comparison.jobs import SCHEMA, Eta, RunJob, measurement_key
 from zeroshift.comparison.page import write_pages
-from zeroshift.comparison.tables import Standings, runs_csv, summary_csv, wins_csv
+from zeroshift.comparison.tables import ComparisonTables, csv_text
 from zeroshift.comparison.variants import CompareConfig, parse_variants, run_name, twice, variant_config
 from zeroshift.comparison.voting import read_votes
 from zeroshift.config.schema import NetworksConfig, to_dict
@@ -50,81 +42,99 @@ from zeroshift.methods.guidance import unknown_words
 from zeroshift.pictures.sample import parse_seeds
 from zeroshift.training.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FILES = {
+    "page": "compare.html",
+    "vote": "vote.html",
+    "runs": "runs.csv",
+    "summary": "summary.csv",
+    "wins": "wins.csv",
+}
+"""What there is to look at in the folder of a comparison."""
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result, in files and as records, one per run that there is."""
+    """What a comparison came to: files in its folder, tables, and why runs failed."""
 
     folder: Path
-    records: list[dict[str, Any]]
-    standings: Standings
-    """The records as tables."""
+    tables: ComparisonTables
     failed: dict[str, str]
     """Name of a run without measurements -> why."""
     missing: int = 0
     """Runs that were asked for and not begun yet."""
 
     @property
+    def table(self) -> DataFrame:
+        """One row per run that there is: label, method, target, group, seed, state, error, cost, and one
+        column per metric, as in runs.csv."""
+        return self.tables.runs
+
+    @property
+    def summary(self) -> DataFrame:
+        """One row per method and target: mean and spread over seeds of every metric, as in summary.csv."""
+        return self.tables.summary
+
+    @property
+    def wins(self) -> DataFrame:
+        """One row per pair of methods, kind of targets and metric: win rates with intervals, as in
+        wins.csv."""
+        return self.tables.wins
+
+    @property
     def files(self) -> dict[str, Path]:
-        """What is there to look at."""
-        names = {
-            "page": "compare.html",
-            "vote": "vote.html",
-            "runs": "runs.csv",
-            "summary": "summary.csv",
-            "wins": "wins.csv",
-        }
-        return {what: self.folder / name for what, name in names.items() if (self.folder / name).is_file()}
+        """What is there to look at, by its name in FILES."""
+        paths = {what: self.folder / name for what, name in FILES.items()}
+        return {what: path for what, path in paths.items() if path.is_file()}
 
 
 def compare(
     config: CompareConfig | None = None,
     *,
     shared: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    engine: Engine | None = None,
+    progress: Tell | None = None,
     **overrides: Any,
 ) -> Comparison:
     """Every method on every target with every seed, measured; tables and page in the folder.
 
     Options come from `config` and from `overrides`: compare(methods=["nada", "ipl"], targets=["zombie"],
     out="runs/compare"). What is no option of CompareConfig goes to every run, and `shared` too, which may
-    have full names: {"train.steps": 100}. A run that fails is recorded and does not stop the others.
-    InputError before the first run where an option is wrong.
+    have full names: {"train.steps": 100}. `engine` carries out the runs; without one it is this process, or,
+    with `jobs` above 1, as many processes. `progress` is called with small plain events: those of `adapt`,
+    and kind compare, run, evaluate, done, failed or warning. A run that fails is recorded and does not stop
+    the others. InputError before the first run where an option is wrong.
     """
     config, common = _configured(config, overrides)
     common |= shared or {}
     tell = progress or (lambda event: None)
-    tasks = plan_tasks(config, common)
+    jobs = plan_jobs(config, common)
     if not config.page_only:
-        check(config, tasks, tell)
+        check(config, jobs, tell)
     read_votes(config.votes, config.out)
-    missing = [task for task in tasks if not is_done(task, config.evaluation)]
-    todo = [] if config.page_only else missing
-    tell(
-        {"kind": "compare", "runs": len(tasks), "finished": len(tasks) - len(missing), "out": str(config.out)}
-    )
-    _made(config.out)
-    write_json(
-        config.out / "compare.json",
-        {"schema": SCHEMA, "version": __version__, "asked": _asked(config, common)},
-    )
-    clock = Clock(tasks, todo, config.jobs, tell)
+    unfinished = [job for job in jobs if not job.is_done]
+    finished = len(jobs) - len(unfinished)
+    tell({"kind": "compare", "runs": len(jobs), "finished": finished, "out": str(config.out)})
+    _make_folder(config.out)
+    asked = json.loads(json.dumps(to_dict(config) | {"shared": common}, default=str))
+    write_json(config.out / "compare.json", {"schema": SCHEMA, "version": __version__, "asked": asked})
+    due = [] if config.page_only else unfinished
+    eta = Eta(jobs, due, config.jobs, tell)
+    engine = engine or (LocalEngine(config.jobs) if config.jobs > 1 else SerialEngine())
     try:
-        if config.jobs > 1:
-            side_by_side(todo, config.evaluation, clock)
-        else:
-            one_by_one(todo, config.evaluation, clock)
+        engine.carry_out(due, eta)
     except KeyboardInterrupt:
-        write_results(config, tasks, common)
-        ended = (
-            f"stopped with {len(clock.waiting)} of {len(tasks)} runs to do; tables and page in "
-            f"{config.out} show what there is."
-        )
-        raise KeyboardInterrupt(f"{ended} The same command goes on:") from None
-    return write_results(config, tasks, common)
+        write_results(config, jobs, common)
+        raise KeyboardInterrupt(
+            f"stopped with {len(eta.unfinished)} of {len(jobs)} runs to do; tables and page in "
+            f"{config.out} show what there is. The same command goes on:"
+        ) from None
+    return write_results(config, jobs, common)
 
 
-def _made(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     """Makes the folder of a comparison; InputError where that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,15 +160,14 @@ def _configured(
     return CompareConfig(**tree), overrides
 
 
-def _asked(config: CompareConfig, common: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(to_dict(config) | {"shared": dict(common)}, default=str))
-
-
 # Before the first run.
 
 
-def plan_tasks(config: CompareConfig, common: Mapping[str, Any]) -> list[Task]:
-    """Every run, seed by seed, so that an interrupted comparison has all methods and targets early."""
+def plan_jobs(config: CompareConfig, common: Mapping[str, Any]) -> list[RunJob]:
+    """Every run, seed by seed, so that an interrupted comparison has all methods and targets early.
+
+    `common` are the options of every run. InputError where an option is wrong, or belongs elsewhere.
+    """
     if not config.methods or not config.targets or not config.seeds:
         raise InputError("a comparison needs --methods, --targets and --seeds, at least one of each.")
     parse_seeds(config.eval_seeds)
@@ -168,40 +177,42 @@ def plan_tasks(config: CompareConfig, common: Mapping[str, Any]) -> list[Task]:
         raise InputError(f"{fixed[0]} cannot be given for a comparison; use methods, targets and seeds.")
     variants = parse_variants(config.methods)
     twice(("target", config.targets), ("seed", config.seeds))
-    tasks = []
+    jobs = []
     for seed in config.seeds:
         for target in config.targets:
             for variant in variants:
                 name = run_name(variant.label, target, seed)
-                cfg = variant_config(variant, common, target, seed, config.out / "runs" / name)
-                tasks.append(Task(variant.label, cfg, config.out / "records" / f"{name}.json"))
-    return tasks
+                run = variant_config(variant, common, target, seed, config.out / "runs" / name)
+                record_file = config.out / "records" / f"{name}.json"
+                jobs.append(RunJob(variant.label, run, config.evaluation, record_file))
+    return jobs
 
 
-def check(config: CompareConfig, tasks: Sequence[Task], tell: Progress) -> None:
-    """Everything that can be known to go wrong, found before the first run; unknown words of labels only
-    warn."""
-    for task in tasks:
-        RunFolder.check(task.config)
-    steps = {task.config.train.steps for task in tasks}
+def check(config: CompareConfig, jobs: Sequence[RunJob], tell: Tell) -> None:
+    """Everything that can be known to go wrong, found before the first run; InputError says what. Methods
+    that differ in steps, and words of labels that a CLIP never learned, only warn."""
+    for job in jobs:
+        RunFolder.check(job.config)
+    steps = {job.config.train.steps for job in jobs}
     if len(steps) > 1:
         _warn(
             f"the methods differ in steps of stage 2 ({', '.join(map(str, sorted(steps)))}), so none is "
             "compared fairly.",
             tell,
         )
-    fresh, told = [task for task in tasks if not task.folder.finished], set[str]()
-    for task in {task.label: task for task in fresh}.values():
+    unlearned: set[str] = set()
+    for job in {job.label: job for job in jobs if not job.folder.finished}.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run = open_run(task.config, Given())
-        labels = tuple(dict.fromkeys((task.config.source, *config.targets)))
-        told |= set(list(filter(None, (unknown_words(clip, labels) for clip in run.all_clips)))[:1])
-    for text in sorted(told):
+            run = open_run(job.config, Given())
+        labels = tuple(dict.fromkeys((job.config.source, *config.targets)))
+        told = (text for clip in run.all_clips if (text := unknown_words(clip, labels)) is not None)
+        unlearned |= set(islice(told, 1))
+    for text in sorted(unlearned):
         _warn(text, tell)
 
 
-def _warn(text: str, tell: Progress) -> None:
+def _warn(text: str, tell: Tell) -> None:
     warnings.warn(text, stacklevel=4)
     tell({"kind": "warning", "message": text})
 
@@ -209,20 +220,21 @@ def _warn(text: str, tell: Progress) -> None:
 # The results.
 
 
-def write_results(config: CompareConfig, tasks: Sequence[Task], common: Mapping[str, Any]) -> Comparison:
-    """Tables and page of the runs that there are."""
-    records = [record for task in tasks if (record := read_record(task)) is not None]
+def write_results(config: CompareConfig, jobs: Sequence[RunJob], common: Mapping[str, Any]) -> Comparison:
+    """Writes tables and page of the runs that there are."""
+    records = [record for job in jobs if (record := job.record) is not None]
     for record in records:
-        if record["state"] == "done" and record["asked"] != key_of(config.evaluation):
-            record |= {
-                "state": "outdated",
-                "error": "it was measured in another way; the command without --page-only does it anew",
-            }
-    labels = list(dict.fromkeys(task.label for task in tasks))
-    standings = Standings(records, labels, config.targets)
-    for name, table in (("runs", runs_csv), ("summary", summary_csv), ("wins", wins_csv)):
-        write_bytes(config.out / f"{name}.csv", table(standings).encode())
-    write_pages(config, tasks, standings, common)
-    bad = [record for record in records if record["state"] != "done"]
-    failed = {run_name(record["label"], record["target"], record["seed"]): record["error"] for record in bad}
-    return Comparison(config.out, records, standings, failed, len(tasks) - len(records))
+        if record["state"] == "done" and record["asked"] != measurement_key(config.evaluation):
+            record["state"] = "outdated"
+            record["error"] = "it was measured in another way; the command without --page-only does it anew"
+    labels = list(dict.fromkeys(job.label for job in jobs))
+    tables = ComparisonTables(records, labels, config.targets)
+    for what, table in (("runs", tables.runs), ("summary", tables.summary), ("wins", tables.wins)):
+        write_bytes(config.out / FILES[what], csv_text(table).encode())
+    write_pages(config, jobs, tables, common)
+    failed = {
+        run_name(record["label"], record["target"], record["seed"]): record["error"]
+        for record in records
+        if record["state"] != "done"
+    }
+    return Comparison(config.out, tables, failed, len(jobs) - len(records))

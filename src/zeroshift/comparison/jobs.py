@@ -1,301 +1,236 @@
-"""The runs of a comparison: each carried out, measured and recorded, one after the other or side by side in
-processes."""
+"""The runs of a comparison as jobs: each carried out, measured, and recorded with what it cost."""
 
 from __future__ import annotations
 
-import _thread
 import gc
 import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from zeroshift.comparison.engines import Tell
 from zeroshift.comparison.tables import group_of
-from zeroshift.config.schema import AdaptConfig, EvaluateConfig, NetworksConfig, from_dict, to_dict
+from zeroshift.config.schema import AdaptConfig, EvaluateConfig, to_dict
 from zeroshift.errors import InputError, RunError
+from zeroshift.files.registry import load_generator
 from zeroshift.files.writing import write_json
 from zeroshift.measure.evaluate import METRICS, evaluate
 from zeroshift.methods.adapt import adapt
 from zeroshift.training.run_folder import RunFolder
-from zeroshift.worlds.known import world_of
+from zeroshift.worlds.known import world_named, world_of
+from zeroshift.worlds.world import World
 
 SCHEMA = 1
-Progress = Callable[[dict[str, Any]], None]
-"""Called with small plain events: those of `adapt`, and kind compare, run, evaluate, done or failed."""
+"""Of records and of compare.json; what has another is passed over."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """One run to be carried out and measured."""
-
-    label: str
-    config: AdaptConfig
-    record_file: Path
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run."""
-        return RunFolder(self.config.folder)
-
-
-def key_of(evaluation: EvaluateConfig) -> dict[str, Any]:
-    """What a measurement depends on, beside its run."""
+def measurement_key(evaluation: EvaluateConfig) -> dict[str, Any]:
+    """What a measurement depends on, beside its run: one with another key is out of date."""
     return {
         "evaluation": json.loads(json.dumps(to_dict(evaluation))),
         "known": list(evaluation.metrics or METRICS),
     }
 
 
-def read_record(task: Task) -> dict[str, Any] | None:
-    """What came of a run; None where nothing is known, or the file is damaged."""
-    try:
-        record = json.loads(task.record_file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if record.get("schema") == SCHEMA else None
+@dataclass(frozen=True)
+class RunJob:
+    """One run to be carried out and measured: a value that can be pickled."""
 
+    label: str
+    """The method's, as the tables name it."""
+    config: AdaptConfig
+    evaluation: EvaluateConfig
+    record_file: Path
 
-def is_done(task: Task, evaluation: EvaluateConfig) -> bool:
-    """Whether a run is finished and measured in the way that is asked for."""
-    record = read_record(task)
-    return (
-        record is not None
-        and record["state"] == "done"
-        and record["asked"] == key_of(evaluation)
-        and task.folder.finished
-    )
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of the run, which may not be there yet."""
+        return RunFolder(self.config.folder)
 
-
-def carry_out(task: Task, evaluation: EvaluateConfig, tell: Progress | None = None) -> str:
-    """Carries out and measures one run, and records what came of it; the reason where it failed, "" where it
-    did not."""
-    tell = tell or (lambda event: None)
-    before = read_record(task) or {}
-    facts: dict[str, Any] = {"asked": key_of(evaluation), "memory": before.get("memory")}
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What came of the run; None where nothing is known, or the file is damaged or of another schema."""
         try:
-            begin_peak()
-            run = adapt(task.config, progress=tell)
-            if run.steps_done:
-                facts["memory"] = peak_mib()
-                record_run(task, {**facts, "state": "adapted", "error": "it was not measured yet"})
-            tell({"kind": "evaluate"})
-            done = evaluate(run, replace(evaluation, device=task.config.run.device))
-            facts |= {"state": "done", "error": "", "evaluation": done.record}
-        except (InputError, RunError) as error:
-            facts |= {"state": "failed", "error": str(error)}
-        except Exception as error:  # one broken run must not stop the others
-            facts |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-    facts["warnings"] = list(
-        dict.fromkeys(str(each.message) for each in told if "zeroshift" in each.filename)
-    )
-    record_run(task, facts)
-    return facts["error"]
+            record = json.loads(self.record_file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if record.get("schema") == SCHEMA else None
 
-
-def record_run(task: Task, facts: Mapping[str, Any]) -> None:
-    """Writes the record of a run."""
-    config, folder = task.config, task.folder
-    lines, made = folder.metrics(), folder.environment if (folder.path / "environment.json").is_file() else {}
-    base: dict[str, Any] = {
-        "schema": SCHEMA,
-        "label": task.label,
-        "method": config.method,
-        "target": config.target,
-        "group": group_of(config.target, world_of({"name": config.generator, **made.get("source", {})})),
-        "seed": config.run.seed,
-        "state": "failed",
-        "error": "",
-        "minutes": sum(float(line.get("seconds", 0.0)) for line in lines) * config.run.log_every / 60,
-        "steps": [
-            max((int(line["step"]) for line in lines if line["stage"] == stage), default=0)
-            for stage in (1, 2)
-        ],
-        "threads": made.get("threads"),
-        "device": made.get("device"),
-        "versions": {name: made.get(name) for name in ("zeroshift", "python", "torch", "transformers")},
-        "memory": None,
-        "evaluation": None,
-        "warnings": [],
-    }
-    task.record_file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(task.record_file, {**base, **facts})
-
-
-class Clock:
-    """Tells how far a comparison is and how long it will take, by the mean time of each method's runs."""
-
-    def __init__(self, tasks: Sequence[Task], todo: Sequence[Task], jobs: int, tell: Progress) -> None:
-        self.tasks, self.todo, self.jobs, self.tell = list(tasks), list(todo), jobs, tell
-        self.waiting = list(todo)
-        self.seconds: dict[str, list[float]] = {}
-        for task in tasks:
-            record = read_record(task)
-            if record is not None and record["state"] == "done" and record["minutes"]:
-                self.seconds.setdefault(task.label, []).append(60 * record["minutes"])
-
-    def begins(self, task: Task) -> None:
-        """Tells that a run begins."""
-        place = {"number": self.tasks.index(task) + 1, "runs": len(self.tasks), "left": self.left()}
-        self.tell(
-            {"kind": "run", "label": task.label, "target": task.config.target, "seed": task.config.run.seed}
-            | place
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is finished, and measured in the way that is asked for."""
+        record = self.record
+        return (
+            record is not None
+            and record["state"] == "done"
+            and record["asked"] == measurement_key(self.evaluation)
+            and self.folder.finished
         )
 
-    def ends(self, task: Task, seconds: float, error: str) -> None:
-        """Tells that a run ended."""
-        self.waiting.remove(task)
-        if not error:
-            self.seconds.setdefault(task.label, []).append(seconds)
-        name = {
-            "label": task.label,
-            "target": task.config.target,
-            "seed": task.config.run.seed,
-            "error": error,
+    def run(self, tell: Tell) -> str:
+        """Carries out and measures the run, and records what came of it; the reason where it failed, "" where
+        it did not."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcome = self._outcome(tell)
+        ours = [str(each.message) for each in caught if "zeroshift" in each.filename]
+        self.write_record(outcome | {"warnings": list(dict.fromkeys(ours))})
+        return outcome["error"]
+
+    def died(self, reason: str) -> None:
+        """Records that the process of the run ended before the run did."""
+        self.write_record({"state": "failed", "error": reason})
+
+    def _outcome(self, tell: Tell) -> dict[str, Any]:
+        """What is recorded of the run beside what its folder says."""
+        before = self.record or {}
+        known: dict[str, Any] = {"asked": measurement_key(self.evaluation)}
+        known |= {name: before.get(name) for name in ("memory", "memory_is_upper_bound")}
+        try:
+            peak = PeakMemory()
+            run = adapt(self.config, progress=tell)
+            if run.steps_done:
+                known |= peak.read()
+                self.write_record(known | {"state": "adapted", "error": "it was not measured yet"})
+            tell({"kind": "evaluate"})
+            measured = evaluate(run, replace(self.evaluation, device=self.config.run.device))
+            return known | {"state": "done", "error": "", "evaluation": measured.record}
+        except (InputError, RunError) as error:
+            return known | {"state": "failed", "error": str(error)}
+        except Exception as error:  # one broken run must not stop the others
+            return known | {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+
+    def write_record(self, outcome: Mapping[str, Any]) -> None:
+        """Writes the record of the run: what its folder says, and `outcome`."""
+        config, folder = self.config, self.folder
+        environment = self._environment() or {}
+        lines = folder.metrics()
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "label": self.label,
+            "method": config.method,
+            "target": config.target,
+            "group": group_of(config.target, self.world()),
+            "seed": config.run.seed,
+            "state": "failed",
+            "error": "",
+            "minutes": sum(float(line.get("seconds", 0.0)) for line in lines) * config.run.log_every / 60,
+            "steps": [
+                max((int(line["step"]) for line in lines if line["stage"] == stage), default=0)
+                for stage in (1, 2)
+            ],
+            "threads": environment.get("threads"),
+            "device": environment.get("device"),
+            "versions": {
+                name: environment.get(name) for name in ("zeroshift", "python", "torch", "transformers")
+            },
+            "memory": None,
+            "memory_is_upper_bound": None,
+            "evaluation": None,
+            "warnings": [],
         }
-        self.tell({"kind": "failed" if error else "done", "seconds": seconds, "left": self.left()} | name)
+        self.record_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.record_file, {**record, **outcome})
+
+    def world(self) -> World | None:
+        """The world of the run's source generator; None where it belongs to none, or cannot be found."""
+        environment = self._environment()
+        if environment is not None:
+            return world_of(environment["source"])
+        try:
+            _, info = load_generator(self.config.generator)
+        except InputError:
+            return None
+        return world_named(info.world)
+
+    def _environment(self) -> dict[str, Any] | None:
+        """What the run depends on, by its folder; None before it began, or where that cannot be read."""
+        try:
+            return self.folder.environment
+        except InputError:
+            return None
+
+
+class PeakMemory:
+    """The peak of memory since this was made: of the GPU where it was used, else of this process.
+
+    The system knows the peak of a process only over its whole life, and on Linux a new process inherits that
+    of the one that started it. So where the peak did not rise since, it is only a bound.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.before = peak_of_process()
+
+    def read(self) -> dict[str, Any]:
+        """`memory` in MiB, None where unknown, and `memory_is_upper_bound`: whether it needed that much at
+        most."""
+        import torch
+
+        if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
+            return {"memory": used >> 20, "memory_is_upper_bound": False}
+        peak = peak_of_process()
+        if peak is None or self.before is None:
+            return {"memory": None, "memory_is_upper_bound": None}
+        return {"memory": peak >> 20, "memory_is_upper_bound": peak <= self.before}
+
+
+def peak_of_process() -> int | None:
+    """Bytes of memory that this process held at most in its life so far; None where the system does not
+    say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+class Eta:
+    """Tells how far a comparison is and how long it will take, by the mean time of each method's runs."""
+
+    def __init__(self, jobs: Sequence[RunJob], due: Sequence[RunJob], side_by_side: int, tell: Tell) -> None:
+        """`jobs` are all that belong to the comparison, `due` those that are to be carried out now."""
+        self.jobs = list(jobs)
+        self.unfinished = list(due)
+        self.side_by_side = side_by_side
+        self.tell = tell
+        self.seconds: dict[str, list[float]] = {}
+        for job in jobs:
+            record = job.record
+            if record is not None and record["state"] == "done" and record["minutes"]:
+                self.seconds.setdefault(job.label, []).append(60 * record["minutes"])
+
+    def begins(self, job: RunJob) -> None:
+        """Tells that a run begins."""
+        place = {"number": self.jobs.index(job) + 1, "runs": len(self.jobs), "left": self.left()}
+        self.tell({"kind": "run", **_identity(job), **place})
+
+    def ends(self, job: RunJob, seconds: float, error: str) -> None:
+        """Tells that a run ended."""
+        self.unfinished.remove(job)
+        if not error:
+            self.seconds.setdefault(job.label, []).append(seconds)
+        event = {"kind": "failed" if error else "done", "seconds": seconds, "left": self.left()}
+        self.tell({**event, **_identity(job), "error": error})
 
     def left(self) -> float | None:
-        """Seconds that the waiting runs will take, where something is known."""
+        """Seconds that the unfinished runs will take; None where no run of any method has ended yet."""
         every = [seconds for values in self.seconds.values() for seconds in values]
         if not every:
             return None
-        mean = {label: sum(values) / len(values) for label, values in self.seconds.items()}
-        return sum(mean.get(task.label, sum(every) / len(every)) for task in self.waiting) / min(
-            self.jobs, len(self.waiting) or 1
-        )
+        usual = sum(every) / len(every)
+        means = {label: sum(values) / len(values) for label, values in self.seconds.items()}
+        total = sum(means.get(job.label, usual) for job in self.unfinished)
+        return total / min(self.side_by_side, len(self.unfinished) or 1)
 
 
-def one_by_one(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock) -> None:
-    """Carries out runs in this process."""
-    for task in todo:
-        clock.begins(task)
-        began = time.monotonic()
-        error = carry_out(task, evaluation, clock.tell)
-        clock.ends(task, time.monotonic() - began, error)
-
-
-CHILD = "import sys; from zeroshift.comparison.jobs import child; sys.exit(child(sys.stdin))"
-
-
-def side_by_side(todo: Sequence[Task], evaluation: EvaluateConfig, clock: Clock) -> None:
-    """Carries out runs in processes of their own with one thread each, so that one that dies leaves the
-    others alone."""
-    waiting = list(todo)
-    running: dict[Task, tuple[subprocess.Popen[str], float, Any]] = {}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    try:
-        while waiting or running:
-            while waiting and len(running) < clock.jobs:
-                task = waiting.pop(0)
-                clock.begins(task)
-                said = tempfile.TemporaryFile()
-                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said}
-                process = subprocess.Popen(
-                    [sys.executable, "-c", CHILD],
-                    env=os.environ | threads,
-                    start_new_session=True,
-                    text=True,
-                    **pipes,
-                )
-                # Left open: its end tells the process to stop, and comes too when this process is killed.
-                assert process.stdin is not None
-                process.stdin.write(packed(task, evaluation) + "\n")
-                process.stdin.flush()
-                running[task] = (process, time.monotonic(), said)
-            time.sleep(0.1)
-            for task, (process, began, said) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[task]
-                assert process.stdin is not None
-                process.stdin.close()
-                clock.ends(task, time.monotonic() - began, _verdict(task, process.returncode, said))
-    finally:
-        for process, *_ in running.values():
-            if process.stdin is not None:
-                process.stdin.close()
-        for process, *_ in running.values():
-            process.wait()
-
-
-RECORDED = 3
-"""Exit code of a process whose run failed and whose record says why."""
-
-
-def _verdict(task: Task, code: int, said: Any) -> str:
-    """Why the process of a run failed; "" where it did not. A process that died without a record gets it
-    here."""
-    said.seek(0)
-    last = (said.read().decode("utf-8", "replace").strip().splitlines() or [f"exit code {code}"])[-1]
-    said.close()
-    if code in (0, RECORDED):
-        return (read_record(task) or {}).get("error", "its record is gone")
-    error = (
-        f"its process was killed (signal {-code}); memory may have run out"
-        if code < 0
-        else f"its process ended: {last}"
-    )
-    record_run(task, {"state": "failed", "error": error})
-    return error
-
-
-def packed(task: Task, evaluation: EvaluateConfig) -> str:
-    """A task as a text for another process."""
-    options = to_dict(task.config) | {"out": str(task.config.out)}
-    names = {"label": task.label, "record": str(task.record_file)}
-    return json.dumps(names | {"config": options, "evaluation": to_dict(evaluation)})
-
-
-def child(orders: TextIO) -> int:
-    """Carries out the task on the first line of `orders`, in a process of its own: 0 done, RECORDED where it
-    failed.
-
-    Stops as by Ctrl-C when `orders` ends.
-    """
-    tree = json.loads(orders.readline())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=lambda: (orders.read(), _thread.interrupt_main()), daemon=True).start()
-    networks = NetworksConfig(**tree["evaluation"].pop("networks"))
-    task = Task(tree["label"], from_dict(tree["config"]), Path(tree["record"]))
-    try:
-        return RECORDED if carry_out(task, EvaluateConfig(**tree["evaluation"], networks=networks)) else 0
-    except KeyboardInterrupt:
-        return 130
-
-
-def begin_peak() -> None:
-    """Begins to measure the peak of memory anew, where the system allows it."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak_mib() -> int | None:
-    """Peak of memory since `begin_peak`: of the GPU where it was used, else of this process; None where it is
-    not known."""
-    import torch
-
-    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
-        return used >> 20
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM")), None)
+def _identity(job: RunJob) -> dict[str, Any]:
+    return {"label": job.label, "target": job.config.target, "seed": job.config.run.seed}

@@ -8,31 +8,19 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from zeroshift import __version__
-from zeroshift.comparison.jobs import Task, read_record
-from zeroshift.comparison.statistics import DRAWS, LEVEL, Cell, Duel, Interval, Share
-from zeroshift.comparison.tables import GROUPS, Standings
-from zeroshift.comparison.variants import CompareConfig, run_name, slug
-from zeroshift.comparison.voting import preferences, read_votes, write_ballot
+from zeroshift.comparison.jobs import RunJob
+from zeroshift.comparison.statistics import DRAWS, LEVEL, Interval, PairwiseResult, WinRate
+from zeroshift.comparison.strips import TargetStrips, target_strips
+from zeroshift.comparison.tables import GROUPS, ComparisonTables, Scores
+from zeroshift.comparison.variants import CompareConfig
+from zeroshift.comparison.voting import preferences, read_votes, write_vote_page
 from zeroshift.config.schema import to_dict
-from zeroshift.errors import InputError
-from zeroshift.files.images import fitted, grid, write_png
 from zeroshift.files.writing import write_bytes
 from zeroshift.measure.evaluate import metric_named
 from zeroshift.measure.report import data_uri, duration, settings_text, template
-from zeroshift.pictures.runs import Run
-from zeroshift.pictures.sample import draw
-from zeroshift.pictures.sheets import pair
-from zeroshift.worlds.known import world_of
-from zeroshift.worlds.world import World
-
-LARGEST = 256
-"""Side in pixels of the pictures on a page; larger ones are reduced."""
 
 MAIN = (
     "truth.recognised",
@@ -55,145 +43,47 @@ OWN = ("target", "method", "out", "run.seed", "run.recipe")
 """Options that differ between runs without being a choice of the method."""
 
 
-# Pictures.
-
-
-def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, Any]]:
-    """Per target, files with the same people in a row: the source, every method's first finished run, and the
-    truth if known.
-
-    What was drawn before from the same generators is kept.
-    """
-    found = []
-    for target in dict.fromkeys(task.config.target for task in tasks):
-        firsts: dict[str, Task] = {}
-        for task in tasks:
-            if task.config.target == target and task.folder.finished:
-                firsts.setdefault(task.label, task)
-        if not firsts:
-            continue
-        some = next(iter(firsts.values()))
-        run, config = Run(some.folder), some.config
-        world = world_of(some.folder.environment["source"])
-        truth = None
-        if world is not None:
-            truth = _kept(
-                folder / f"truth--{slug(target)}.png",
-                {"seeds": f"0-{count - 1}", "target": target},
-                lambda run=run, target=target, world=world: world.truth_of_seeds(
-                    range(count), target, run.source.image_size
-                ),
-            )
-        psi = 1.0 if truth is not None else config.run.truncation
-        given = world if truth is not None else None
-        source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi, given)
-        drawn = {
-            label: _strip(Run(task.folder), "target", folder / _name(task), count, psi, given)
-            for label, task in firsts.items()
-        }
-        rows = [(label, path) for label, path in drawn.items() if path is not None]
-        seeds = sorted({task.config.run.seed for task in firsts.values()})
-        route = run.source.kind == "diffusion"
-        how = (
-            ("photos" if given else "pictures of the source") + ", inverted and generated"
-            if route
-            else f"truncation {psi:g}"
-        )
-        found.append(
-            {"target": target, "source": source, "rows": rows, "truth": truth, "seeds": seeds, "how": how}
-        )
-    return found
-
-
-def _name(task: Task) -> str:
-    return run_name(task.label, task.config.target, task.config.run.seed) + ".png"
-
-
-def _strip(
-    run: Run, which: str, path: Path, count: int, truncation: float, world: World | None
-) -> Path | None:
-    """File with a row of pictures of the source or the adapted generator of a run; None where it cannot be
-    found or read."""
-    file = run.folder.generator_file
-    mark = (
-        run.folder.environment["source"]["sha256"]
-        if which == "source"
-        else f"{file.stat().st_size} {file.stat().st_mtime_ns}"
-    )
-    facts = {"seeds": f"0-{count - 1}", "generator": mark, "truncation": f"{truncation:g}"}
-
-    def drawn() -> Tensor:
-        if run.generator.kind == "diffusion":
-            return pair(run.source, run.generator, run.config.train.diffusion, range(count), world=world)[
-                which == "target"
-            ]
-        return draw(run.source if which == "source" else run.generator, range(count), truncation)
-
-    try:
-        return _kept(path, facts, drawn)
-    except InputError:
-        return None
-
-
-def _kept(path: Path, facts: dict[str, str], make: Any) -> Path | None:
-    """A file with pictures BCHW in a row, made where it is not there with these facts; None where there are
-    no pictures."""
-    from PIL import Image
-
-    if path.is_file():
-        with Image.open(path) as file:
-            if {name: file.info.get(name) for name in facts} == facts:
-                return path
-    pictures: Tensor | None = make()
-    if pictures is None:
-        return None
-    write_png(path, grid(fitted(pictures, min(LARGEST, pictures.shape[-1])), columns=len(pictures)), facts)
-    return path
-
-
-# The page.
-
-
 def write_pages(
-    config: CompareConfig, tasks: Sequence[Task], standings: Standings, shared: Mapping[str, Any]
+    config: CompareConfig, jobs: Sequence[RunJob], tables: ComparisonTables, shared: Mapping[str, Any]
 ) -> None:
     """Writes compare.html and, where two methods have pictures, vote.html, from the runs that there are."""
-    wall = strips(tasks, config.pictures, config.out / "pictures")
-    write_ballot(wall, config.pictures, config.out)
+    strips = target_strips(jobs, config.pictures, config.out / "pictures")
+    write_vote_page(strips, config.pictures, config.out)
     votes = read_votes(config.votes, config.out)
-    tables = _tables(config, tasks, standings) | {
-        "wall": [_pictures(item) for item in wall],
-        "votes": [_preferences(row) for row in preferences(votes, standings.asked_labels)],
-        "votes_text": f"{_counted(len(votes), 'vote')} of {_counted(len(config.votes), 'file')}",
+    shown = _tables(config, jobs, tables) | {
+        "pictures": [_pictures(each) for each in strips],
+        "votes": [_preferences(row) for row in preferences(votes, tables.asked_labels)],
+        "votes_text": f"{_count_text(len(votes), 'vote')} of {_count_text(len(config.votes), 'file')}",
         "command": command(config, shared),
     }
-    write_bytes(config.out / "compare.html", template("compare.html.j2").render(**tables).encode())
+    write_bytes(config.out / "compare.html", template("compare.html.j2").render(**shown).encode())
 
 
-def _tables(config: CompareConfig, tasks: Sequence[Task], standings: Standings) -> dict[str, Any]:
+def _tables(config: CompareConfig, jobs: Sequence[RunJob], tables: ComparisonTables) -> dict[str, Any]:
     """What the template shows beside pictures and votes, by its names there."""
-    first = tasks[0].config
-    labels = list(standings.asked_labels)
-    metrics = sorted(standings.metrics, key=lambda name: MAIN.index(name) if name in MAIN else len(MAIN))
-    pairs = [(second, one) for one, second in combinations(standings.labels, 2)]
-    named = _listed(labels) if len(labels) < 4 else f"{len(labels)} methods"
+    first = jobs[0].config
+    asked = tables.asked_labels
+    metrics = sorted(tables.metrics, key=lambda name: MAIN.index(name) if name in MAIN else len(MAIN))
+    pairs = [(second, one) for one, second in combinations(tables.labels, 2)]
+    methods = _listed(asked) if len(asked) < 4 else f"{len(asked)} methods"
     return {
-        "title": f"{named} on {_counted(len(config.targets), 'target')}",
-        "subtitle": f"{', '.join(labels)}. {first.generator}, from {first.source}, guided by "
+        "title": f"{methods} on {_count_text(len(config.targets), 'target')}",
+        "subtitle": f"{', '.join(asked)}. {first.generator}, from {first.source}, guided by "
         f"{' and '.join(first.clip)}.",
-        "numbers": _numbers(tasks, standings),
-        "labels": standings.labels,
-        "people": config.pictures,
-        "groups": [_group(standings, group, metrics) for group in standings.groups()],
-        "pairs": [_pair(standings, one, other, metrics) for one, other in pairs],
+        "headline": _headline(jobs, tables),
+        "labels": tables.labels,
+        "count": config.pictures,
+        "groups": [_group_tables(tables, group, metrics) for group in tables.groups()],
+        "pairs": [_pairwise_table(tables, one, other, metrics) for one, other in pairs],
         "level": f"{100 * LEVEL:g} %",
         "draws": DRAWS,
         "enough": ENOUGH,
-        "cost": _cost(standings),
-        "options": _options(tasks, standings),
-        "bad": _bad(tasks),
-        "told": _told(standings),
-        "record": _record(standings),
+        "cost": _cost(tables),
+        "shared_process": any(tables.cost(label).memory_is_upper_bound for label in tables.labels),
+        "options": _options(jobs, tables),
+        "unmeasured": _unmeasured(jobs),
+        "warnings": _warnings(tables),
+        "provenance": _provenance(tables),
         "version": __version__,
     }
 
@@ -202,30 +92,32 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _counted(count: int, what: str) -> str:
+def _count_text(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _numbers(tasks: Sequence[Task], standings: Standings) -> list[tuple[str, str]]:
-    seeds = dict.fromkeys(task.config.run.seed for task in tasks)
-    steps = dict.fromkeys(task.config.train.steps for task in tasks)
-    seconds = sum(60 * record["minutes"] for record in standings.done)
+def _headline(jobs: Sequence[RunJob], tables: ComparisonTables) -> list[tuple[str, str]]:
+    """What stands in boxes at the top of the page: names and values."""
+    seeds = dict.fromkeys(job.config.run.seed for job in jobs)
+    steps = dict.fromkeys(job.config.train.steps for job in jobs)
+    measured = tables.measured_records
     rows = [
-        ("runs measured", f"{len(standings.done)} of {len(tasks)}"),
+        ("runs measured", f"{len(measured)} of {len(jobs)}"),
         ("seeds", ", ".join(map(str, seeds))),
+        ("steps of stage 2", " or ".join(map(str, steps))),
     ]
-    rows += [("steps of stage 2", " or ".join(map(str, steps)))]
+    seconds = sum(60 * record["minutes"] for record in measured)
     return rows + ([("training time", duration(seconds))] if seconds else [])
 
 
-def _pictures(item: dict[str, Any]) -> dict[str, Any]:
-    """One target of the wall: rows of a label and a picture."""
-    rows = [("source", item["source"]), *item["rows"], ("truth", item["truth"])]
-    seeds = f"runs of seed {', '.join(map(str, item['seeds']))}"
+def _pictures(strips: TargetStrips) -> dict[str, Any]:
+    """The pictures of one target: rows of a label and a picture."""
+    rows = [("source", strips.source), *strips.methods, ("truth", strips.truth)]
+    seeds = f"runs of seed {', '.join(map(str, strips.seeds))}"
     return {
-        "target": item["target"],
+        "target": strips.target,
         "rows": [{"label": label, "uri": data_uri(path)} for label, path in rows if path is not None],
-        "text": f"{seeds}; {item['how']}",
+        "text": f"{seeds}; {strips.how}",
     }
 
 
@@ -244,112 +136,108 @@ def digits_of(spread: float) -> int:
     return min(5, max(0, 1 - math.floor(math.log10(spread))))
 
 
-def _cells(row: tuple[dict[str, Cell | None], str | None]) -> list[dict[str, Any]]:
-    cells, best = row
-    spreads = [each.spread for each in cells.values() if each is not None and each.spread]
-    shown = digits_of(max(spreads)) if spreads else None
+def _score_cells(scores: Scores) -> list[dict[str, Any]]:
+    """Mean and spread of every method as texts, with as many digits as the largest spread has."""
+    spreads = [each.spread for each in scores.values.values() if each is not None and each.spread]
+    digits = digits_of(max(spreads)) if spreads else None
     return [
         {
-            "mean": "" if each is None else number_text(each.mean, shown),
-            "spread": "" if each is None or each.spread is None else number_text(each.spread, shown),
-            "best": label == best,
+            "mean": "" if each is None else number_text(each.mean, digits),
+            "spread": "" if each is None or each.spread is None else number_text(each.spread, digits),
+            "best": label == scores.best,
         }
-        for label, each in cells.items()
+        for label, each in scores.values.items()
     ]
 
 
-def _way(metric: str) -> str:
+def _better_text(metric: str) -> str:
     better = metric_named(metric).better
     return "nearer to 1 is better" if better == "near 1" else f"{better} is better"
 
 
-def _group(standings: Standings, group: str, metrics: Iterable[str]) -> dict[str, Any]:
+def _group_tables(tables: ComparisonTables, group: str, metrics: Iterable[str]) -> dict[str, Any]:
     """Tables of one kind of targets: the mean over targets, then every metric by target."""
-    shared, targets = standings.shared_targets(group), standings.targets(group)
+    targets = tables.targets(group)
+    shared = tables.shared_targets(group)
     left_out = [target for target in targets if target not in shared]
-    tables = []
-    for metric in metrics:
-        rows = [(target, _cells(standings.row(metric, group, target))) for target in targets]
-        mean = _cells(standings.row(metric, group))
-        tables.append(
-            {
-                "title": metric_named(metric).title,
-                "way": _way(metric),
-                "open": metric in MAIN[:4],
-                "main": metric in MAIN,
-                "rows": rows,
-                "mean": mean,
-            }
-        )
-    text = f"Mean over {_counted(len(shared), 'target')}, with the spread of that mean over seeds"
+    shown = [
+        {
+            "title": metric_named(metric).title,
+            "better": _better_text(metric),
+            "open": metric in MAIN[:4],
+            "main": metric in MAIN,
+            "rows": [(target, _score_cells(tables.scores(metric, group, target))) for target in targets],
+            "mean": _score_cells(tables.scores(metric, group)),
+        }
+        for metric in metrics
+    ]
+    text = f"Mean over {_count_text(len(shared), 'target')}, with the spread of that mean over seeds"
     text += f"; without {', '.join(left_out)}, which not every method has" if left_out else ""
-    return {"title": GROUPS[group], "text": text + ".", "tables": tables, "several": len(shared) > 1}
+    return {"title": GROUPS[group], "text": text + ".", "tables": shown, "several": len(shared) > 1}
 
 
-def _pair(standings: Standings, first: str, second: str, metrics: Iterable[str]) -> dict[str, Any]:
+def _pairwise_table(
+    tables: ComparisonTables, first: str, second: str, metrics: Iterable[str]
+) -> dict[str, Any]:
     """Win rates of one method over another, by metric and kind of targets."""
-    groups, rows = standings.groups(), []
+    groups = tables.groups()
+    rows = []
     for metric in metrics:
-        duels = [standings.duel(metric, first, second, group) for group in groups]
-        if any(duels):
-            rows.append(
-                {
-                    "title": metric_named(metric).title,
-                    "way": _way(metric),
-                    "duels": [each and _duel(each) for each in duels],
-                }
-            )
+        results = [tables.pairwise(metric, first, second, group) for group in groups]
+        if any(results):
+            row = {"title": metric_named(metric).title, "better": _better_text(metric)}
+            rows.append(row | {"results": [each and _win_rate_cell(each) for each in results]})
     return {"first": first, "second": second, "groups": [GROUPS[group] for group in groups], "rows": rows}
 
 
 def _preferences(row: Mapping[str, Any]) -> dict[str, Any]:
     """Shares of votes for one target."""
     shares = [
-        {"name": f"{one} over {other}", "duel": found and _duel(found)} for one, other, found in row["shares"]
+        {"name": f"{one} over {other}", "result": found and _win_rate_cell(found)}
+        for one, other, found in row["shares"]
     ]
     return {"target": row["target"], "shares": shares}
 
 
-def _duel(found: Share) -> dict[str, Any]:
+def _win_rate_cell(found: WinRate) -> dict[str, Any]:
+    """A win rate as texts, and in percent as places on a bar."""
     rate = found.rate
-    ties = f", {_counted(found.ties, 'tie')}" if found.ties else ""
+    ties = f", {_count_text(found.ties, 'tie')}" if found.ties else ""
     return {
         "text": f"{100 * rate.value:.0f} %",
         "interval": f"{100 * rate.low:.0f} to {100 * rate.high:.0f}",
-        "count": f"{found.wins} of {found.pairs}{ties}",
+        "counts": f"{found.wins} of {found.pairs}{ties}",
         "low": round(100 * rate.low),
         "high": round(100 * rate.high),
         "at": round(100 * rate.value),
         "sure": found.pairs >= ENOUGH and (rate.low > 0.5 or rate.high < 0.5),
-        "gain": _gain(found.gain) if isinstance(found, Duel) else "",
+        "gain": _gain_text(found.gain) if isinstance(found, PairwiseResult) else "",
     }
 
 
-def _gain(gain: Interval) -> str:
+def _gain_text(gain: Interval) -> str:
     digits = digits_of(gain.high - gain.low) if gain.high > gain.low else None
     value, low, high = (("+" if each > 0 else "") + number_text(each, digits) for each in gain)
     return f"{value} [{low}, {high}]"
 
 
-def _cost(standings: Standings) -> list[dict[str, str]]:
-    """Time, steps and memory per method, and relative to the first."""
+def _cost(tables: ComparisonTables) -> list[dict[str, str]]:
+    """Time, steps and memory per method, and as shares of the first method's."""
+    costs = {label: tables.cost(label) for label in tables.labels}
     rows: list[dict[str, str]] = []
-    costs = {label: standings.cost(label) for label in standings.labels}
-    base = next(iter(costs.values()), {"minutes": None, "memory": None})
     for label, cost in costs.items():
-        minutes, memory = cost["minutes"], cost["memory"]
-        steps = " or ".join(f"{words} + {moves}" if words else str(moves) for words, moves in cost["steps"])
+        first = costs[tables.labels[0]]
+        steps = " or ".join(f"{words} + {moves}" if words else str(moves) for words, moves in cost.steps)
         row = {"label": label, "steps": steps, "minutes": "", "times": "", "memory": "", "share": ""}
-        if minutes is not None:
-            spread = "" if minutes.spread is None else f" ± {minutes.spread:.2f}"
-            row |= {"minutes": f"{minutes.mean:.2f}{spread}"}
-            if base["minutes"] is not None and base["minutes"].mean:
-                row["times"] = f"{minutes.mean / base['minutes'].mean:.2f}"
-        if memory:
-            row |= {
-                "memory": f"{memory:,}",
-                "share": f"{memory / base['memory']:.2f}" if base["memory"] else "",
-            }
+        if cost.minutes is not None:
+            spread = "" if cost.minutes.spread is None else f" ± {cost.minutes.spread:.2f}"
+            row["minutes"] = f"{cost.minutes.mean:.2f}{spread}"
+            if first.minutes is not None and first.minutes.mean:
+                row["times"] = f"{cost.minutes.mean / first.minutes.mean:.2f}"
+        if cost.memory is not None:
+            row["memory"] = f"{'≤ ' if cost.memory_is_upper_bound else ''}{cost.memory:,}"
+            if first.memory and not (cost.memory_is_upper_bound or first.memory_is_upper_bound):
+                row["share"] = f"{cost.memory / first.memory:.2f}"
         rows.append(row)
     return rows
 
@@ -362,63 +250,61 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _options(tasks: Sequence[Task], standings: Standings) -> list[tuple[str, list[str]]]:
+def _options(jobs: Sequence[RunJob], tables: ComparisonTables) -> list[tuple[str, list[str]]]:
     """Options in which the methods differ: name, and the value of each method that has results."""
-    configs = {
-        task.label: flat(to_dict(task.config)) for task in reversed(tasks) if task.label in standings.labels
-    }
-    trees = [configs[label] for label in standings.labels]
-    names = [name for name in (trees[0] if trees else ()) if name not in OWN]
-    differing = ["method", *(name for name in names if len({json.dumps(tree[name]) for tree in trees}) > 1)]
-    return [(name, [_plain(tree[name]) for tree in trees]) for name in differing] if trees else []
+    configs = {job.label: flat(to_dict(job.config)) for job in reversed(jobs)}
+    trees = [configs[label] for label in tables.labels]
+    if not trees:
+        return []
+    differing = [name for name in trees[0] if len({json.dumps(tree[name]) for tree in trees}) > 1]
+    names = ["method", *(name for name in differing if name not in OWN)]
+    return [(name, [_option_text(tree[name]) for tree in trees]) for name in names]
 
 
-def _plain(value: Any) -> str:
+def _option_text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return "none" if value in (None, "") else str(value)
 
 
-def _bad(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+def _unmeasured(jobs: Sequence[RunJob]) -> list[tuple[str, str]]:
     """Runs without measurements, and why."""
     rows = []
-    for task in tasks:
-        record = read_record(task)
+    for job in jobs:
+        record = job.record
         if record is None or record["state"] != "done":
-            name = f"{task.label}, {task.config.target}, seed {task.config.run.seed}"
+            name = f"{job.label}, {job.config.target}, seed {job.config.run.seed}"
             rows.append((name, record["error"] if record else "not begun, or stopped before its end"))
     return rows
 
 
-def _told(standings: Standings) -> list[tuple[str, str]]:
+def _warnings(tables: ComparisonTables) -> list[tuple[str, str]]:
     """Warnings of runs: the text, and which runs gave it."""
-    told: dict[str, list[str]] = {}
-    for record in standings.done:
+    runs_of: dict[str, list[str]] = {}
+    for record in tables.measured_records:
         for text in record["warnings"]:
-            told.setdefault(text, []).append(f"{record['label']}, {record['target']}, seed {record['seed']}")
-    return [(text, "; ".join(names)) for text, names in told.items()]
+            runs_of.setdefault(text, []).append(
+                f"{record['label']}, {record['target']}, seed {record['seed']}"
+            )
+    return [(text, "; ".join(names)) for text, names in runs_of.items()]
 
 
-def _record(standings: Standings) -> list[tuple[str, str]]:
-    """How the pictures were measured, and where the runs were carried out."""
-    rows: list[tuple[str, str]] = []
-    if not standings.done:
-        return rows
-    evaluation = standings.done[0]["evaluation"]
-    rows.append(("measured on", settings_text(evaluation)))
-    rows += [
-        (role, f"{each['name']} (sha256 {each['sha256'][:12]})")
-        for role, each in evaluation["networks"].items()
-    ]
-    records = standings.done
-    rows += [
-        (what, ", ".join(sorted({str(record[what]) for record in records if record[what] is not None})))
-        for what in ("device", "threads")
-    ]
-    names = dict.fromkeys(name for record in records for name in record["versions"])
-    rows += [
-        (name, ", ".join(sorted({str(record["versions"].get(name)) for record in records}))) for name in names
-    ]
+def _provenance(tables: ComparisonTables) -> list[tuple[str, str]]:
+    """How the pictures were measured, and where the runs were carried out: names and values."""
+    records = tables.measured_records
+    if not records:
+        return []
+    evaluation = records[0]["evaluation"]
+    rows = [("measured on", settings_text(evaluation))]
+    for role, network in evaluation["networks"].items():
+        weights = f" (sha256 {network['sha256'][:12]})" if network["sha256"] else ""
+        rows.append((role, network["name"] + weights))
+    for what in ("device", "threads"):
+        values = {str(record[what]) for record in records if record[what] is not None}
+        rows.append((what, ", ".join(sorted(values))))
+    for name in dict.fromkeys(name for record in records for name in record["versions"]):
+        values = {str(record["versions"].get(name)) for record in records}
+        rows.append((name, ", ".join(sorted(values))))
     missing: dict[str, list[str]] = {}
     for name, why in evaluation["missing"].items():
         missing.setdefault(why, []).append(metric_named(name).title)
@@ -432,14 +318,14 @@ def command(config: CompareConfig, shared: Mapping[str, Any]) -> str:
     default = flat(to_dict(CompareConfig(methods=config.methods)))
     for name, value in flat(to_dict(config)).items():
         if name not in ("methods", "targets", "seeds", "out", "jobs", "page_only") and value != default[name]:
-            words += _words(name.removeprefix("networks."), value)
+            words += _option_words(name.removeprefix("networks."), value)
     for name, value in flat(shared).items():
         if value not in ("", "corrected", None) and (name, value) != ("generator", "portraits"):
-            words += _words(name.removeprefix("run."), value)
+            words += _option_words(name.removeprefix("run."), value)
     return shlex.join(words)
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _option_words(name: str, value: Any) -> list[str]:
     """An option as the command line takes it."""
     if isinstance(value, bool):
         section, dot, last = name.replace("_", "-").rpartition(".")

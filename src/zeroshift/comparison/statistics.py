@@ -7,7 +7,7 @@ Pure functions on numbers. "Better" is higher, lower, or nearer to 1, as each me
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -21,8 +21,8 @@ SEED = 0
 """Every bootstrap draws from this seed, so that a page written again shows the same numbers."""
 
 
-class Cell(NamedTuple):
-    """Mean and standard deviation (with n - 1) of some runs; no deviation for a single one."""
+class MeanSpread(NamedTuple):
+    """Mean and standard deviation (with n - 1) of `count` runs; the deviation of a single run is None."""
 
     mean: float
     spread: float | None
@@ -38,8 +38,9 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
-    """How often the first of two is the better one, over pairs; a tie counts half."""
+class WinRate:
+    """How often the first of two is the better one, over pairs: `rate` is in [0, 1], and a tie counts
+    half."""
 
     pairs: int
     wins: int
@@ -48,14 +49,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Duel(Share):
-    """Two methods over pairs of runs. `gain` is the mean difference in the direction of better: above 0 where
-    the first is."""
+class PairwiseResult(WinRate):
+    """Two methods over pairs of runs. `gain` is the mean difference, in units of the metric, in the direction
+    of better: above 0 where the first is."""
 
     gain: Interval
 
 
-def cell(values: Sequence[float]) -> Cell | None:
+def mean_spread(values: Iterable[float]) -> MeanSpread | None:
     """Mean and spread of the finite values; None where there are none."""
     kept = [value for value in values if math.isfinite(value)]
     if not kept:
@@ -66,7 +67,7 @@ def cell(values: Sequence[float]) -> Cell | None:
         if len(kept) > 1
         else None
     )
-    return Cell(mean, spread, len(kept))
+    return MeanSpread(mean, spread, len(kept))
 
 
 def merit(value: float, better: Better) -> float:
@@ -74,29 +75,27 @@ def merit(value: float, better: Better) -> float:
     return {"higher": value, "lower": -value, "near 1": -abs(value - 1)}[better]
 
 
-def leader(cells: Mapping[str, Cell | None], better: Better) -> str | None:
+def leader(scores: Mapping[str, MeanSpread | None], better: Better) -> str | None:
     """The method whose mean is better than that of every other by more than both spreads; None where there is
     none.
 
     A single run has no spread, so it neither leads nor is led.
     """
-    if len(cells) < 2:
+    known = {name: score for name, score in scores.items() if score is not None}
+    if len(known) < 2 or len(known) < len(scores):
         return None
-    best = max(cells, key=lambda name: merit(cells[name].mean, better) if cells[name] else -math.inf)  # pyright: ignore
-    first = cells[best]
-    for name, other in cells.items():
-        if name == best:
-            continue
-        if first is None or other is None or first.spread is None or other.spread is None:
-            return None
-        if merit(first.mean, better) - merit(other.mean, better) <= max(first.spread, other.spread):
+    merits = {name: merit(score.mean, better) for name, score in known.items()}
+    best = max(merits, key=merits.__getitem__)
+    spread = known.pop(best).spread
+    for name, other in known.items():
+        if spread is None or other.spread is None or merits[best] - merits[name] <= max(spread, other.spread):
             return None
     return best
 
 
-def duel(
+def pairwise(
     first: Mapping[tuple[Any, Any], float], second: Mapping[tuple[Any, Any], float], better: Better
-) -> Duel | None:
+) -> PairwiseResult | None:
     """The first method against the second over the (target, seed) that both have; a tie is half a win. None
     without pairs."""
     groups: dict[Hashable, list[float]] = {}
@@ -108,18 +107,18 @@ def duel(
     if not groups:
         return None
     gains = list(groups.values())
-    found = share([[0.5 if gain == 0 else float(gain > 0) for gain in group] for group in gains])
-    return Duel(found.pairs, found.wins, found.ties, found.rate, resampled(gains))
+    won = win_rate([[0.5 if gain == 0 else float(gain > 0) for gain in group] for group in gains])
+    return PairwiseResult(won.pairs, won.wins, won.ties, won.rate, bootstrap(gains))
 
 
-def share(groups: Sequence[Sequence[float]]) -> Share:
+def win_rate(groups: Sequence[Sequence[float]]) -> WinRate:
     """Wins (1), ties (0.5) and losses (0) of the pairs of every target, counted, with the interval of
-    `resampled`."""
+    `bootstrap`."""
     values = [value for group in groups for value in group]
-    return Share(len(values), values.count(1.0), values.count(0.5), resampled(groups))
+    return WinRate(len(values), values.count(1.0), values.count(0.5), bootstrap(groups))
 
 
-def resampled(
+def bootstrap(
     groups: Sequence[Sequence[float]], draws: int = DRAWS, level: float = LEVEL, seed: int = SEED
 ) -> Interval:
     """Mean of all values, with the percentile interval of a hierarchical bootstrap.
