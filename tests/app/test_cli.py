@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import tiny
 from zeroshift.app import cli, commands
-from zeroshift.app.display import Display
+from zeroshift.app.display import AdaptProgress
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.clips import save_clip
 from zeroshift.training.run_folder import RunFolder
@@ -109,14 +109,14 @@ def test_other_options_in_the_same_folder_are_refused_with_the_difference(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: int, step: int) -> None:
     """Presses Ctrl-C once, when the given step has been shown."""
-    shown = Display.__call__
+    shown = AdaptProgress.__call__
 
-    def call(self: Display, event: Any) -> None:
+    def call(self: AdaptProgress, event: Any) -> None:
         shown(self, event)
         if (event["kind"], event["stage"], event["step"]) == ("checkpoint", stage, step):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Display, "__call__", call)
+    monkeypatch.setattr(AdaptProgress, "__call__", call)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STAGES = {1: "learning words", 2: "moving the generator"}
 
 
-class Meter:
+class TaskProgress:
     """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with task,
     done and total."""
 
@@ -50,7 +50,7 @@ class Meter:
             self.console.print(f"  {what}: {total}")
 
 
-class Display:
+class AdaptProgress:
     """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the
     trainer's events."""
 
@@ -200,7 +200,7 @@ class Tour:
     with events."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.meter = Meter(stream)
+        self.meter = TaskProgress(stream)
         self.console = self.meter.console
         self.name = ""
 

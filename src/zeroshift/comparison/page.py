@@ -17,8 +17,9 @@ from zeroshift import __version__
 from zeroshift.comparison.jobs import Task, read_record
 from zeroshift.comparison.statistics import DRAWS, LEVEL, Cell, Duel, Interval, Share
 from zeroshift.comparison.tables import GROUPS, Standings
-from zeroshift.comparison.variants import CompareConfig, run_name, slug
+from zeroshift.comparison.variants import run_name, slug
 from zeroshift.comparison.voting import preferences, read_votes, write_ballot
+from zeroshift.config.measuring import CompareConfig
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.images import fitted, grid, write_png

@@ -3,9 +3,11 @@ overrides it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from zeroshift.config.overrides import chosen, override
 from zeroshift.config.schema import (
     AdaptConfig,
     FinetuneConfig,
@@ -103,51 +105,67 @@ def diffusionclip(target: str) -> AdaptConfig:
     )
 
 
+@dataclass(frozen=True)
+class Home:
+    """What the recipes need to know of the world that a generator is from."""
+
+    recipe: str = "ipl-paper"
+    """Recipe with the settings that suit the generator as it is."""
+    being: str = "human"
+    """Source label of changes of identity."""
+    person: str = "human"
+    """Source label of changes within the domain."""
+    far: Mapping[str, Any] = field(default_factory=lambda: {"train": {"steps": 500, "layers": "all"}})
+    """What goes with targets in which little of the source is left."""
+
+
+def _portraits_home(recipe: str) -> Home:
+    """The built-in world. Its CLIPs know no word for those who are there as opposed to other beings, so that
+    stays "photo" (from "person", 0.23 of the zombies were seen). Moving every layer ruins its pictures; words
+    are learned at a higher rate in its place, about the direction of the labels (docs/results.md)."""
+    return Home(recipe, being="photo", person="person", far={"mapper": {"lr": 0.3, "mean": "label"}})
+
+
+HOMES: dict[str, Home] = {name: _portraits_home(name) for name in ("portraits", "portraits-ddpm")}
+"""Generators that come with recipes of their own."""
+
+ELSEWHERE = Home()
+"""What holds for every other generator."""
+
+PUBLISHED = {"diffusionclip": "diffusionclip"}
+"""Methods whose published settings are not those of `ipl-paper`."""
+
+
 def style(target: str, generator: str) -> AdaptConfig:
     """Another look of the same things: drawings, paintings, lights. What suits the generator, as it is."""
-    return base(target, generator)
+    return _base(target, generator)[0]
 
 
 def identity(target: str, generator: str) -> AdaptConfig:
     """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of
-    picture it is.
-
-    The CLIPs of the built-in world know no such word, so there it stays "photo" (from "person", 0.23 of the
-    zombies were seen).
-    """
-    made = base(target, generator)
-    steps = 2 * made.train.steps // 3
-    return configure(
-        made, source="photo" if made.run.recipe.startswith("portraits") else "human", train={"steps": steps}
-    )
+    picture it is."""
+    base, home = _base(target, generator)
+    return configure(base, source=home.being, train={"steps": 2 * base.train.steps // 3})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:
     """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few
     steps."""
-    made = base(target, generator)
-    return configure(
-        made, source="person" if made.run.recipe.startswith("portraits") else "human", train={"steps": 50}
-    )
+    base, home = _base(target, generator)
+    return configure(base, source=home.person, train={"steps": 50})
 
 
 def far(target: str, generator: str) -> AdaptConfig:
-    """A look in which little of the source is left, where one direction for all pictures makes them alike.
-
-    Every layer may move, and for longer. In the built-in world that ruins pictures; there words are learned
-    at a higher rate, to tell pictures apart about the direction of the labels (docs/results.md).
-    """
-    made = base(target, generator)
-    if made.run.recipe.startswith("portraits"):
-        return configure(made, mapper={"lr": 0.3, "mean": "label"})
-    return configure(made, train={"steps": 500, "layers": "all"})
+    """A look in which little of the source is left, where one direction for all pictures makes them alike:
+    every layer may move, and for longer, or what the generator's own world wants in its place."""
+    base, home = _base(target, generator)
+    return configure(base, home.far)
 
 
-def base(target: str, generator: str) -> AdaptConfig:
-    """What suits a generator: the built-in world's own settings, or else the published ones."""
-    return {"portraits": portraits, "portraits-ddpm": portraits_ddpm}.get(recipe_for(generator), ipl_paper)(
-        target
-    )
+def _base(target: str, generator: str) -> tuple[AdaptConfig, Home]:
+    """What suits a generator as it is, and the facts of its world."""
+    home = HOMES.get(generator, ELSEWHERE)
+    return RECIPES[home.recipe](target, generator), home
 
 
 RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
@@ -164,17 +182,34 @@ RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
 generator."""
 
 
-def recipe(name: str, target: str, **overrides: Any) -> AdaptConfig:
+def recipe(name: str, target: str, *layers: Mapping[str, Any], **overrides: Any) -> AdaptConfig:
     """The complete config of a recipe for a target label, with overrides as `configure` takes them."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
-    made = RECIPES[name](target, str(overrides.get("generator", "portraits")))
-    return configure(configure(made, run={"recipe": name}), **overrides)
+    layers = (*layers, overrides)
+    generator = str(chosen(AdaptConfig, layers, ("generator",)) or "portraits")
+    # The target is laid over too, so that an empty one is told together with all that is wrong besides.
+    start = configure(RECIPES[name]("unset", generator), run={"recipe": name})
+    return override(start, {"target": target}, *layers, origin=f"recipe {name}")
 
 
 def recipe_for(generator: str, method: str = "") -> str:
     """Name of the recipe that suits a generator and method: the built-in world's own, else the published
     settings."""
-    if generator in ("portraits", "portraits-ddpm"):
-        return generator
-    return "diffusionclip" if method == "diffusionclip" else "ipl-paper"
+    return HOMES[generator].recipe if generator in HOMES else PUBLISHED.get(method, ELSEWHERE.recipe)
+
+
+def resolve(
+    config: AdaptConfig | None = None, /, *layers: Mapping[str, Any], **overrides: Any
+) -> AdaptConfig:
+    """The config that was asked for: `config` with the overrides; without a config, they are laid over the
+    recipe that they name (`recipe="far"`), or else over the one that suits the generator and method.
+    """
+    layers = (*layers, overrides)
+    if config is not None:
+        return configure(config, *layers)
+    decisive = (("run", "recipe"), ("generator",), ("method",))
+    name, generator, method = (str(chosen(AdaptConfig, layers, path) or "") for path in decisive)
+    name = name or recipe_for(generator or "portraits", method)
+    target = chosen(AdaptConfig, layers, ("target",))
+    return recipe(name, "" if target is None else target, *layers, {"run.recipe": name})

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from zeroshift.config.recipes import recipe, recipe_for
-from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.config.recipes import resolve
+from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.measure.report import conclude
@@ -109,17 +109,6 @@ def adapt(
             run.average()
     mapper = run.mapper if cfg.learns_words else None
     return concluded(AdaptRun(run.folder, cfg, source, run.ema, mapper, run.target, run.steps_done))
-
-
-def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
-    """The config with its overrides, as `configure` takes them; without a config, those of `recipe="..."`, or
-    else of the recipe that suits the generator, as on the command line.
-    """
-    if config is not None:
-        return configure(config, **overrides)
-    asked = [str(overrides.get(name, usual)) for name, usual in (("generator", "portraits"), ("method", ""))]
-    name = overrides.pop("recipe", "") or recipe_for(*asked)
-    return recipe(name, overrides.pop("target", ""), **overrides)
 
 
 def trainer_of(
