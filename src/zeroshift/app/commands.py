@@ -51,7 +51,7 @@ class Sample:
     out: Path | None = None
     """Folder for the pictures; unset: RUN/pictures, or pictures here for a generator."""
     device: str = "auto"
-    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """auto, cpu, cuda, cuda:1, mps; auto is a GPU where there is one."""
     json: Flag = False
     """Print one JSON object on standard output."""
 
@@ -86,7 +86,7 @@ class Translate:
     out: Path | None = None
     """Folder for the pictures; unset: RUN/translated."""
     device: str = "auto"
-    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """auto, cpu, cuda, cuda:1, mps; auto is a GPU where there is one."""
     json: Flag = False
     """Print one JSON object on standard output."""
 

@@ -10,7 +10,13 @@ from functools import cache, partial
 from typing import Annotated, Any, Union, get_type_hints
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    MISSING_NONPROP,
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from zeroshift.app.commands import COMMANDS, Adapt, Command, Compare, Evaluate
 from zeroshift.comparison.variants import changes
@@ -51,30 +57,38 @@ def parse(words: Sequence[str]) -> Command:
     """The command with its options; SystemExit after a message where they cannot be read, InputError where a
     value is wrong."""
     verb = words[0] if words else ""
-    start = Origin.of(words[1:]).config() if verb == "adapt" else AdaptConfig(target="unset")
-    usual: dict[type, Any] = {Adapt: Adapt(config=start)}
-    every: Any = Union[  # noqa: UP007  # built from a table
-        tuple(
-            Annotated[made, tyro.conf.subcommand(made.__name__.lower(), default=usual[made])]
-            if made in usual
-            else Annotated[made, tyro.conf.subcommand(made.__name__.lower())]
-            for made in COMMANDS
-        )
-    ]
-    about: dict[str, Any] = {"prog": "zeroshift", "description": SUMMARY, "registry": TYRO}
-    rest: list[str] = []
-    if verb == "compare":
-        command, rest = tyro.cli(every, args=words, return_unknown_args=True, **about)
-    else:
-        command = tyro.cli(every, args=words or ["--help"], **about)
+    start = (Origin.of(words[1:]) if verb == "adapt" else Origin()).config()
+    defaults: dict[type, Any] = {Adapt: Adapt(config=start)}
+    verbs = tuple(
+        Annotated[
+            made, tyro.conf.subcommand(made.__name__.lower(), default=defaults.get(made, MISSING_NONPROP))
+        ]
+        for made in COMMANDS
+    )
+    # What compare does not know is for every run, see `_shared`.
+    read: Any = tyro.cli(
+        Union[verbs],  # noqa: UP007  # built from a table
+        args=words or ["--help"],
+        prog="zeroshift",
+        description=SUMMARY,
+        registry=TYRO,
+        return_unknown_args=verb == "compare",
+    )
+    command, rest = read if verb == "compare" else (read, [])
     if isinstance(command, Adapt):
-        values: Any = command.config
-        return replace(command, config=override(start, values, origin=f"recipe {start.run.recipe}"))
+        config = override(start, _given(command), origin=f"recipe {start.run.recipe}")
+        return replace(command, config=config)
     if isinstance(command, Evaluate):
-        return replace(command, config=override(EvaluateConfig, vars(command)["config"]))
+        return replace(command, config=override(EvaluateConfig, _given(command)))
     if isinstance(command, Compare):
-        return replace(command, config=override(CompareConfig, vars(command)["config"]), shared=_shared(rest))
+        config = override(CompareConfig, _given(command))
+        return replace(command, config=config, shared=_shared(rest))
     return command
+
+
+def _given(command: Adapt | Evaluate | Compare) -> Any:
+    """The config of a command as tyro has read it: a mapping still, see `_struct`."""
+    return command.config
 
 
 def _shared(words: Sequence[str]) -> dict[str, Any]:
@@ -83,16 +97,16 @@ def _shared(words: Sequence[str]) -> dict[str, Any]:
     if not isinstance(given, Adapt) or given.dry_run:
         raise InputError("compare has no --dry-run; --page-only runs nothing and shows what is there.")
     origin = Origin.of(words)
-    usual = replace(origin, method="").config()
+    start = replace(origin, method="").config()  # a method given here is a change, which compare refuses
     named = {"recipe": origin.recipe, "compat": origin.compat, "generator": origin.generator}
-    return named | changes(to_dict(usual), to_dict(given.config))
+    return named | changes(to_dict(start), to_dict(given.config))
 
 
 @TYRO.struct_rule
 def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Configs are read as mappings, without checks of their own; commands as what they are."""
+    """Configs are read as mappings, which are checked later and together; commands as what they are."""
     made: Any = info.type
-    if made is not AdaptConfig and made not in COMMANDS and not is_config_class(made):
+    if made not in COMMANDS and not is_config_class(made):
         return None
     kinds = get_type_hints(made, include_extras=True)
     fields = tuple(

@@ -4,7 +4,7 @@ overrides it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zeroshift.config.overrides import chosen, override
@@ -111,23 +111,29 @@ class Home:
 
     recipe: str = "ipl-paper"
     """Recipe with the settings that suit the generator as it is."""
-    being: str = "human"
-    """Source label of changes of identity."""
-    person: str = "human"
-    """Source label of changes within the domain."""
+    identity_source: str = "human"
+    """Source label of recipe `identity`."""
+    in_domain_source: str = "human"
+    """Source label of recipe `in-domain`."""
     far: Mapping[str, Any] = field(default_factory=lambda: {"train": {"steps": 500, "layers": "all"}})
-    """What goes with targets in which little of the source is left."""
+    """What recipe `far` changes."""
 
 
-def _portraits_home(recipe: str) -> Home:
-    """The built-in world. Its CLIPs know no word for those who are there as opposed to other beings, so that
-    stays "photo" (from "person", 0.23 of the zombies were seen). Moving every layer ruins its pictures; words
-    are learned at a higher rate in its place, about the direction of the labels (docs/results.md)."""
-    return Home(recipe, being="photo", person="person", far={"mapper": {"lr": 0.3, "mean": "label"}})
+_PORTRAITS = Home(
+    # The CLIPs of the built-in world know no word for people as opposed to other beings; from "person", 0.23
+    # of the zombies were seen.
+    identity_source="photo",
+    in_domain_source="person",
+    # Moving every layer ruins these pictures. Words are learned at a higher rate, to tell pictures apart
+    # about the direction of the labels (docs/results.md).
+    far={"mapper": {"lr": 0.3, "mean": "label"}},
+)
 
-
-HOMES: dict[str, Home] = {name: _portraits_home(name) for name in ("portraits", "portraits-ddpm")}
-"""Generators that come with recipes of their own."""
+HOMES: dict[str, Home] = {
+    "portraits": replace(_PORTRAITS, recipe="portraits"),
+    "portraits-ddpm": replace(_PORTRAITS, recipe="portraits-ddpm"),
+}
+"""Generators that bring settings of their own."""
 
 ELSEWHERE = Home()
 """What holds for every other generator."""
@@ -145,14 +151,14 @@ def identity(target: str, generator: str) -> AdaptConfig:
     """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of
     picture it is."""
     base, home = _base(target, generator)
-    return configure(base, source=home.being, train={"steps": 2 * base.train.steps // 3})
+    return configure(base, source=home.identity_source, train={"steps": 2 * base.train.steps // 3})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:
     """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few
     steps."""
     base, home = _base(target, generator)
-    return configure(base, source=home.person, train={"steps": 50})
+    return configure(base, source=home.in_domain_source, train={"steps": 50})
 
 
 def far(target: str, generator: str) -> AdaptConfig:
@@ -207,6 +213,11 @@ def resolve(
     """
     layers = (*layers, overrides)
     if config is not None:
+        if (name := chosen(AdaptConfig, layers, ("run", "recipe"))) not in (None, config.run.recipe):
+            raise InputError(
+                f"recipe {name!r} was given together with a config, which a recipe would replace; start from "
+                f"zs.recipe({name!r}, ...) or leave the recipe out."
+            )
         return configure(config, *layers)
     decisive = (("run", "recipe"), ("generator",), ("method",))
     name, generator, method = (str(chosen(AdaptConfig, layers, path) or "") for path in decisive)

@@ -4,7 +4,7 @@ everywhere."""
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
@@ -276,9 +276,7 @@ class AdaptConfig:
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
     """How the run is carried out."""
 
-    BUNDLES: ClassVar[Mapping[str, Any]] = {
-        "compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}
-    }
+    BUNDLES = {"compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}}
     """Values that one override chooses together: its name -> each choice -> what it overrides."""
 
     @pydantic.model_validator(mode="after")
