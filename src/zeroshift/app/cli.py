@@ -274,8 +274,8 @@ VERBS: dict[type, Callable[[Any], int]] = {
 
 
 def unboxed(text: str) -> str:
-    """The words of a message that tyro drew in a box, in one line."""
-    return " ".join(re.sub("[\u2500-\u257f]", " ", text).split())
+    """The words of a message that tyro drew in a box, or between rules, in one line."""
+    return " ".join(re.sub("[\u2500-\u257f]|-{5,}", " ", text).split())
 
 
 def _fail(message: object, code: int, as_json: bool) -> int:
