@@ -53,8 +53,7 @@ def _of(kind: Any, limits: list[Any]) -> st.SearchStrategy[Any]:
     if typing.get_origin(kind) is tuple:
         return st.lists(_of(typing.get_args(kind)[0], []), min_size=1, max_size=3).map(tuple)
     if kind in (int, float):
-        width = {"min_value": 0, "max_value": 1000} if kind is int else {"min_value": 0.0, "max_value": 1.0}
-        numbers: Any = st.integers(**width) if kind is int else st.floats(**width)
+        numbers: Any = st.integers(0, 1000) if kind is int else st.floats(0, 1)
         return numbers.filter(lambda number: all(_within(number, limit) for limit in limits))
     return st.from_type(kind)
 

@@ -21,7 +21,7 @@ from tyro.constructors import (
 from zeroshift.app.commands import COMMANDS, Adapt, Command, Compare, Evaluate
 from zeroshift.comparison.variants import changes
 from zeroshift.config.measuring import CompareConfig, EvaluateConfig
-from zeroshift.config.options import is_config, is_config_class, to_dict
+from zeroshift.config.options import fields_of, is_config, is_config_class, to_dict
 from zeroshift.config.overrides import override
 from zeroshift.config.recipes import recipe, recipe_for
 from zeroshift.config.schema import AdaptConfig
@@ -57,25 +57,23 @@ def parse(words: Sequence[str]) -> Command:
     """The command with its options; SystemExit after a message where they cannot be read, InputError where a
     value is wrong."""
     verb = words[0] if words else ""
-    start = (Origin.of(words[1:]) if verb == "adapt" else Origin()).config()
-    defaults: dict[type, Any] = {Adapt: Adapt(config=start)}
-    verbs = tuple(
+    start = Origin.of(words[1:]).config() if verb == "adapt" else None
+    defaults: dict[type, Any] = {} if start is None else {Adapt: Adapt(config=start)}
+    verbs: Any = tuple(
         Annotated[
             made, tyro.conf.subcommand(made.__name__.lower(), default=defaults.get(made, MISSING_NONPROP))
         ]
         for made in COMMANDS
     )
-    # What compare does not know is for every run, see `_shared`.
-    read: Any = tyro.cli(
-        Union[verbs],  # noqa: UP007  # built from a table
-        args=words or ["--help"],
-        prog="zeroshift",
-        description=SUMMARY,
-        registry=TYRO,
-        return_unknown_args=verb == "compare",
-    )
-    command, rest = read if verb == "compare" else (read, [])
+    every: Any = Union[verbs]  # noqa: UP007  # built from a table
+    about: dict[str, Any] = {"prog": "zeroshift", "description": SUMMARY, "registry": TYRO}
+    rest: list[str] = []
+    if verb == "compare":  # what it does not know is for every run, see `_shared`
+        command, rest = tyro.cli(every, args=words, return_unknown_args=True, **about)
+    else:
+        command = tyro.cli(every, args=words or ["--help"], **about)
     if isinstance(command, Adapt):
+        assert start is not None  # no option comes before the verb
         config = override(start, _given(command), origin=f"recipe {start.run.recipe}")
         return replace(command, config=config)
     if isinstance(command, Evaluate):
@@ -136,8 +134,7 @@ def _help_of(made: type, name: str) -> str:
 def _docstrings(made: type) -> dict[str, str]:
     """The docstrings under the fields of a class."""
     if is_config_class(made):
-        fields: Any = getattr(made, "__pydantic_fields__")  # noqa: B009  # unknown to the type checker
-        return {name: field.description or "" for name, field in fields.items()}
+        return {name: field.description or "" for name, field in fields_of(made).items()}
     import docstring_parser
 
     return {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(made).params}

@@ -57,6 +57,11 @@ def is_config_class(kind: Any) -> bool:
     return isinstance(kind, type) and pydantic.dataclasses.is_pydantic_dataclass(kind)
 
 
+def fields_of(made: Any) -> dict[str, Any]:
+    """Fields of a config class by name, with `default`, `description` (the help text) and `metadata`."""
+    return made.__pydantic_fields__
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Config as plain JSON values."""
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
@@ -116,7 +121,7 @@ def hint(start: Any, path: Sequence[str], words: str = "the default is") -> str:
     value = start
     for part in path:
         if is_config_class(value):
-            field = value.__pydantic_fields__.get(part)
+            field = fields_of(value).get(part)
             value = None if field is None else field.default
         else:
             value = getattr(value, part, None)
