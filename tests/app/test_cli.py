@@ -351,6 +351,13 @@ def test_the_generator_decides_which_recipe_supplies_the_defaults() -> None:
     assert isinstance(own, commands.Adapt) and own.config.run.recipe == "ipl-paper"
 
 
+def test_every_verb_that_computes_takes_a_gpu_where_there_is_one() -> None:
+    lines = ("adapt --target x", "sample run", "translate run a.png", "evaluate run")
+    chosen: list[Any] = [cli.parse(line.split()) for line in lines]
+    devices = [chosen[0].config.run.device, chosen[1].device, chosen[2].device, chosen[3].config.device]
+    assert devices == ["auto"] * 4
+
+
 def test_a_terminal_gets_live_bars_and_programs_get_lines(world: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zeroshift", *arguments(world, tmp_path / "run", "--method", "nada")]
     master, slave = pty.openpty()

@@ -116,7 +116,8 @@ def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _default(info: StructTypeInfo, field: dataclasses.Field[Any]) -> Any:
     """Default of an option: what the default config has; what a config class requires must be given."""
-    usual, factory = field.default, field.default_factory
+    usual = field.default
+    factory = field.default_factory
     required = usual is dataclasses.MISSING and factory is dataclasses.MISSING
     if dataclasses.is_dataclass(info.default) and not (required and is_config(info.default)):
         return getattr(info.default, field.name)

@@ -139,7 +139,7 @@ class TrainConfig:
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
     diffusion: FinetuneConfig = FinetuneConfig()
-    """What diffusion models need beside; `lr` is then the rate itself (Adam, betas 0.9 and 0.999)."""
+    """What only diffusion models need; `lr` is then the rate itself (Adam, betas 0.9 and 0.999)."""
 
 
 @_config(section="losses")
