@@ -20,7 +20,6 @@ from zeroshift.app.commands import Adapt, Compare, Convert, Doctor, Evaluate, In
 from zeroshift.app.display import AdaptProgress, TaskProgress, Tour, plan_text, plan_tree
 from zeroshift.app.parsing import parse as parse
 from zeroshift.errors import InputError, RunError
-from zeroshift.files.hub import megabytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +145,7 @@ def convert(command: Convert) -> int:
     """Writes a generator in another form and says what was written."""
     from zeroshift.files.export import NetworkOptions
     from zeroshift.files.export import convert as run_convert
+    from zeroshift.files.hub import megabytes
 
     options = NetworkOptions(
         part=command.part, batch=command.batch, noise=command.noise, modulation=command.modulation
@@ -177,6 +177,7 @@ def convert(command: Convert) -> int:
 def push(command: Push) -> int:
     """Uploads the generator of a run and says where it is."""
     from zeroshift.app.publish import CARD, push_to_hub
+    from zeroshift.files.hub import megabytes
 
     chosen = {"private": command.private, "rosinality": command.rosinality, "overwrite": command.overwrite}
     done = push_to_hub(command.run, command.repository, dry_run=command.dry_run, **chosen)

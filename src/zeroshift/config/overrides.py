@@ -135,8 +135,8 @@ def _unbundled(made: type, layer: Mapping[str, Any], found: list[str]) -> Iterat
     """A layer with its bundles before it, as layers of their own; problems go to `found`."""
     bundles: Mapping[str, Any] = getattr(made, "BUNDLES", {})
     for name, choices in bundles.items():
-        if name in layer and layer[name] in choices:
-            yield choices[layer[name]]
+        if name in layer and str(layer[name]) in choices:
+            yield choices[str(layer[name])]
         elif name in layer:
             found.append(f"{name} must be {' or '.join(map(repr, choices))}, got {layer[name]!r}.")
     yield {name: value for name, value in layer.items() if name not in bundles}
