@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import tiny
 from zeroshift.app import cli, commands
-from zeroshift.app.display import Display
+from zeroshift.app.display import AdaptProgress
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.clips import save_clip
 from zeroshift.training.run_folder import RunFolder
@@ -109,14 +109,14 @@ def test_other_options_in_the_same_folder_are_refused_with_the_difference(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: int, step: int) -> None:
     """Presses Ctrl-C once, when the given step has been shown."""
-    shown = Display.__call__
+    shown = AdaptProgress.__call__
 
-    def call(self: Display, event: Any) -> None:
+    def call(self: AdaptProgress, event: Any) -> None:
         shown(self, event)
         if (event["kind"], event["stage"], event["step"]) == ("checkpoint", stage, step):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Display, "__call__", call)
+    monkeypatch.setattr(AdaptProgress, "__call__", call)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -349,6 +349,13 @@ def test_the_generator_decides_which_recipe_supplies_the_defaults() -> None:
     )
     assert isinstance(built_in, commands.Adapt) and built_in.config.run.recipe == "portraits"
     assert isinstance(own, commands.Adapt) and own.config.run.recipe == "ipl-paper"
+
+
+def test_every_verb_that_computes_takes_a_gpu_where_there_is_one() -> None:
+    lines = ("adapt --target x", "sample run", "translate run a.png", "evaluate run")
+    chosen: list[Any] = [cli.parse(line.split()) for line in lines]
+    devices = [chosen[0].config.run.device, chosen[1].device, chosen[2].device, chosen[3].config.device]
+    assert devices == ["auto"] * 4
 
 
 def test_a_terminal_gets_live_bars_and_programs_get_lines(world: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_method_is_read_with_its_name_and_options(text: str, variant: Variant)
         ("ipl:bogus=3", "unknown option 'bogus'"),
         ("ipl:lr=3", "write mapper.lr or train.lr"),
         ("ipl:mapper.steps=many", "mapper.steps must be a valid integer"),
-        ("ipl:mapper=3", "unknown option 'mapper'"),
+        ("ipl:mapper=3", "mapper is a section"),
         ("a=ipl:train.ema=2", "method 'a': train.ema must be less than 1"),
     ],
 )

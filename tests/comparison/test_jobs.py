@@ -21,7 +21,7 @@ import zeroshift
 from zeroshift.app.display import CompareProgress
 from zeroshift.comparison.engines import J, Watcher
 from zeroshift.comparison.jobs import Eta, RunJob
-from zeroshift.config.schema import EvaluateConfig
+from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import read_picture
 from zeroshift.training.run_folder import RunFolder

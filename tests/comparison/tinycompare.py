@@ -7,8 +7,7 @@ from typing import Any
 
 from zeroshift.comparison.compare import Comparison, compare, plan_jobs
 from zeroshift.comparison.jobs import RunJob
-from zeroshift.comparison.variants import CompareConfig
-from zeroshift.config.schema import NetworksConfig
+from zeroshift.config.measuring import CompareConfig, NetworksConfig
 
 METHODS = ("nada", "few=ipl:mapper.steps=1,mapper.batch=3")
 TARGETS = ("zombie", "sketch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zeroshift.config.recipes import RECIPES, recipe, recipe_for
+from zeroshift.config.recipes import HOMES, RECIPES, Home, recipe, recipe_for
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 
@@ -94,3 +94,15 @@ def test_the_named_recipes_differ_in_what_they_are_for() -> None:
         recipe("far", "pencil sketch").mapper.mean == "label"
         and recipe("style", "pencil sketch").mapper.mean == "words"
     )
+
+
+def test_another_built_in_generator_is_one_more_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Home("portraits", identity_source="robot", in_domain_source="robots", far={"mapper": {"words": 3}})
+    monkeypatch.setitem(HOMES, "toys", row)
+    assert recipe_for("toys") == "portraits"
+    made = {
+        name: recipe(name, "clay", generator="toys") for name in ("style", "identity", "in-domain", "far")
+    }
+    assert all(config.generator == "toys" for config in made.values())
+    assert made["identity"].source == "robot" and made["in-domain"].source == "robots"
+    assert made["far"].mapper.words == 3 and made["far"].train == made["style"].train

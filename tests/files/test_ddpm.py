@@ -149,7 +149,7 @@ def test_the_shipped_model_makes_portraits_and_finds_the_way_to_the_noise_and_ba
 
 
 def test_seeds_of_the_diffusion_model_name_nobody_of_the_built_in_world(tmp_path: Path) -> None:
-    from zeroshift.config.schema import EvaluateConfig
+    from zeroshift.config.measuring import EvaluateConfig
     from zeroshift.files.images import write_png
     from zeroshift.measure.picture_sets import open_inputs
 

@@ -18,7 +18,7 @@ import tiny
 import zeroshift as zs
 from hubserver import Repository
 from zeroshift.app import cli
-from zeroshift.config.schema import EvaluateConfig
+from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, formats, registry, unets
 from zeroshift.files.writing import file_sha256

@@ -19,7 +19,7 @@ import zeroshift as zs
 from zeroshift import portraits
 from zeroshift.app import cli
 from zeroshift.clip.features import normalize, text_direction
-from zeroshift.config.schema import EvaluateConfig, NetworksConfig
+from zeroshift.config.measuring import EvaluateConfig, NetworksConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.clips import save_clip

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import tiny
 from zeroshift import portraits
-from zeroshift.config.schema import NetworksConfig
+from zeroshift.config.measuring import NetworksConfig
 from zeroshift.errors import InputError
 from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se
 from zeroshift.files.registry import load_generator

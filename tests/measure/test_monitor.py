@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from zeroshift.app.display import Display
+from zeroshift.app.display import AdaptProgress
 from zeroshift.clip.features import template_features
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.schema import MonitorConfig
@@ -164,7 +164,7 @@ def test_time_of_preparing_is_no_part_of_the_rate_and_long_silence_is_broken(
 ) -> None:
     told, now = io.StringIO(), [0.0]
     monkeypatch.setattr("zeroshift.app.display.time.monotonic", lambda: now[0])
-    display = Display(told)
+    display = AdaptProgress(told)
     seen: list[tuple[float, dict[str, Any]]] = [(0.0, {"kind": "start", "stage": 2, "step": 0, "steps": 100})]
     seen += [(float(step), {"kind": "step", "step": step, "steps": 100, "loss": 1.0}) for step in range(1, 6)]
     seen += [(60.0, {"kind": "prepare", "what": "making pictures", "done": 16, "total": 16})]
@@ -186,7 +186,7 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
         "run": {"checkpoint_every": 3},
     }
     told = io.StringIO()
-    with Display(told) as display:
+    with AdaptProgress(told) as display:
         run = tiny.run(tmp_path / "run", progress=display, **options)
     looks = run.folder.monitor_records()
     scores, best = [look["score"] for look in looks], 0

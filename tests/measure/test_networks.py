@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from zeroshift.config.schema import NetworksConfig
+from zeroshift.config.measuring import NetworksConfig
 from zeroshift.errors import InputError, MissingExtra
 from zeroshift.files.clips import save_clip
 from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se

@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny
 import zeroshift as zs
 from zeroshift.app.cli import main
-from zeroshift.config.schema import EvaluateConfig
+from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import write_png

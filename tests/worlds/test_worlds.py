@@ -19,7 +19,7 @@ from torch import Tensor
 import tiny
 import zeroshift as zs
 from zeroshift.comparison.tables import group_of
-from zeroshift.config.schema import EvaluateConfig, NetworksConfig
+from zeroshift.config.measuring import EvaluateConfig, NetworksConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import eight_bit, fitted, labelled_rows, save_pictures

@@ -3,27 +3,23 @@ verb runs."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, Union
-
-import tyro
+from typing import Any
 
 from zeroshift import __version__
 from zeroshift.app.commands import Adapt, Compare, Convert, Doctor, Evaluate, Inspect, Push, Sample, Translate
-from zeroshift.app.display import CompareProgress, Display, Meter, plan_text, plan_tree
-from zeroshift.comparison.variants import changes
-from zeroshift.config.recipes import recipe, recipe_for
-from zeroshift.config.schema import OFFICIAL_QUIRKS, AdaptConfig, configure, to_dict
+from zeroshift.app.display import AdaptProgress, CompareProgress, TaskProgress, plan_text, plan_tree
+from zeroshift.app.parsing import parse as parse
 from zeroshift.errors import InputError, RunError
-from zeroshift.files.hub import megabytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,86 +28,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"zeroshift {__version__}")
         return 0
+    as_json = "--json" in words
+    said = io.StringIO()
     try:
-        with plain_warnings():
+        with redirect_stderr(said) if as_json else nullcontext():
             command = parse(words)
+        with plain_warnings():
             return VERBS[type(command)](command)
     except SystemExit as stop:
-        if stop.code and "--json" in words:
-            print(
-                json.dumps(
-                    {"error": "the options could not be read; standard error says why", "exit_code": 2}
-                )
-            )
+        if stop.code and as_json:
+            print(said.getvalue(), end="", file=sys.stderr)
+            print(json.dumps({"error": unboxed(said.getvalue()), "exit_code": 2}))
         return 2 if stop.code else 0
     except InputError as error:
-        return _fail(error, 2, "--json" in words)
+        return _fail(error, 2, as_json)
     except RunError as error:
-        return _fail(error, 1, "--json" in words)
+        return _fail(error, 1, as_json)
     except KeyboardInterrupt as stop:
-        return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, "--json" in words)
-
-
-def parse(
-    words: list[str],
-) -> Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor:
-    """The command with its options; leaves with exit code 2 and a message where they cannot be read."""
-    verbs = {made.__name__.lower(): made for made in VERBS}
-    if not words or words[0] not in verbs:
-        listed = [Annotated[made, tyro.conf.subcommand(name)] for name, made in verbs.items()]
-        every: Any = Union[tuple(listed)]  # noqa: UP007  # built from a list
-        summary = "Move a pretrained image generator into a domain that exists only as words."
-        return tyro.cli(every, args=words or ["--help"], prog="zeroshift", description=summary)
-    options: dict[str, Any] = {}
-    if words[0] == "compare":
-        config, rest = tyro.cli(Compare, args=words[1:], prog="zeroshift compare", return_unknown_args=True)
-        return replace(config, shared=_shared(rest))
-    if words[0] == "adapt":
-        compat = _value_of("--compat", words)
-        start = _start(
-            _value_of("--recipe", words),
-            _value_of("--generator", words),
-            compat,
-            _value_of("--method", words),
-        )
-        options["default"] = Adapt(config=start, compat="official" if compat == "official" else "corrected")
-    command: Any = tyro.cli(verbs[words[0]], args=words[1:], prog=f"zeroshift {words[0]}", **options)
-    return command
-
-
-def _start(
-    name: str | None, generator: str | None, compat: str | None, method: str | None = None
-) -> AdaptConfig:
-    """Config of the chosen recipe, with the target still to be given."""
-    generator = generator or "portraits"
-    config = recipe(name or recipe_for(generator, method or ""), target="unset", generator=generator)
-    if compat == "official":
-        config = configure(config, quirks=OFFICIAL_QUIRKS)
-    object.__setattr__(config, "target", tyro.MISSING)
-    return config
-
-
-def _shared(words: list[str]) -> dict[str, Any]:
-    """Options for every run of a comparison, by their full names."""
-    given = parse(["adapt", "--target", "unset", *words])
-    if not isinstance(given, Adapt) or given.dry_run:
-        raise InputError("compare has no --dry-run; --page-only runs nothing and shows what is there.")
-    name, compat, generator = _value_of("--recipe", words), given.compat, given.config.generator
-    start = _start(name, generator, compat)
-    object.__setattr__(start, "target", "unset")
-    return {"recipe": name or "", "compat": compat, "generator": generator} | changes(
-        to_dict(start), to_dict(given.config)
-    )
-
-
-def _value_of(flag: str, words: Sequence[str]) -> str | None:
-    """The value that follows a flag, before the options are parsed; None where it is absent."""
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word == flag:
-            return following
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
+        return _fail(f"{str(stop) or 'stopped.'}\n  zeroshift {shlex.join(words)}", 130, as_json)
 
 
 def adapt(command: Adapt) -> int:
@@ -125,8 +59,8 @@ def adapt(command: Adapt) -> int:
         print(json.dumps(plan_tree(planned)) if command.json else plan_text(planned))
         return 0
     began = time.monotonic()
-    with Display(sys.stderr if command.json else sys.stdout) as display:
-        run = run_adapt(command.config, progress=display)
+    with AdaptProgress(sys.stderr if command.json else sys.stdout) as progress:
+        run = run_adapt(command.config, progress=progress)
     names = {
         "picture": "before_after.png",
         "weights": run.folder.generator_file.name,
@@ -157,8 +91,8 @@ def sample(command: Sample) -> int:
     how: dict[str, Any] = {"truncation": command.truncation, "strength": command.strength}
     how |= {"steps": command.steps, "eta": command.eta}
     run = load(command.run, generator=command.generator, device=command.device)
-    with Meter(sys.stderr if command.json else sys.stdout) as meter:
-        pictures = draw(run, seeds, **how, progress=meter)
+    with TaskProgress(sys.stderr if command.json else sys.stdout) as progress:
+        pictures = draw(run, seeds, **how, progress=progress)
     folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
     try:
         paths = save_pictures(pictures, seeds, folder, metadata_of(command.run, run, **how))
@@ -190,12 +124,12 @@ def translate(command: Translate) -> int:
     schedule = parse_schedule(command.schedule, 1 + len(command.mix)) if command.mix else None
     runs = [load(Path(folder), device=command.device) for folder in (command.run, *command.mix)]
     options = {"t0": command.t0, "steps": command.steps, "unseen": command.unseen, "seed": command.seed}
-    with Meter(sys.stderr if command.json else sys.stdout) as meter:
+    with TaskProgress(sys.stderr if command.json else sys.stdout) as progress:
         if schedule:
-            made = translate_mixed(runs, command.pictures, schedule, progress=meter, **options)
+            made = translate_mixed(runs, command.pictures, schedule, progress=progress, **options)
         else:
             made = run_translate(
-                runs[0], command.pictures, strength=command.strength, progress=meter, **options
+                runs[0], command.pictures, strength=command.strength, progress=progress, **options
             )
     facts = {**options, "schedule": " ".join(command.schedule) or None, "strength": command.strength}
     paths = save_translated(
@@ -212,6 +146,7 @@ def convert(command: Convert) -> int:
     """Writes a generator in another form and says what was written."""
     from zeroshift.files.export import NetworkOptions
     from zeroshift.files.export import convert as run_convert
+    from zeroshift.files.hub import megabytes
 
     options = NetworkOptions(
         part=command.part, batch=command.batch, noise=command.noise, modulation=command.modulation
@@ -243,6 +178,7 @@ def convert(command: Convert) -> int:
 def push(command: Push) -> int:
     """Uploads the generator of a run and says where it is."""
     from zeroshift.app.publish import CARD, push_to_hub
+    from zeroshift.files.hub import megabytes
 
     chosen = {"private": command.private, "rosinality": command.rosinality, "overwrite": command.overwrite}
     done = push_to_hub(command.run, command.repository, dry_run=command.dry_run, **chosen)
@@ -270,8 +206,8 @@ def evaluate(command: Evaluate) -> int:
         raise InputError(
             f"the folder of --csv {command.csv} is not there; make it first, or choose another place."
         )
-    with Meter(sys.stderr if command.json else sys.stdout) as meter:
-        done = run_evaluate(command.what, command.config, progress=meter)
+    with TaskProgress(sys.stderr if command.json else sys.stdout) as progress:
+        done = run_evaluate(command.what, command.config, progress=progress)
     if command.csv is not None:
         write_bytes(command.csv, done.csv().encode())
     print(json.dumps(done.record) if command.json else done.text())
@@ -342,6 +278,11 @@ VERBS: dict[type, Callable[[Any], int]] = {
     Doctor: doctor,
 }
 """Options of a verb -> what carries it out; the verb is the class's name in small letters."""
+
+
+def unboxed(text: str) -> str:
+    """The words of a message that tyro drew in a box, or between rules, in one line."""
+    return " ".join(re.sub("[\u2500-\u257f]|-{5,}", " ", text).split())
 
 
 def _fail(message: object, code: int, as_json: bool) -> int:

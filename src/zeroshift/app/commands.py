@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from zeroshift.comparison.variants import CompareConfig
-from zeroshift.config.schema import AdaptConfig, EvaluateConfig
+from zeroshift.config.measuring import CompareConfig, EvaluateConfig
+from zeroshift.config.schema import AdaptConfig
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -183,3 +183,9 @@ class Doctor:
 
     json: Flag = False
     """Print one JSON object on standard output."""
+
+
+Command = Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor
+
+COMMANDS: tuple[type[Command], ...] = get_args(Command)
+"""Options of every verb; the verb is the class's name in small letters."""

@@ -12,24 +12,36 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from zeroshift.config.schema import to_dict
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from zeroshift.methods.adapt import Plan
 
 STAGES = {1: "learning words", 2: "moving the generator"}
 
 
-class Meter:
-    """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with task,
-    done and total."""
+def _bars(stream: TextIO, *fields: str, transient: bool = False) -> Bars:
+    """Live bars of tasks: name, bar, count, the given fields of the task, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
+        TimeRemainingColumn(compact=True),
+        console=Console(file=stream, highlight=False, soft_wrap=True),
+        transient=transient,
+    )
+
+
+class TaskProgress:
+    """Progress of named tasks: live bars in a terminal, a line per finished task elsewhere. Called with the
+    name of a task, steps done and steps in all."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()]
-        self.bars = Progress(
-            *columns, TimeRemainingColumn(compact=True), console=self.console, transient=True
-        )
+        self.bars = _bars(stream, transient=True)
+        self.console = self.bars.console
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -50,30 +62,21 @@ class Meter:
             self.console.print(f"  {what}: {total}")
 
 
-class Display:
-    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the
-    trainer's events."""
+class AdaptProgress:
+    """Progress of a run: live bars in a terminal, plain lines now and then elsewhere. Called with the events
+    of the run."""
 
     LINES = 20
     """Plain lines per stage."""
     SECONDS = 20
-    """A step that ends so long after the last line has one too."""
+    """Time after the last line at which the next step gets a line in any case."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
-        texts = [TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}")]
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            *texts,
-            TimeRemainingColumn(compact=True),
-        ]
-        self.bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
-        self.began, self.first = 0.0, 0
+        bars = _bars(stream, "loss", "rate")
+        self.console = bars.console
+        self.bars = bars if self.console.is_terminal else None
+        self.began = 0.0
+        self.first = 0
         self.heard = self.told = time.monotonic()
         self.grids: Path | None = None
         self.prepared: dict[str, Any] = {}
@@ -88,9 +91,10 @@ class Display:
             self.bars.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        silent, self.heard = self.heard, time.monotonic()
+        heard_before = self.heard
+        self.heard = time.monotonic()
         if event["kind"] == "prepare":
-            self.began += self.heard - silent  # once for the whole stage, so no part of its rate
+            self.began += self.heard - heard_before  # once for the whole stage, so no part of its rate
         if event["kind"] == "start":
             self._start(event)
         elif event["kind"] == "step":
@@ -115,7 +119,8 @@ class Display:
             self.bars.remove_task(self.prepared.pop(what))
 
     def _start(self, event: Mapping[str, Any]) -> None:
-        self.began, self.first = self.heard, event["step"]
+        self.began = self.heard
+        self.first = event["step"]
         name = f"stage {event['stage']}: {STAGES[event['stage']]}"
         if self.first:
             self.console.print(f"resuming {name} after step {self.first} of {event['steps']}")
@@ -125,7 +130,8 @@ class Display:
             self.console.print(name)
 
     def _step(self, event: Mapping[str, Any]) -> None:
-        step, steps = event["step"], event["steps"]
+        step = event["step"]
+        steps = event["steps"]
         rate = (step - self.first) / max(1e-9, self.heard - self.began)
         if self.bars is not None:
             self.bars.update(
@@ -145,10 +151,9 @@ class Display:
 
 
 def plan_tree(planned: Plan) -> dict[str, Any]:
-    """A plan as plain JSON values."""
-    config = to_dict(planned.config)
+    """What a run would do, as plain JSON values: the config, numbers of weights, movable layers, bytes."""
     return {
-        "config": config,
+        "config": to_dict(planned.config),
         "parameters": planned.parameters,
         "layers": planned.layers,
         "layers_at_a_time": planned.select,
@@ -158,8 +163,9 @@ def plan_tree(planned: Plan) -> dict[str, Any]:
 
 
 def plan_text(planned: Plan) -> str:
-    """A plan in words."""
-    tree, config = to_dict(planned.config), planned.config
+    """What a run would do, in lines for a person."""
+    config = planned.config
+    tree = to_dict(config)
     lines = [
         f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. "
         "Nothing was written."
@@ -200,7 +206,7 @@ class CompareProgress:
     with the events of `compare`."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.meter = Meter(stream)
+        self.meter = TaskProgress(stream)
         self.console = self.meter.console
 
     def __enter__(self) -> Self:

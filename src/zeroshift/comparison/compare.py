@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,11 @@ from zeroshift.comparison.engines import Engine, LocalEngine, SerialEngine, Tell
 from zeroshift.comparison.jobs import SCHEMA, Eta, RunJob, measurement_key
 from zeroshift.comparison.page import write_pages
 from zeroshift.comparison.tables import ComparisonTables, csv_text
-from zeroshift.comparison.variants import CompareConfig, parse_variants, run_name, twice, variant_config
+from zeroshift.comparison.variants import parse_variants, run_name, twice, variant_config
 from zeroshift.comparison.voting import read_votes
-from zeroshift.config.schema import NetworksConfig, to_dict
+from zeroshift.config.measuring import CompareConfig
+from zeroshift.config.overrides import find, override
+from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_bytes, write_json
 from zeroshift.measure.evaluate import metric_named
@@ -146,18 +148,9 @@ def _configured(
     config: CompareConfig | None, overrides: dict[str, Any]
 ) -> tuple[CompareConfig, dict[str, Any]]:
     """The config with overrides, and the overrides that go to every run."""
-    config = config or CompareConfig()
-    own = {
-        name: overrides.pop(name) for name in list(overrides) if name in CompareConfig.__dataclass_fields__
-    }
-    inner = {
-        name: str(overrides.pop(name))
-        for name in list(overrides)
-        if name in NetworksConfig.__dataclass_fields__
-    }
-    tree = {name: getattr(config, name) for name in CompareConfig.__dataclass_fields__} | own
-    tree["networks"] = NetworksConfig(**(asdict(tree["networks"]) | inner))
-    return CompareConfig(**tree), overrides
+    own = {name: value for name, value in overrides.items() if find(CompareConfig, name) is not None}
+    common = {name: value for name, value in overrides.items() if name not in own}
+    return override(config or CompareConfig, own), common
 
 
 # Before the first run.

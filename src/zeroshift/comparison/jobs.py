@@ -13,7 +13,8 @@ from typing import Any
 
 from zeroshift.comparison.engines import Tell
 from zeroshift.comparison.tables import group_of
-from zeroshift.config.schema import AdaptConfig, EvaluateConfig, to_dict
+from zeroshift.config.measuring import EvaluateConfig
+from zeroshift.config.schema import AdaptConfig, to_dict
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.registry import load_generator
 from zeroshift.files.writing import write_json

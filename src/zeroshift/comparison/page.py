@@ -15,8 +15,8 @@ from zeroshift.comparison.jobs import RunJob
 from zeroshift.comparison.statistics import DRAWS, LEVEL, Interval, PairwiseResult, WinRate
 from zeroshift.comparison.strips import TargetStrips, target_strips
 from zeroshift.comparison.tables import GROUPS, ComparisonTables, Scores
-from zeroshift.comparison.variants import CompareConfig
 from zeroshift.comparison.voting import preferences, read_votes, write_vote_page
+from zeroshift.config.measuring import CompareConfig
 from zeroshift.config.schema import to_dict
 from zeroshift.files.writing import write_bytes
 from zeroshift.measure.evaluate import metric_named

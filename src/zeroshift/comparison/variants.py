@@ -1,5 +1,4 @@
-"""What is compared: the options of `zeroshift compare`, and methods with options of their own, as `--methods`
-takes them.
+"""What is compared: methods with options of their own, as `--methods` takes them.
 
     ipl                                                 a method
     ipl:mapper.lambda_domain=10                         with another value of an option
@@ -11,72 +10,24 @@ NAME is a field of the config, with its section; the section may be left out whe
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
-from pydantic import Field
+from typing import Any
 
 from zeroshift.config.methods import METHODS
-from zeroshift.config.options import config_class
-from zeroshift.config.recipes import recipe, recipe_for
-from zeroshift.config.schema import (
-    SECTIONS,
-    AdaptConfig,
-    EvaluateConfig,
-    NetworksConfig,
-    configure,
-    from_dict,
-    to_dict,
-)
+from zeroshift.config.overrides import find, from_texts
+from zeroshift.config.recipes import resolve
+from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 
-FIXED = ("target", "source", "generator", "method", "out", "seed", "run.seed")
+FIXED = (("target",), ("source",), ("generator",), ("method",), ("out",), ("run", "seed"))
 """What the runs of a comparison share, or what it sets itself."""
 
 LONGEST = 48
 """Letters of a label or target in a file name; what is longer ends in a part of its hash."""
-
-
-@config_class
-class CompareConfig:
-    """Which methods are compared on which targets, and how they are measured."""
-
-    methods: tuple[str, ...] = ("nada", "ipl")
-    """Methods, each METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:FIELD=VALUE, such as
-    ipl:lambda_domain=10."""
-    targets: tuple[str, ...] = ()
-    """Labels of the domains to move to."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
-    """Seeds of the runs: every method is run on every target once per seed."""
-    out: Path = Path("runs/compare")
-    """Folder for everything. The same command again goes on; more methods, targets or seeds add to what is
-    there."""
-    jobs: Annotated[int, Field(ge=1)] = 1
-    """Runs side by side, each in a process with one thread. 1: one after the other, in this process, with all
-    threads."""
-    metrics: tuple[str, ...] = ()
-    """Metrics to compute, as for `zeroshift evaluate`; empty: all for which there is what they need."""
-    eval_seeds: str = "2000-2255"
-    """Seeds of the pictures that are measured: numbers and ranges."""
-    pictures: Annotated[int, Field(ge=1)] = 6
-    """People shown on the page, of the seeds 0, 1, 2, ..."""
-    page_only: bool = False
-    """Write tables and page from the runs that are there, and run nothing."""
-    votes: tuple[Path, ...] = ()
-    """Files of votes that vote.html gave to download; the page then shows who was preferred."""
-    networks: Annotated[NetworksConfig, tyro.conf.OmitArgPrefixes] = NetworksConfig()
-    """What the metrics look through."""
-
-    @property
-    def evaluation(self) -> EvaluateConfig:
-        """What is measured on every run."""
-        return EvaluateConfig(metrics=self.metrics, seeds=self.eval_seeds, networks=self.networks)
 
 
 @dataclass(frozen=True)
@@ -99,13 +50,13 @@ def parse_variant(text: str) -> Variant:
     if not label:
         raise InputError(f"{text!r} has an empty name; write NAME=METHOD:FIELD=VALUE, or leave NAME= out.")
     options = []
-    for part in re.split(r",(?=\s*[a-z_]+(?:\.[a-z_]+)*\s*=)", listed) if listed else []:
+    for part in re.split(r",(?=\s*[a-z_]\w*(?:\.[a-z_]\w*)*\s*=)", listed) if listed else []:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name:
             raise InputError(
                 f"{part!r} in {text!r} gives no option its value; write METHOD:FIELD=VALUE,FIELD=VALUE."
             )
-        if name in FIXED:
+        if find(AdaptConfig, name) in FIXED:
             raise InputError(
                 f"{name} in {text!r} cannot differ between methods; give it once, for the whole comparison."
             )
@@ -152,55 +103,16 @@ def variant_config(
 ) -> AdaptConfig:
     """The complete config of one run: recipe, then the shared options, then those of the variant.
 
-    `shared` holds options as `methods.adapt.resolve` takes them (`recipe`, `steps`, `train={...}`) or by
-    their full name ("train.steps"). InputError names the variant where its options are wrong.
+    `shared` holds options as `config.overrides.override` takes them, and `recipe`. InputError names the
+    variant where its options are wrong.
     """
-    own = dict(variant.options)
-    plain = {name: value for name, value in shared.items() if "." not in name}
-    name = (
-        own.pop("recipe", "")
-        or plain.pop("recipe", "")
-        or recipe_for(str(plain.get("generator", "portraits")), variant.method)
-    )
-    config = recipe(name, target, **{key: value for key, value in plain.items() if key != "recipe"})
+    own = from_texts(AdaptConfig, dict(variant.options))
+    asked = {"method": variant.method, "target": target, "run.seed": seed, "out": out}
     try:
-        config = with_options(config, {key: value for key, value in shared.items() if "." in key})
-        config = with_options(config, own)
-        return configure(config, method=variant.method, target=target, seed=seed, out=out)
+        return resolve(None, shared, own, asked)
     except InputError as error:
+        resolve(None, shared, asked)  # what is wrong without the variant's options is not the variant's fault
         raise InputError(f"method {variant.label!r}: {error}") from None
-
-
-def with_options(config: AdaptConfig, options: Mapping[str, Any]) -> AdaptConfig:
-    """The config with some options changed, checked together. A text is read as the kind of value that the
-    option has."""
-    tree: dict[str, Any] = to_dict(config) | {"out": config.out}
-    for name, value in options.items():
-        path = name.split(".")
-        if len(path) == 1 and name not in tree:
-            homes = [section for section in SECTIONS if name in tree[section]]
-            if len(homes) > 1:
-                choices = " or ".join(f"{home}.{name}" for home in homes)
-                raise InputError(f"{name!r} is an option of several sections; write {choices}.")
-            path = [*homes, name]
-        owner: Any = tree
-        for part in path[:-1]:
-            owner = owner.get(part) if isinstance(owner, dict) else None
-        if not isinstance(owner, dict) or path[-1] not in owner or isinstance(owner[path[-1]], dict):
-            names = tree if not isinstance(owner, dict) else owner.get(path[-1], owner)
-            raise InputError(f"unknown option {name!r}; there are {', '.join(map(str, names))}.")
-        owner[path[-1]] = _read(value, owner[path[-1]]) if isinstance(value, str) else value
-    return from_dict(tree)
-
-
-def _read(text: str, before: Any) -> Any:
-    """The value that a text stands for, where `before` is a value of the same option."""
-    if isinstance(before, str):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text.split() if isinstance(before, list) else text
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

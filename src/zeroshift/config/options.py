@@ -1,17 +1,24 @@
 """How configs are made: frozen dataclasses that check themselves and name every problem in words."""
 
-import dataclasses
 import functools
 import json
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any, dataclass_transform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Annotated, Any, dataclass_transform
 
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from zeroshift.errors import InputError
+
+
+def _text_of(place: Any) -> Any:
+    return str(place) if isinstance(place, PurePath) else place
+
+
+ModelName = Annotated[str, pydantic.BeforeValidator(_text_of)]
+"""Text that names a model: a built-in name, a hub id, or a file or folder, in Python a Path too."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -33,10 +40,26 @@ def config_class(cls: type | None = None, *, section: str = "") -> Any:
         try:
             build(self, *args, **values)
         except pydantic.ValidationError as error:
-            raise InputError(_explain(made, section, error)) from None
+            prefix = f"{section}." if section else ""
+            raise refusal(problems(error, made, prefix)) from None
 
     made.__init__ = checked
     return made
+
+
+def is_config(value: Any) -> bool:
+    """Whether a value is a config (not the class of one)."""
+    return not isinstance(value, type) and is_config_class(type(value))
+
+
+def is_config_class(kind: Any) -> bool:
+    """Whether a type is the class of a config."""
+    return isinstance(kind, type) and pydantic.dataclasses.is_pydantic_dataclass(kind)
+
+
+def fields_of(made: Any) -> dict[str, Any]:
+    """Fields of a config class by name, with `default`, `description` (the help text) and `metadata`."""
+    return made.__pydantic_fields__
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -56,15 +79,28 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def _explain(made: type, section: str, error: pydantic.ValidationError) -> str:
-    """The problems in words: which option, what it should be, what it was, and the default to go back to."""
+def refusal(lines: Sequence[str]) -> InputError:
+    """The error that tells problems: one as it is, several as a list."""
+    if len(lines) == 1:
+        return InputError(lines[0])
+    return InputError(f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
+
+
+def problems(
+    error: pydantic.ValidationError, start: Any, prefix: str = "", words: str = "the default is"
+) -> list[str]:
+    """Sentences, one per problem: which option, what it must be, what it was, and the value to go back to.
+
+    That value is the one in `start`, a config or the class of one, told in `words`; `prefix` stands before
+    every name.
+    """
     lines: list[str] = []
     for item in error.errors():
         if item["type"] == "value_error":
             lines += str(item["ctx"]["error"]).splitlines() if "ctx" in item else [item["msg"]]
             continue
         path = [str(part) for part in item["loc"]]
-        name = ".".join([*([section] if section else []), *path])
+        name = prefix + ".".join(path)
         if item["type"] in ("missing", "missing_argument"):
             lines.append(f"{name} is missing.")
         elif item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -73,22 +109,20 @@ def _explain(made: type, section: str, error: pydantic.ValidationError) -> str:
             lines.append(f"options are given by name, got {item['input']!r} without one.")
         else:
             what = item["msg"].removeprefix("Input ").replace("should be", "must be")
-            lines.append(f"{name} {what}, got {item['input']!r}{_default(made, path)}.")
-    return (
-        lines[0]
-        if len(lines) == 1
-        else f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines)
-    )
+            lines.append(f"{name} {what}, got {item['input']!r}{hint(start, path, words)}.")
+    return lines
 
 
-def _default(made: type, path: list[str]) -> str:
-    """Hint at the default value of a field, where it has one."""
-    owner: Any = made
-    for part in path[:-1]:
-        inner = typing.get_type_hints(owner).get(part)
-        owner = inner if dataclasses.is_dataclass(inner) else owner
-    known = {field.name: field.default for field in dataclasses.fields(owner)}
-    value = known.get(path[-1], dataclasses.MISSING)
-    value = getattr(value, "default", value)
-    simple = isinstance(value, (int, float, str)) and value != ""
-    return f"; the default is {value!r}" if simple else ""
+def hint(start: Any, path: Sequence[str], words: str = "the default is") -> str:
+    """The value of an option in words: "; the default is 300". Empty where it says nothing in a sentence.
+
+    `start` is a config, or the class of one, whose defaults are then meant.
+    """
+    value = start
+    for part in path:
+        if is_config_class(value):
+            field = fields_of(value).get(part)
+            value = None if field is None else field.default
+        else:
+            value = getattr(value, part, None)
+    return f"; {words} {value!r}" if isinstance(value, (int, float, str)) and value != "" else ""

@@ -3,9 +3,12 @@ overrides it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zeroshift.config.methods import METHODS
+from zeroshift.config.overrides import chosen, override
 from zeroshift.config.schema import (
     AdaptConfig,
     FinetuneConfig,
@@ -103,51 +106,70 @@ def diffusionclip(target: str) -> AdaptConfig:
     )
 
 
+@dataclass(frozen=True)
+class Home:
+    """What the recipes need to know of the world that a generator is from."""
+
+    recipe: str = "ipl-paper"
+    """Recipe with the settings that suit the generator as it is."""
+    identity_source: str = "human"
+    """Source label of recipe `identity`."""
+    in_domain_source: str = "human"
+    """Source label of recipe `in-domain`."""
+    far: Mapping[str, Any] = field(default_factory=lambda: {"train": {"steps": 500, "layers": "all"}})
+    """What recipe `far` changes."""
+
+
+_PORTRAITS = Home(
+    # The CLIPs of the built-in world know no word for people as opposed to other beings; from "person", 0.23
+    # of the zombies were seen.
+    identity_source="photo",
+    in_domain_source="person",
+    # Moving every layer ruins these pictures. Words are learned at a higher rate, to tell pictures apart
+    # about the direction of the labels (docs/results.md).
+    far={"mapper": {"lr": 0.3, "mean": "label"}},
+)
+
+HOMES: dict[str, Home] = {
+    "portraits": replace(_PORTRAITS, recipe="portraits"),
+    "portraits-ddpm": replace(_PORTRAITS, recipe="portraits-ddpm"),
+}
+"""Generators that bring settings of their own."""
+
+ELSEWHERE = Home()
+"""What holds for every other generator."""
+
+
 def style(target: str, generator: str) -> AdaptConfig:
     """Another look of the same things: drawings, paintings, lights. What suits the generator, as it is."""
-    return base(target, generator)
+    return _base(target, generator)[0]
 
 
 def identity(target: str, generator: str) -> AdaptConfig:
     """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of
-    picture it is.
-
-    The CLIPs of the built-in world know no such word, so there it stays "photo" (from "person", 0.23 of the
-    zombies were seen).
-    """
-    made = base(target, generator)
-    steps = 2 * made.train.steps // 3
-    return configure(
-        made, source="photo" if made.run.recipe.startswith("portraits") else "human", train={"steps": steps}
-    )
+    picture it is."""
+    base, home = _base(target, generator)
+    return configure(base, source=home.identity_source, train={"steps": 2 * base.train.steps // 3})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:
     """Pictures of the kind that the generator already makes, such as people with hats: a short way, so few
     steps."""
-    made = base(target, generator)
-    return configure(
-        made, source="person" if made.run.recipe.startswith("portraits") else "human", train={"steps": 50}
-    )
+    base, home = _base(target, generator)
+    return configure(base, source=home.in_domain_source, train={"steps": 50})
 
 
 def far(target: str, generator: str) -> AdaptConfig:
-    """A look in which little of the source is left, where one direction for all pictures makes them alike.
-
-    Every layer may move, and for longer. In the built-in world that ruins pictures; there words are learned
-    at a higher rate, to tell pictures apart about the direction of the labels (docs/results.md).
-    """
-    made = base(target, generator)
-    if made.run.recipe.startswith("portraits"):
-        return configure(made, mapper={"lr": 0.3, "mean": "label"})
-    return configure(made, train={"steps": 500, "layers": "all"})
+    """A look in which little of the source is left, where one direction for all pictures makes them alike:
+    every layer may move, and for longer, or what the generator's own world wants in its place."""
+    base, home = _base(target, generator)
+    return configure(base, home.far)
 
 
-def base(target: str, generator: str) -> AdaptConfig:
-    """What suits a generator: the built-in world's own settings, or else the published ones."""
-    return {"portraits": portraits, "portraits-ddpm": portraits_ddpm}.get(recipe_for(generator), ipl_paper)(
-        target
-    )
+def _base(target: str, generator: str) -> tuple[AdaptConfig, Home]:
+    """What suits a generator as it is, and the facts of its world."""
+    home = HOMES.get(generator, ELSEWHERE)
+    return RECIPES[home.recipe](target, generator), home
 
 
 RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
@@ -164,17 +186,41 @@ RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
 generator."""
 
 
-def recipe(name: str, target: str, **overrides: Any) -> AdaptConfig:
+def recipe(name: str, target: str, *layers: Mapping[str, Any], **overrides: Any) -> AdaptConfig:
     """The complete config of a recipe for a target label, with overrides as `configure` takes them."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
-    made = RECIPES[name](target, str(overrides.get("generator", "portraits")))
-    return configure(configure(made, run={"recipe": name}), **overrides)
+    layers = (*layers, overrides)
+    generator = str(chosen(AdaptConfig, layers, ("generator",)) or "portraits")
+    # The target is laid over too, so that an empty one is told together with all that is wrong besides.
+    start = configure(RECIPES[name]("unset", generator), run={"recipe": name})
+    return override(start, {"target": target}, *layers, origin=f"recipe {name}")
 
 
 def recipe_for(generator: str, method: str = "") -> str:
     """Name of the recipe that suits a generator and method: the built-in world's own, else the published
     settings."""
-    if generator in ("portraits", "portraits-ddpm"):
-        return generator
-    return "diffusionclip" if method == "diffusionclip" else "ipl-paper"
+    if generator in HOMES:
+        return HOMES[generator].recipe
+    return METHODS[method].recipe if method in METHODS else ELSEWHERE.recipe
+
+
+def resolve(
+    config: AdaptConfig | None = None, /, *layers: Mapping[str, Any], **overrides: Any
+) -> AdaptConfig:
+    """The config that was asked for: `config` with the overrides; without a config, they are laid over the
+    recipe that they name (`recipe="far"`), or else over the one that suits the generator and method.
+    """
+    layers = (*layers, overrides)
+    if config is not None:
+        if (name := chosen(AdaptConfig, layers, ("run", "recipe"))) not in (None, config.run.recipe):
+            raise InputError(
+                f"recipe {name!r} was given together with a config, which a recipe would replace; start from "
+                f"zs.recipe({name!r}, ...) or leave the recipe out."
+            )
+        return configure(config, *layers)
+    decisive = (("run", "recipe"), ("generator",), ("method",))
+    name, generator, method = (str(chosen(AdaptConfig, layers, path) or "") for path in decisive)
+    name = name or recipe_for(generator or "portraits", method)
+    target = chosen(AdaptConfig, layers, ("target",))
+    return recipe(name, "" if target is None else target, *layers, {"run.recipe": name})

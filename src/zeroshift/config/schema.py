@@ -1,7 +1,6 @@
-"""Every knob of a run as frozen, keyword-only dataclasses; the docstring under a field is its help text
+"""Every option of `adapt`, as frozen, keyword-only dataclasses; the docstring under a field is its help text
 everywhere."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,11 @@ import tyro
 from pydantic import Field
 
 from zeroshift.config.methods import METHODS
+from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
-from zeroshift.errors import InputError
+from zeroshift.config.overrides import override, sections
 
 if TYPE_CHECKING:
     MethodName = str
@@ -141,7 +141,7 @@ class TrainConfig:
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
     diffusion: FinetuneConfig = FinetuneConfig()
-    """What diffusion models need beside; `lr` is then the rate itself (Adam, betas 0.9 and 0.999)."""
+    """What only diffusion models need; `lr` is then the rate itself (Adam, betas 0.9 and 0.999)."""
 
 
 @_config(section="losses")
@@ -161,7 +161,7 @@ class LossConfig:
     `texture_image`."""
     texture_image: Path | None = None
     """Picture file whose texture is wanted; unset: every picture's own source, so that more of it stays."""
-    texture_clip: str = ""
+    texture_clip: ModelName = ""
     """CLIP of the texture loss, OpenAI's RN50 as published; empty: the first guiding one whose picture tower
     is convolutional."""
     pixel: Annotated[float, Field(ge=0)] = 0.0
@@ -171,7 +171,7 @@ class LossConfig:
     not mind."""
     identity: Annotated[float, Field(ge=0)] = 0.0
     """Distance between the faces of the adapted picture and of its source, as a face network sees them."""
-    identity_network: str = ""
+    identity_network: ModelName = ""
     """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
 
 
@@ -203,6 +203,19 @@ class QuirkConfig:
     identity: Literal["predicted", "detached"] = "predicted"
     """Picture whose face the identity loss sees in mode per-step: the predicted clean one, or, as published,
     the noisy one of the next step without gradient, by which nothing is learned."""
+
+
+OFFICIAL_QUIRKS = QuirkConfig(
+    residual="published",
+    layer_map="published",
+    noise="independent",
+    frozen_adam="decay",
+    resize="noantialias",
+    image_floor=0.0,
+    logit_scale_over_100=True,
+    identity="detached",
+)
+"""The bundle behind `compat="official"`."""
 
 
 @_config(section="run")
@@ -245,9 +258,9 @@ class AdaptConfig:
     """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all,
     from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: NADA's
     direction by the published training procedure for diffusion models."""
-    generator: str = "portraits"
+    generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
-    clip: tuple[str, ...] = ("portraits-clip-a", "portraits-clip-b")
+    clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
     """CLIPs that guide: built-in names, folders, files, or hub ids. FILE:gelu or FILE:quick_gelu says a
     file's activation."""
     clip_weights: tuple[float, ...] = ()
@@ -264,6 +277,9 @@ class AdaptConfig:
     """Correct or as published, one by one."""
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
     """How the run is carried out."""
+
+    BUNDLES = {"compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}}
+    """Values that one override chooses together: its name -> each choice -> what it overrides."""
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> "AdaptConfig":
@@ -290,113 +306,13 @@ class AdaptConfig:
         return self.clip_weights or (1.0,) * len(self.clip)
 
 
-@_config(section="networks")
-class NetworksConfig:
-    """What metrics look through. The built-in world brings its own; elsewhere a metric without its network is
-    left out."""
-
-    judge: str = ""
-    """CLIP that judges, one that did not guide: a built-in name, a folder, a file or a hub id."""
-    inception: str = ""
-    """Published Inception, of IS, FID, KID, SIFID, precision and recall: a file, or `fidelity` for the
-    extra's download."""
-    lpips: str = ""
-    """VGG16 or AlexNet of LPIPS: a file of torchvision, or `vgg` or `alex` for the extra's download."""
-    lpips_layers: str = ""
-    """Linear layers of LPIPS, as its authors publish them (vgg.pth, alex.pth); empty: those of LPIPS 0.1,
-    which are shipped."""
-    identity: str = ""
-    """Face network: model_ir_se50.pth."""
-    edges: str = ""
-    """Edge network HED, of structural consistency: network-bsds500.pytorch."""
-
-
-@_config
-class EvaluateConfig:
-    """What is measured, on which pictures, against what."""
-
-    metrics: tuple[str, ...] = ()
-    """Metrics to compute, such as fid kid truth.distance; empty: all for which there is what they need."""
-    seeds: str = "2000-2255"
-    """Seeds of the pictures of a run or generator: numbers and ranges. The same for source, target and
-    truth."""
-    truncation: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """1 is the full variety, 0 the average picture. The truth of the built-in world belongs to 1."""
-    source: str | None = None
-    """Pictures before the change: a generator, or a folder with the same file names; unset: the source of the
-    run."""
-    reference: Path | None = None
-    """Folder of real pictures of the target domain; unset: the rendered truth, where it is known."""
-    shots: Path | None = None
-    """Folder of the few pictures that few-shot Intra-LPIPS assigns to; unset: without it."""
-    labels: tuple[str, ...] = ()
-    """Source and target label, two texts; empty: those of the run."""
-    size: Annotated[int | None, Field(ge=8)] = None
-    """Side in pixels at which all pictures are compared; unset: that of the evaluated pictures."""
-    batch: Annotated[int, Field(ge=1)] = 16
-    """Pictures seen at a time."""
-    device: str = "auto"
-    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, `mps`."""
-    networks: Annotated[NetworksConfig, tyro.conf.OmitArgPrefixes] = NetworksConfig()
-    """What the metrics look through."""
-
-    @pydantic.model_validator(mode="after")
-    def _agree(self) -> "EvaluateConfig":
-        if len(self.labels) not in (0, 2) or any(not label.strip() for label in self.labels):
-            raise ValueError(f"labels must be two texts, source and target, got {list(self.labels)}.")
-        return self
-
-
-OFFICIAL_QUIRKS = QuirkConfig(
-    residual="published",
-    layer_map="published",
-    noise="independent",
-    frozen_adam="decay",
-    resize="noantialias",
-    image_floor=0.0,
-    logit_scale_over_100=True,
-    identity="detached",
-)
-"""The bundle behind `compat="official"`."""
-
-
-def configure(config: AdaptConfig | None = None, /, **overrides: Any) -> AdaptConfig:
-    """Config with the overrides applied and everything checked at once.
-
-    An override names a field (`target`), a field of a section that no other section has (`seed`, `residual`),
-    a section (`train={"steps": 100, "diffusion": {"t0": 300}}`, merged into what is there), or
-    `compat="official"`.
+def configure(
+    config: AdaptConfig | None = None, /, *layers: Mapping[str, Any], **overrides: Any
+) -> AdaptConfig:
+    """Config with the overrides in place and everything checked at once; see `overrides.override` for how
+    options are named. `compat="official"` chooses every quirk of the authors' code.
     """
-    tree: dict[str, Any] = to_dict(config) if config is not None else {}
-    compat = overrides.pop("compat", "corrected")
-    if compat not in ("corrected", "official"):
-        raise InputError(f"compat must be 'corrected' or 'official', got {compat!r}.")
-    if compat == "official":
-        tree["quirks"] = to_dict(OFFICIAL_QUIRKS)
-    for name, value in overrides.items():
-        section = _section_of(name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            tree[name] = to_dict(value)
-        elif section is None and name in SECTIONS and isinstance(value, Mapping):
-            tree[name] = _merged(tree.get(name, {}), value)
-        elif section is None:
-            tree[name] = value
-        else:
-            tree[section] = _merged(tree.get(section, {}), {name: value})
-    return from_dict(tree)
-
-
-def _merged(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with other values; sections within it are merged too, train={"diffusion": {"t0": 300}} keeps
-    its steps."""
-    made = dict(held)
-    for name, value in given.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = to_dict(value)
-        elif isinstance(value, Mapping) and isinstance(held.get(name), Mapping):
-            value = _merged(held[name], value)
-        made[name] = value
-    return made
+    return override(AdaptConfig if config is None else config, *layers, overrides)
 
 
 def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
@@ -404,35 +320,8 @@ def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
     return AdaptConfig(**tree)
 
 
-SECTIONS: dict[str, type] = {
-    "mapper": MapperConfig,
-    "train": TrainConfig,
-    "losses": LossConfig,
-    "quirks": QuirkConfig,
-    "run": RunConfig,
-}
+SECTIONS = sections(AdaptConfig)
 """The sections of AdaptConfig."""
-
-
-def _section_of(name: str) -> str | None:
-    """Section that an override belongs to; None for a field of AdaptConfig itself."""
-    own = [field.name for field in dataclasses.fields(AdaptConfig)]
-    if name in own:
-        return None
-    homes = [
-        section
-        for section, made in SECTIONS.items()
-        if name in {field.name for field in dataclasses.fields(made)}
-    ]
-    if len(homes) == 1:
-        return homes[0]
-    if homes:
-        choices = " or ".join(f"{home}={{{name!r}: ...}}" for home in homes)
-        raise InputError(f"{name!r} is an option of several sections; write {choices}.")
-    raise InputError(
-        f"unknown option {name!r}; there are {', '.join(own)} and the options of the sections "
-        f"{', '.join(SECTIONS)}."
-    )
 
 
 def _conflicts(config: AdaptConfig) -> list[str]:

@@ -18,7 +18,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from zeroshift import __version__
-from zeroshift.config.schema import EvaluateConfig, NetworksConfig
+from zeroshift.config.measuring import EvaluateConfig
+from zeroshift.config.overrides import override
 from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_json
@@ -364,7 +365,7 @@ def evaluate(
     model card show it, unless `save` is false or `metrics` chose some. InputError where something that was
     asked for is missing.
     """
-    config = _configured(config, overrides)
+    config = override(config or EvaluateConfig, overrides)
     device = resolve_device(config.device)
     # 1. which pictures
     inputs = open_inputs(what, config, device)
@@ -418,16 +419,6 @@ def _numbers(
                 raise
             missing[name] = str(error).rstrip(".")
     return numbers
-
-
-def _configured(config: EvaluateConfig | None, overrides: dict[str, Any]) -> EvaluateConfig:
-    """The config with overrides, of which those of networks go by their own names."""
-    config = config or EvaluateConfig()
-    inner = {each.name for each in fields(NetworksConfig)}
-    given = {name: str(overrides.pop(name)) for name in list(overrides) if name in inner}
-    tree = {each.name: getattr(config, each.name) for each in fields(EvaluateConfig)} | overrides
-    tree["networks"] = NetworksConfig(**(asdict(tree["networks"]) | given))
-    return EvaluateConfig(**tree)
 
 
 def _why_missing(metric: Metric, inputs: EvalInputs, networks: Networks) -> str:

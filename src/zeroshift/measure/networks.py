@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zeroshift.clip.features import normalize
 from zeroshift.clip.model import ClipModel
-from zeroshift.config.schema import NetworksConfig
+from zeroshift.config.measuring import NetworksConfig
 from zeroshift.errors import InputError, MissingExtra
 from zeroshift.files.faces import IrSe, load_ir_se
 from zeroshift.files.formats import unprefixed

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from zeroshift.config.schema import EvaluateConfig
+from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture

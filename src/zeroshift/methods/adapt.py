@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from zeroshift.config.methods import METHODS
-from zeroshift.config.recipes import recipe, recipe_for
-from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.config.recipes import resolve
+from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.measure.report import write_report_files
@@ -55,9 +55,9 @@ def adapt(
 ) -> AdaptRun:
     """The source generator moved to the target domain, and the run folder that tells how.
 
-    Options come from `config` and from `overrides`, see `resolve`: adapt(target="pencil sketch", seed=1). The
-    same call again resumes; a finished run is returned at once. InputError before anything is written,
-    RunError if the run itself fails.
+    Options come from `config` and from `overrides`, see `config.recipes.resolve`: adapt(target="pencil
+    sketch", seed=1). The same call again resumes; a finished run is returned at once. InputError before
+    anything is written, RunError if the run itself fails.
     """
     resolved = resolve(config, **overrides)
     given = state or Given()
@@ -77,17 +77,6 @@ def adapt(
             steps_done=run.loop.place.steps_done,
         )
     )
-
-
-def resolve(config: AdaptConfig | None = None, **overrides: Any) -> AdaptConfig:
-    """The config with its overrides, as `configure` takes them; without a config, those of `recipe="..."`, or
-    else of the recipe that suits the generator, as on the command line.
-    """
-    if config is not None:
-        return configure(config, **overrides)
-    asked = [str(overrides.get(name, usual)) for name, usual in (("generator", "portraits"), ("method", ""))]
-    name = overrides.pop("recipe", "") or recipe_for(*asked)
-    return recipe(name, overrides.pop("target", ""), **overrides)
 
 
 def open_run(
