@@ -84,7 +84,7 @@ def test_discriminators_round_trip_in_both_layouts(tmp_path: Path) -> None:
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in made.state_dict().items())
 
 
-@pytest.mark.parametrize("run", goldenlib.runs("stylegan2_rosinality"), ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", goldenlib.params("stylegan2_rosinality"))
 def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, tmp_path: Path) -> None:
     meta, _ = goldenlib.load(run)
     config = StyleGAN2Config(
