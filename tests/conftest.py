@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -43,13 +44,35 @@ def uncovered_groups(root: Path, tests: Path) -> list[str]:
 
 
 SLOW = Path(__file__).parent / "slow.txt"
-"""Tests that take more than about a second, as `file::test`, or whole files: `make test-fast` leaves them out."""
+"""Tests as `file::test`, and whole files, that `make test-fast` leaves out."""
+
+LONG, LONG_SETUP = 1.0, 3.0
+"""Seconds from which `--note-slow` lists a test, and a file for what it prepares."""
 
 
 def slow_names() -> set[str]:
     """Entries of `slow.txt`."""
     lines = SLOW.read_text(encoding="utf-8").splitlines()
     return {line for line in lines if line and not line.startswith("#")}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that writes `slow.txt` anew, after a run of all tests."""
+    parser.addoption("--note-slow", action="store_true", help="write tests/slow.txt from what tests took")
+
+
+def slow_lines(reports: list[pytest.TestReport]) -> list[str]:
+    """Entries of `slow.txt` for tests that took as long as in these reports."""
+    took, files = Counter[str](), set[str]()
+    for report in reports:
+        file, _, test = report.nodeid.removeprefix("tests/").partition("::")
+        took[f"{file}::{test.partition('[')[0]}"] += report.duration
+        if report.when == "setup" and report.duration >= LONG_SETUP:
+            files.add(file)
+    long = {
+        test for test, seconds in took.items() if seconds >= LONG and test.partition("::")[0] not in files
+    }
+    return sorted(files | long)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,6 +106,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Lists how near golden runs came to their limits, what was left out, and groups not covered yet."""
     every = [report for reports in terminalreporter.stats.values() for report in reports]
+    if terminalreporter.config.getoption("--note-slow"):
+        head = [line for line in SLOW.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        tests = [report for report in every if isinstance(report, pytest.TestReport)]
+        SLOW.write_text("\n".join([*head, *slow_lines(tests)]) + "\n", encoding="utf-8")
     said = [pair for report in every for pair in getattr(report, "user_properties", ())]
     for remark in dict.fromkeys(remark for name, remark in said if name == "golden"):
         terminalreporter.write_line(f"golden {remark}")

@@ -25,11 +25,15 @@ RUNS = goldenlib.params("ddim", "clip_finetune*")
 
 SINGLE = 1e-5
 
-PICTURES = {"through": 1.2e-3, "per-step": 6e-5}
-"""Largest deviation of pictures by the mode of a run, relative to the largest element."""
+PICTURES = {"through": 2e-3, "per-step": 1.5e-4}
+"""Largest deviation of pictures by the mode of a run, relative to the largest element.
 
-LOSSES = {"through": 1.2e-4, "per-step": 6e-6}
-"""The same of losses."""
+Ours is float64, the authors' float32 of one processor. Three times the largest deviation from theirs of ours
+in float64 and in float32, with and without oneDNN's convolutions, on one thread and two: 6.7e-4 and 4.9e-5.
+"""
+
+LOSSES = {"through": 1.2e-4, "per-step": 1.5e-5}
+"""The same of losses, where 2.6e-5 and 5e-6 were seen, 4e-5 by the golden README (section B)."""
 
 OTHERS = {"lr": SINGLE, "text_direction": SINGLE, "final_delta_l2": 1e-2, "final_l2": 1e-4}
 """The same of what no training step touches, and of lengths of weights, each relative to itself."""
