@@ -160,7 +160,8 @@ def run_name(run: Path) -> str:
 
 def full_name(run: Path) -> str:
     """Name of a run with its group before it."""
-    group = run.relative_to(golden_root()).parts[0]
+    inside = run.is_relative_to(golden_root())
+    group = run.relative_to(golden_root()).parts[0] if inside else run.parent.name
     return group if run_name(run) == group else f"{group}/{run_name(run)}"
 
 

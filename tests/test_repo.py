@@ -124,7 +124,7 @@ def test_configs_keep_their_budget() -> None:
 
 
 PREDICATE = re.compile(
-    r"_*(is|has|holds?|held|equals?|agrees?|same|contains|exists|finished|all|any|callable|search|match"
+    r"_*(is|has|holds?|held|close|equals?|agrees?|same|contains|exists|finished|all|any|callable|search|match"
     r"|fullmatch|startswith|endswith|allclose|array_equal|grad(grad)?check)($|_)|is[a-z]+$"
 )
 """Names of functions that answer yes or no."""
