@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def slow_lines(reports: list[pytest.TestReport]) -> list[str]:
     """Entries of `slow.txt` for tests that took as long as in these reports."""
-    took, files = Counter[str](), set[str]()
+    took, files = defaultdict[str, float](float), set[str]()
     for report in reports:
         file, _, test = report.nodeid.removeprefix("tests/").partition("::")
         took[f"{file}::{test.partition('[')[0]}"] += report.duration

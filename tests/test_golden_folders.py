@@ -101,10 +101,9 @@ def large_ddpm(run: Path) -> None:
     x = torch.from_numpy(draws.standard_normal((3, 3, 32, 32), dtype=np.float32))
     kept = {name: arrays[name] for name in ("eps_t", "time_embedding")}
     found = {"x": x, "betas": made.betas, "alphas_cumprod": made.alphas_bar}
-    found |= {f"logvar_fixed{size}": each for size, each in zip(("small", "large"), made.log_variances)}
-    found |= {
-        f"eps_{row}": made.predict_noise(x, times) for row, times in enumerate(torch.tensor(kept["eps_t"]))
-    }
+    found |= {"logvar_fixedsmall": made.log_variances[0], "logvar_fixedlarge": made.log_variances[1]}
+    for row, times in enumerate(torch.from_numpy(kept["eps_t"])):
+        found[f"eps_{row}"] = made.predict_noise(x, times)
     found["ddim_400_300"] = made.step(x, 400, 300, made.predict_noise(x, 400))
     rewrite(run, kept | {name: value.numpy() for name, value in found.items()}, meta)
 

@@ -171,6 +171,17 @@ def test_every_test_asserts(path: Path) -> None:
     assert [test.name for test in tests if not asserts_something(test)] == []
 
 
+def test_every_slow_test_that_is_listed_exists() -> None:
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    entries = [line.partition("::") for line in lines if not line.startswith("#")]
+    texts = {path.relative_to(ROOT / "tests").as_posix(): path.read_text(encoding="utf-8") for path in TESTS}
+    missing = [
+        "".join(entry) for entry in entries if entry[2] and f"def {entry[2]}(" not in texts.get(entry[0], "")
+    ]
+    assert entries and missing == []
+    assert {file for file, _, _ in entries} <= set(texts)
+
+
 @pytest.mark.parametrize(
     ("body", "enough"),
     [

@@ -167,10 +167,8 @@ def test_a_blend_of_two_models_that_changes_with_time(steps: Steps) -> None:
     x = arrays["x"][:1]
     for name, (t, t_next) in timed(arrays, rf"hybrid_{DOWN}"):
         ratios = next(value for key, value in meta["hybrid_config"].items() if t >= int(key))
-        eps = sum(
-            share / sum(ratios) * made.predict_noise(x, t)
-            for share, made in zip(ratios, models[1:], strict=True)
-        )
+        shares = [ratio / sum(ratios) for ratio in ratios]
+        eps = shares[0] * models[1].predict_noise(x, t) + shares[1] * models[2].predict_noise(x, t)
         assert deviation(models[0].step(x, t, t_next, eps), arrays[name]) < CLOSE, name
 
 
