@@ -279,7 +279,7 @@ class Comparison:
 
     def __init__(self, limit: Callable[[str, int], float], title: str = "") -> None:
         self.limit, self.title = limit, title
-        self.ratios = dict[str, float]()
+        self.ratios, self.limits = dict[str, float](), dict[str, float]()
 
     def array(self, name: str, ours: Tensor, golden: Any) -> None:
         """One array as a whole."""
@@ -307,21 +307,23 @@ class Comparison:
 
     def each(self, name: str, ours: Mapping[str, Any], golden: Mapping[str, float]) -> None:
         """Numbers by name, each relative to itself, of those that both sides have."""
-        worst = max(abs(float(ours[key]) / golden[key] - 1) for key in ours)
-        self.ratios[name] = worst / self.limit(name, LAST)
+        self._enter(name, max(abs(float(ours[key]) / golden[key] - 1) for key in ours), LAST)
 
     def _add(self, name: str, ours: Tensor, golden: Tensor, step: int, largest: float = 0.0) -> None:
         assert ours.shape == golden.shape, f"{name}: {tuple(ours.shape)} for {tuple(golden.shape)}"
         largest = largest or float(golden.abs().max()) or 1.0
-        self.ratios[name] = (
-            float((ours.detach() - golden).abs().max()) / largest / self.limit(name.partition("[")[0], step)
-        )
+        self._enter(name, float((ours.detach() - golden).abs().max()) / largest, step)
+
+    def _enter(self, name: str, deviation: float, step: int) -> None:
+        self.limits[name] = self.limit(name.partition("[")[0], step)
+        self.ratios[name] = deviation / self.limits[name]
 
     def held(self) -> bool:
         """Whether something was compared and every limit was kept; remarks what came nearest to its limit."""
         worst = max(self.ratios, key=lambda name: nan_to_inf(self.ratios[name]), default="")
         if self.title and worst:
-            goldenlib.REMARKS.append(f"{self.title}: worst {self.ratios[worst]:.2g} of the limit ({worst})")
+            nearest = f"{self.ratios[worst]:.2g} of the limit {self.limits[worst]:.1e} ({worst})"
+            goldenlib.REMARKS.append(f"{self.title}: worst {nearest}")
         broken = {name: ratio for name, ratio in self.ratios.items() if not ratio <= 1}
         print({name: f"{ratio:.2g} times the limit" for name, ratio in broken.items()})
         return bool(self.ratios) and not broken

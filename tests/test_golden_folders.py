@@ -89,7 +89,7 @@ def test_a_parameter_is_left_where_a_group_has_no_run_with_a_mark(house: Path) -
 
 
 def large_ddpm(run: Path) -> None:
-    """Rewrites the golden steps of DDPM as a network of other sizes and another schedule would have given them.
+    """Rewrites the golden steps of DDPM as a network of another size and schedule would have given them.
 
     The numbers are our own: what is tested is that sizes and schedule are told by the description.
     """
@@ -172,6 +172,6 @@ def test_a_comparison_remarks_what_came_nearest_to_its_limit() -> None:
     found.array("picture", torch.ones(2), torch.tensor([1.0, 1.25]))
     found.array("absent", torch.ones(2), None)
     assert found.held()
-    assert remarks() == ["group/run: worst 0.5 of the limit (loss[1])"]
+    assert remarks() == ["group/run: worst 0.5 of the limit 1.0e-01 (loss[1])"]
     found.array("other", torch.ones(2), torch.tensor([float("nan"), 1.0]))
     assert not found.held() and len(remarks()) == 1
