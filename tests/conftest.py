@@ -46,7 +46,7 @@ def uncovered_groups(root: Path, tests: Path) -> list[str]:
 SLOW = Path(__file__).parent / "slow.txt"
 """Tests as `file::test`, and whole files, that `make test-fast` leaves out."""
 
-LONG, LONG_SETUP = 1.0, 3.0
+LONG, LONG_SETUP = 0.5, 2.0
 """Seconds from which `--note-slow` lists a test, and a file for what it prepares."""
 
 
