@@ -11,9 +11,12 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import pytest
 from packaging.requirements import Requirement
+
+from conftest import slow_lines
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "zeroshift"
@@ -180,6 +183,15 @@ def test_every_slow_test_that_is_listed_exists() -> None:
     ]
     assert entries and missing == []
     assert {file for file, _, _ in entries} <= set(texts)
+
+
+def test_slow_tests_are_listed_by_what_all_their_cases_took_and_files_by_their_preparation() -> None:
+    def report(test: str, when: Literal["setup", "call"], seconds: float) -> pytest.TestReport:
+        return pytest.TestReport(f"tests/{test}", ("", 0, ""), {}, "passed", None, when, duration=seconds)
+
+    took = [report("a.py::test_x[1]", "call", 0.3), report("a.py::test_x[2]", "call", 0.3)]
+    took += [report("a.py::test_y", "call", 0.3), report("b.py::test_z", "setup", 2.5)]
+    assert slow_lines([*took, report("b.py::test_z", "call", 0.9)]) == ["a.py::test_x", "b.py"]
 
 
 @pytest.mark.parametrize(
