@@ -9,7 +9,7 @@ PYTEST ?= -n 2 --dist loadfile
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.zeroshift-setup
 
-.PHONY: setup demo test lint bench golden
+.PHONY: setup demo test test-fast lint bench golden
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -33,7 +33,14 @@ lint: setup
 # One thread a process keeps the numbers the same on every machine.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/python -m pytest -q $(PYTEST)
+	$(BIN)/python -m pytest -q --durations=15 $(PYTEST)
+
+# For working, in under a minute: without pyright, and without the tests that tests/slow.txt lists.
+test-fast: export OMP_NUM_THREADS = 1
+test-fast: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST)
 
 golden: export OMP_NUM_THREADS = 1
 golden: setup

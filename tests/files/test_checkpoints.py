@@ -101,7 +101,7 @@ def test_the_discriminator_of_the_built_in_world_knows_its_photos_and_can_be_tra
         load_discriminator("nobody")
 
 
-@pytest.mark.parametrize("run", goldenlib.runs("stylegan2_rosinality"), ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", goldenlib.params("stylegan2_rosinality"))
 def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, tmp_path: Path) -> None:
     meta, _ = goldenlib.load(run)
     config = StyleGAN2Config(

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 import goldenlib
+from goldenlib import Arrays, Json
 from zeroshift.files.faces import IrSe, IrSeConfig, ir_se_of
 from zeroshift.measure.metrics import identity_similarity
-
-RUNS = goldenlib.runs("arcface")
-pytestmark = pytest.mark.skipif(not RUNS, reason="this golden folder has no arcface")
 
 # Section B of the golden README, relative to the largest element.
 CLOSE = 1e-5
@@ -24,12 +22,12 @@ def deviation(value: Tensor, expected: Tensor) -> float:
     return ((value - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.fixture(scope="module", params=RUNS, ids=goldenlib.run_name)
-def run(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tensor], IrSe]:
+@pytest.fixture(scope="module", params=goldenlib.params("arcface"))
+def run(request: pytest.FixtureRequest) -> tuple[Json, Arrays[Tensor], IrSe]:
     """Description, arrays, and our network with the weights of the fill rule."""
     meta, arrays = goldenlib.load(request.param)
     network = ir_se_of(goldenlib.fill(meta["keys"], meta["seed"]))
-    return meta, {name: torch.from_numpy(array) for name, array in arrays.items()}, network
+    return meta, arrays.tensors(), network
 
 
 def enlarged(grid: Tensor, factor: int) -> Tensor:
@@ -73,4 +71,4 @@ def test_every_array_is_compared(run: Any) -> None:
     _, arrays, _ = run
     known = {"images_112", "embedding_112", "id_loss", "grad_grid_256_b"}
     known |= {f"{what}_256_{which}" for what in ("grid", "embedding") for which in ("a", "b")}
-    assert set(arrays) == known
+    goldenlib.check_known(arrays, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from goldenlib import fill, golden_root, load, require, run_name, runs
+from goldenlib import fill, load, one, params, sentences
 from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import TemplateBank, context_sentence, sentence
@@ -24,22 +23,11 @@ TOLERANCE = 1e-5
 Arrays = dict[str, np.ndarray]
 
 
-def clip_run(name: str) -> Path:
-    """The json of a CLIP by its name."""
-    return next(run for run in runs("clip_text_image") if run_name(run) == name)
-
-
 @lru_cache(maxsize=1)
 def banks() -> tuple[TemplateBank, TemplateBank]:
     """The golden folder's own template and part sentences."""
-    every = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (golden_root() / "clip_text_image").glob("*.json")
-    )
-    texts = next(content for content in every if "imagenet_templates" in content)
-    return TemplateBank("golden", tuple(texts["imagenet_templates"])), TemplateBank(
-        "parts", tuple(texts["part_templates"])
-    )
+    texts = sentences("imagenet_templates")
+    return TemplateBank("golden", texts), TemplateBank("parts", sentences("part_templates"))
 
 
 @lru_cache(maxsize=1)
@@ -60,12 +48,7 @@ def agrees(ours: Tensor, golden: np.ndarray, tolerance: float = TOLERANCE) -> bo
     return bool((ours.detach() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-CLIPS = [pytest.param(run, id=run_name(run)) for run in runs("clip_text_image")]
-
-
-def test_there_are_golden_clips_mappers_and_losses() -> None:
-    require("clip_text_image", "ipl_mapper", "nada_losses")
-    assert CLIPS
+CLIPS = params("clip_text_image")
 
 
 @pytest.mark.parametrize("run", CLIPS)
@@ -155,7 +138,7 @@ def test_learned_words_give_the_official_features_and_gradient(run: Path) -> Non
     assert words.grad is not None and agrees(words.grad, arrays["grad_soft_prompts_target"])
 
 
-@pytest.mark.parametrize("run", runs("ipl_mapper"), ids=run_name)
+@pytest.mark.parametrize("run", params("ipl_mapper"))
 def test_the_mapper_and_its_gradients_are_the_official_ones(run: Path) -> None:
     meta, arrays = load(run)
     mapper = mapper_from_official(fill(meta["keys"], meta["seed"]), meta["config"]["n_ctx"])
@@ -180,13 +163,13 @@ def repeat(grid: np.ndarray, times: int, pad: int) -> Tensor:
     return torch.nn.functional.pad(images, (pad,) * 4, mode="replicate")
 
 
-NADA = [pytest.param(run, id=run_name(run)) for run in runs("nada_losses")]
+NADA = params("nada_losses")
 
 
 @pytest.mark.parametrize("run", NADA)
 def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path) -> None:
     meta, arrays = load(run)
-    clip = clip_of(clip_run(meta["clip"]))
+    clip = clip_of(one("clip_text_image", meta["clip"]))
     label = meta["target_class"]
     raw, named = (normalize(clip.encode_text([text])) for text in (label, f"a {label}"))
     means = [
@@ -236,7 +219,7 @@ def test_the_losses_of_nada_and_their_gradients_are_the_official_ones(run: Path)
 @pytest.mark.parametrize("run", NADA)
 def test_the_texture_loss_of_nada_is_the_official_one(run: Path) -> None:
     meta, arrays = load(run)
-    clip = clip_of(clip_run(meta["texture_clip"]))
+    clip = clip_of(one("clip_text_image", meta["texture_clip"]))
     assert clip.convolutional
     wanted, image = (
         clip.encode_image(torch.from_numpy(arrays[f"{side}_images"])) for side in ("source", "target")
@@ -247,7 +230,7 @@ def test_the_texture_loss_of_nada_is_the_official_one(run: Path) -> None:
 @pytest.mark.parametrize("run", NADA)
 def test_the_patch_loss_of_nada_is_the_official_one(run: Path) -> None:
     meta, arrays = load(run)
-    clip = clip_of(clip_run(meta["clip"]))
+    clip = clip_of(one("clip_text_image", meta["clip"]))
     parts = [
         text_direction(clip, sentence(part, meta["source_class"]), sentence(part, meta["target_class"]))
         for part in banks()[1].templates

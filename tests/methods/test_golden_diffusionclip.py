@@ -12,37 +12,36 @@ import torch
 from torch import Tensor
 
 import goldenlib
-from goldentrain import clip
+from goldenlib import DOWN, Json, timed
+from goldentrain import Comparison, clip, ddpm_of, norms_of
 from zeroshift.clip.text import BytePairTokenizer
 from zeroshift.config.schema import configure
-from zeroshift.files.unets import ddpm_generator, to_ddpm
+from zeroshift.files.unets import to_ddpm
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, generation_times, inversion_times
 from zeroshift.models.mixing import mixture
 from zeroshift.pictures.inversion import Route, inverted
 
-STEPS, RUNS = goldenlib.runs("ddim", "steps"), goldenlib.runs("ddim", "clip_finetune*")
-pytestmark = pytest.mark.skipif(
-    not STEPS or not RUNS, reason="this golden folder has no fine-tuning of diffusion models"
-)
+RUNS = goldenlib.params("ddim", "clip_finetune*")
 
-# Relative to the largest element: through, per-step. Ours is float64, the authors' float32: float32 on two
-# processors differs by more than either from float64. Three times the deviations of the golden README's table
-# (section B), but for the pictures of mode per-step, where float64 itself is 4.6e-5 from the authors'
-# float32.
-CLOSE_X = {"through": 1.2e-3, "per-step": 6e-5}
-CLOSE_LOSS = {"through": 1.2e-4, "per-step": 6e-6}
 SINGLE = 1e-5
 
-# A shift of every position of a channel is taken away again where a norm has one channel per group, and one
-# of all keys by the softmax: these gradients are 0 but for rounding, which Adam turns into steps of full
-# length in any direction.
-IDLE = re.compile(
-    r".*\.k\.bias|\w+\.0\.block\.\d\.(conv1\.bias|temb_proj\.\w+)|up\.0\.block\.1\.(conv2|nin_shortcut)\.bias"
-)
+PICTURES = {"through": 2e-3, "per-step": 1.5e-4}
+"""Largest deviation of pictures by the mode of a run, relative to the largest element.
 
-Json = dict[str, Any]
+Ours is float64, the authors' float32 of one processor. Three times the largest deviation from theirs of ours
+in float64 and in float32, with and without oneDNN's convolutions, on one thread and two: 6.7e-4 and 4.9e-5.
+"""
+
+LOSSES = {"through": 1.2e-4, "per-step": 1.5e-5}
+"""The same of losses, where 2.6e-5 and 5e-6 were seen, 4e-5 by the golden README (section B)."""
+
+OTHERS = {"lr": SINGLE, "text_direction": SINGLE, "final_delta_l2": 1e-2, "final_l2": 1e-4}
+"""The same of what no training step touches, and of lengths of weights, each relative to itself."""
+
+GROUPS = 32
+"""Of every group norm in a DDPM network."""
 
 
 def deviation(value: Tensor, expected: Tensor) -> float:
@@ -56,12 +55,30 @@ class Group:
 
     def __init__(self, run: Path) -> None:
         self.meta, arrays = goldenlib.load(run)
-        self.arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.keys = goldenlib.load(STEPS[0])[0]["keys"]
+        self.arrays = arrays.tensors()
+        self.keys = goldenlib.description(goldenlib.one("ddim", "steps"))["keys"]
         self.mode = "per-step" if self.meta["mode"].endswith("eff") else "through"
 
     def model(self, seed: str = "seed") -> DiffusionGenerator:
-        return ddpm_generator(goldenlib.fill(self.keys, self.meta[seed])).double().eval()
+        return ddpm_of(self.meta, self.keys, seed).double()
+
+    def limit(self, name: str, step: int) -> float:
+        """Limit of a name."""
+        if name in ("finetune_x", "finetune_x0", "test_generation_x"):
+            return PICTURES[self.mode]
+        return OTHERS.get(name, LOSSES[self.mode])
+
+    def idle(self, name: str) -> bool:
+        """Whether the gradient of a weight is 0 but for rounding, which Adam turns into steps of full length.
+
+        So it is for a shift of all keys, which the softmax takes away again, and for a shift of a channel
+        that a norm has a group of its own for.
+        """
+        last = f"up.0.block.{self.meta['config']['num_res_blocks']}"
+        block = re.fullmatch(r"(.+\.block[._]\d+)\.(?:conv1\.bias|temb_proj\.\w+)", name)
+        end = re.fullmatch(rf"{re.escape(last)}\.(?:conv2|nin_shortcut)\.bias", name)
+        before = f"{block[1]}.conv1.weight" if block else f"{last}.conv2.weight"
+        return name.endswith(".k.bias") or (bool(block or end) and self.keys[before]["shape"][0] == GROUPS)
 
     def steps(self, rounds: int) -> int:
         """Steps of the optimiser in some rounds through the pictures."""
@@ -113,46 +130,44 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-@pytest.mark.parametrize("run", RUNS, ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", RUNS)
 def test_fine_tuning_follows_the_authors_step_by_step(run: Path, tmp_path: Path) -> None:
     group, events = Group(run), list[Json]()
     done = group.run(tmp_path / "run", events.append, rounds=group.meta["n_iter"])
-    arrays, close = group.arrays, CLOSE_LOSS[group.mode]
+    arrays = group.arrays
     assert len(events) == len(arrays["total_loss"]) == group.steps(group.meta["n_iter"])
+    found = Comparison(group.limit, arrays.run)
     path = torch.cat([x for event in events for x in event["path"]])
-    assert deviation(path, arrays["finetune_x"].flatten(0, 1)) < CLOSE_X[group.mode]
-    if group.mode == "per-step":
+    found.array("finetune_x", path, arrays["finetune_x"].flatten(0, 1))
+    if group.mode == "per-step" and (golden := arrays.optional("finetune_x0")) is not None:
         made = torch.cat([event["pictures"][1] for event in events])
-        assert deviation(made, arrays["finetune_x0"].flatten(0, 1)) < CLOSE_X[group.mode]
-    names = {
+        found.array("finetune_x0", made, golden.flatten(0, 1))
+    golden_names = {
         "loss": "total_loss",
         "direction": "directional_loss",
         "log_direction": "clip_loss",
         "pixel": "l1_loss",
     }
-    for ours, golden in names.items():
-        assert deviation(torch.stack([event["losses"][ours] for event in events]), arrays[golden]) < close, (
-            golden
-        )
-    assert deviation(torch.tensor([event["lr"] for event in events]), arrays["lr"]) < SINGLE
-    assert deviation(events[0]["text_directions"][0], arrays["text_direction"]) < SINGLE
+    for ours, golden in golden_names.items():
+        losses = torch.stack([event["losses"][ours] for event in events])
+        found.array(golden, losses, arrays.optional(golden))
+    found.array("lr", torch.tensor([event["lr"] for event in events]), arrays.optional("lr"))
+    found.array("text_direction", events[0]["text_directions"][0], arrays.optional("text_direction"))
     start, end = (to_ddpm(each) for each in (group.model(), done.generator))
     facts = group.meta["hyper"]
     noisy = inverted(group.model(), arrays["test_images"].double(), Route(facts["t_0"], facts["n_inv"]))
     with torch.no_grad():
         made = done.generator.generate(noisy, facts["t_0"], facts["n_test"])
-    assert deviation(made[0], arrays["test_generation_x"][-1, -1]) < CLOSE_X[group.mode]
+    found.array("test_generation_x", made[0], arrays["test_generation_x"][-1, -1])
     lengths = group.meta["final_delta_l2"]
-    busy = [name for name in lengths if not IDLE.fullmatch(name)]
-    assert set(end) == set(lengths) and len(busy) > 0.7 * len(lengths)
-    for name in busy:
-        assert (end[name].double() - start[name].double()).norm().item() == pytest.approx(
-            lengths[name], rel=1e-2
-        ), name
-        assert end[name].double().norm().item() == pytest.approx(group.meta["final_l2"][name], rel=1e-4), name
+    busy = [name for name in lengths if not group.idle(name)]
+    assert set(end) == set(lengths) and len(busy) > 0.5 * len(lengths)
+    found.each("final_delta_l2", norms_of(end, busy, start), lengths)
+    found.each("final_l2", norms_of(end, busy), group.meta["final_l2"])
+    assert found.held()
 
 
-@pytest.mark.parametrize("run", RUNS, ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", RUNS)
 def test_pictures_are_inverted_and_come_back(run: Path) -> None:
     group = Group(run)
     arrays, facts, model = group.arrays, group.meta["hyper"], group.model()
@@ -176,7 +191,7 @@ def test_pictures_are_inverted_and_come_back(run: Path) -> None:
 
 
 def test_the_words_are_tokenized_as_the_authors_do() -> None:
-    group = Group(RUNS[0])
+    group = Group(goldenlib.one("ddim", "clip_finetune*"))
     arrays, facts, bank = group.arrays, group.meta["hyper"], clip(group.meta["clip"]).templates
     labels = {"source": facts["src"], "target": facts["trg"]}
     for name, label in labels.items():
@@ -187,12 +202,11 @@ def test_the_words_are_tokenized_as_the_authors_do() -> None:
 
 
 def test_a_mixture_that_changes_with_time_equals_the_authors() -> None:
-    meta, raw = goldenlib.load(STEPS[0])
-    arrays = {name: torch.from_numpy(array) for name, array in raw.items()}
-    group = Group(RUNS[0])
-    first, second, third = (group.model(name) for name in ("seed", "seed_second_model", "seed_third_model"))
+    meta, raw = goldenlib.load(goldenlib.one("ddim", "steps"))
+    arrays, seeds = raw.tensors(), ("seed", "seed_second_model", "seed_third_model")
+    first, second, third = (ddpm_of(meta, meta["keys"], seed).double() for seed in seeds)
     schedule = {int(time): ratios for time, ratios in meta["hybrid_config"].items()}
     predict, x = mixture([second, third], schedule), arrays["x"][:1]
-    for name, t, t_next in (("hybrid_400_320", 400, 320), ("hybrid_80_0", 80, 0)):
+    for name, (t, t_next) in timed(arrays, rf"hybrid_{DOWN}"):
         with torch.no_grad():
             assert deviation(first.step(x, t, t_next, predict(x, t)), arrays[name]) < SINGLE

@@ -35,10 +35,6 @@ from zeroshift.methods.prompts import mapper_from_official
 
 NAME = "ipl_trajectory"
 
-# Float32 deviations, three times those of the golden README: losses of stage 1, and those of later steps of
-# stage 2.
-WORDS, LATE = 1.2e-6, 1.8e-3
-
 # A rate at which a step of stage 1 leaves the given mapper as it is.
 STILL = 1e-30
 
@@ -107,24 +103,23 @@ def test_runs_of_both_stages_are_there_and_begin_as_officially() -> None:
     )
     numbers["mapper_output_fixed_w_initial"] = mapper(shared.arrays["fixed_w"]).flatten(1)
     check_start(shared, tokens, numbers)
-    assert len(STAGE_1) > 1 and len(STAGE_2) > 1
 
 
 @pytest.mark.parametrize(("run", "steps"), STAGE_1)
 def test_stage_1_learns_the_words_of_the_golden_run(run: Path, steps: int) -> None:
     (meta, arrays), shared, done = goldenlib.load(run), group(NAME), words_of(run, steps)
     dtype = torch.from_numpy(arrays["loss"]).dtype
-    found = Comparison(limits(dtype, WORDS, early=WORDS))
+    found = Comparison(limits("stage 1", run), arrays.run)
     for ours, golden in {
         "loss": "loss",
         "contrastive": "contrastive",
         "domain": "domain_target",
         "domain_source": "domain_source",
     }.items():
-        found.steps(golden, done.loss(ours), arrays[golden])
-    found.steps(
-        "halves", done.loss("contrastive"), (arrays["ce_image_to_text"] + arrays["ce_text_to_image"]) / 2
-    )
+        found.steps(golden, done.loss(ours), arrays.optional(golden))
+    halves = [arrays.optional(f"ce_{way}") for way in ("image_to_text", "text_to_image")]
+    if halves[0] is not None and halves[1] is not None:
+        found.steps("halves", done.loss("contrastive"), (halves[0] + halves[1]) / 2)
     for step, event in enumerate(done.events):
         compare_gradients(event["gradients"], renamed(meta["grad_norms_per_step"][step]), step, found)
     if len(done.events) == len(arrays["loss"]):
@@ -137,9 +132,9 @@ def test_stage_1_learns_the_words_of_the_golden_run(run: Path, steps: int) -> No
             renamed(meta["final_mapper_delta_l2"]),
         )
         words = done.mapper(shared.arrays["fixed_w"].to(dtype))[0].flatten(1)
-        found.array("mapper_output_fixed_w", words, arrays["mapper_output_fixed_w"])
+        found.array("mapper_output_fixed_w", words, arrays.optional("mapper_output_fixed_w"))
     known = {"loss", "contrastive", "domain_target", "domain_source", "ce_image_to_text", "ce_text_to_image"}
-    assert set(arrays) == known | {"mapper_output_fixed_w"}
+    goldenlib.check_known(arrays, known | {"mapper_output_fixed_w"})
     assert found.held()
 
 
@@ -171,10 +166,10 @@ def test_stage_2_moves_the_generator_as_the_golden_run(
         dtype=dtype,
     )
     done = Done(config, given, stage=2, patch=monkeypatch)
-    found = Comparison(limits(dtype, LATE))
+    found = Comparison(limits("stage 2", run), arrays.run)
     known = compare_stage_2(done, shared, meta, arrays, found)
-    found.steps("text_direction", done.every("text_directions")[:, 0], arrays["text_direction"])
-    assert set(arrays) <= known | {"text_direction"}
+    found.steps("text_direction", done.every("text_directions")[:, 0], arrays.optional("text_direction"))
+    goldenlib.check_known(arrays, known | {"text_direction"})
     assert found.held()
 
 
@@ -186,7 +181,7 @@ def learned(dtype: torch.dtype) -> dict[str, Tensor]:
             mapper = words_of(run, 0).mapper
             assert mapper is not None
             return mapper.state_dict()
-    raise FileNotFoundError(f"no stage 1 in {dtype} with lambda_src 0")
+    goldenlib.lacking(f"a stage 1 of {NAME} in {dtype} with lambda_src 0")
 
 
 def renamed(norms: dict[str, float]) -> dict[str, float]:

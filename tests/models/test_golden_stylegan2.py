@@ -4,20 +4,20 @@ modulation paths."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import goldenlib
+from goldenlib import Arrays, Json
 from zeroshift.models import seeds as latent
 from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.stylegan2 import Modulation, StyleGAN2Config, StyleGAN2Generator
 
-RUNS = goldenlib.runs("stylegan2_rosinality")
-GENERATORS = [run for run in RUNS if "style.1.weight" in goldenlib.load(run)[0]["keys"]]
-DISCRIMINATORS = [run for run in RUNS if "final_linear.1.weight" in goldenlib.load(run)[0]["keys"]]
+GROUP = "stylegan2_rosinality"
+GENERATORS = goldenlib.params(GROUP, wanted=lambda meta: "style.1.weight" in meta["keys"])
+DISCRIMINATORS = goldenlib.params(GROUP, wanted=lambda meta: "final_linear.1.weight" in meta["keys"])
 PATHS: list[Modulation] = ["scale", "grouped"]
 
 # Tolerances of the golden README, section B: relative to the largest element; norm-wise where leaky-ReLU
@@ -36,12 +36,12 @@ def norm_deviation(value: Tensor, expected: Tensor) -> float:
     return ((value - expected).norm() / expected.norm()).item()
 
 
-def tensors(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def tensors(run: Path) -> tuple[Json, Arrays[Tensor]]:
     meta, arrays = goldenlib.load(run)
-    return meta, {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return meta, arrays.tensors()
 
 
-def generator_of(meta: dict[str, Any], modulation: Modulation = "auto") -> StyleGAN2Generator:
+def generator_of(meta: Json, modulation: Modulation = "auto") -> StyleGAN2Generator:
     config = meta["config"]
     made = StyleGAN2Generator(
         StyleGAN2Config(
@@ -58,19 +58,14 @@ def generator_of(meta: dict[str, Any], modulation: Modulation = "auto") -> Style
     return made
 
 
-def discriminator_of(meta: dict[str, Any]) -> StyleGAN2Discriminator:
+def discriminator_of(meta: Json) -> StyleGAN2Discriminator:
     size, multiplier = meta["config"]["size"], meta["config"]["channel_multiplier"]
     made = StyleGAN2Discriminator(StyleGAN2Config(size=size, channel_multiplier=multiplier))
     made.load_state_dict(goldenlib.fill(meta["keys"], meta["seed"]))
     return made
 
 
-def test_runs_of_both_kinds_are_there() -> None:
-    goldenlib.require("stylegan2_rosinality")
-    assert GENERATORS and DISCRIMINATORS and len(RUNS) == len(GENERATORS) + len(DISCRIMINATORS)
-
-
-@pytest.mark.parametrize("run", RUNS, ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", goldenlib.params(GROUP))
 def test_filled_weights_pass_the_checks_of_the_json(run: Path) -> None:
     meta, _ = goldenlib.load(run)
     filled = goldenlib.fill(meta["keys"], meta["seed"])
@@ -84,7 +79,7 @@ def test_filled_weights_pass_the_checks_of_the_json(run: Path) -> None:
 
 
 @pytest.mark.parametrize("modulation", PATHS)
-@pytest.mark.parametrize("run", GENERATORS, ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", GENERATORS)
 def test_generator_pictures_and_activations(run: Path, modulation: Modulation) -> None:
     meta, arrays = tensors(run)
     generator = generator_of(meta, modulation)
@@ -92,30 +87,35 @@ def test_generator_pictures_and_activations(run: Path, modulation: Modulation) -
     with torch.no_grad():
         w, w2 = generator.map(arrays["z"]), generator.map(arrays["z2"])
         image, activations = generator.synthesize(w, features=True)
-        truncated = latent.truncate(w, arrays["truncation_latent"], meta["truncation"])
         found = {
             "w": w,
             "w2": w2,
             "image": image,
             "image_from_z": generator(arrays["z"]),
-            "image_trunc": generator.synthesize(truncated),
-            "image_w_plus": generator.synthesize(arrays["w_plus"]),
             "image_mix": generator.synthesize(latent.mix(w, w2, meta["inject_index"], meta["n_latent"])),
             "image_zero_noise": generator.synthesize(w, "off"),
         }
+        if (average := arrays.optional("truncation_latent")) is not None:
+            truncated = latent.truncate(w, average, meta["truncation"])
+            found["image_trunc"] = generator.synthesize(truncated)
+        if (styles := arrays.optional("w_plus")) is not None:
+            found["image_w_plus"] = generator.synthesize(styles)
+    # Before the activations, of which only some are stored.
+    golden = {name: arrays.optional(name) for name in found}
     for index, activation in enumerate(activations):
         name = f"act_{index}_first8ch"
         if name in arrays:
             samples, channels = arrays[name].shape[:2]
             found[name] = activation[:samples, :channels]
+            golden[name] = arrays[name]
     inputs = {"z", "z2", "w_plus", "truncation_latent", "grad_target", "grad_w"}
-    assert set(arrays) - inputs <= set(found)
-    deviations = {name: deviation(value, arrays[name]) for name, value in found.items() if name in arrays}
+    goldenlib.check_known(arrays, inputs | set(found))
+    deviations = {name: deviation(found[name], each) for name, each in golden.items() if each is not None}
     assert max(deviations.values()) < CLOSE, deviations
 
 
 @pytest.mark.parametrize("modulation", PATHS)
-@pytest.mark.parametrize("run", GENERATORS, ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", GENERATORS)
 def test_generator_gradients(run: Path, modulation: Modulation) -> None:
     meta, arrays = tensors(run)
     generator = generator_of(meta, modulation)
@@ -135,7 +135,7 @@ def test_generator_gradients(run: Path, modulation: Modulation) -> None:
         ), name
 
 
-@pytest.mark.parametrize("run", DISCRIMINATORS, ids=goldenlib.run_name)
+@pytest.mark.parametrize("run", DISCRIMINATORS)
 def test_discriminator_logits_and_picture_gradient(run: Path) -> None:
     meta, arrays = tensors(run)
     discriminator = discriminator_of(meta)
