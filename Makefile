@@ -9,7 +9,7 @@ PYTEST ?= -n 2 --dist loadfile
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.zeroshift-setup
 
-.PHONY: setup demo test lint bench golden
+.PHONY: setup demo test lint bench golden docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -41,3 +41,6 @@ golden: setup
 
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: setup
+	$(BIN)/python docs/generate.py
