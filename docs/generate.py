@@ -23,7 +23,7 @@ import tyro
 
 import zeroshift as zs
 from zeroshift.app.cli import VERBS
-from zeroshift.config.methods import METHODS
+from zeroshift.config.methods import KINDS, METHODS
 from zeroshift.config.options import to_dict
 from zeroshift.config.recipes import RECIPES, recipe
 from zeroshift.config.schema import AdaptConfig
@@ -166,7 +166,9 @@ def options_of(made: type, groups: list[Group], prefix: str = "") -> Iterator[Op
         text = help_texts(made).get(item.name, "")
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
-            renamed = next((note.name for note in notes if getattr(note, "name", None) is not None), item.name)
+            renamed = next(
+                (note.name for note in notes if getattr(note, "name", None) is not None), item.name
+            )
             inner = f"{prefix}{renamed}." if renamed and tyro.conf.OmitArgPrefixes not in notes else prefix
             group = groups[0] if not renamed else Group(f"Section `{prefix}{item.name}`", text)
             groups += [] if group is groups[0] else [group]
@@ -227,7 +229,9 @@ def python_section(verb: str) -> str:
 def wrapped(text: str) -> str:
     """Paragraphs in lines of at most `WIDTH` columns; indented ones are examples and stay."""
     paragraphs = [
-        each if each.startswith("    ") else textwrap.fill(" ".join(each.split()), WIDTH, break_on_hyphens=False)
+        each
+        if each.startswith("    ")
+        else textwrap.fill(" ".join(each.split()), WIDTH, break_on_hyphens=False)
         for each in text.split("\n\n")
     ]
     return "\n\n".join(paragraphs)
@@ -274,7 +278,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'zeroshift adapt --target "pencil sketch"                  # the built-in portraits, method ipl',
         "zeroshift adapt --target zombie --method nada --seed 1 --out runs/zombie",
         "zeroshift adapt --target neon --until converged           # stop when it no longer gets better",
-        "zeroshift adapt --target neon --dry-run                   # what would move, and the memory it needs",
+        "zeroshift adapt --target neon --dry-run                   # what would move, what memory it needs",
         "zeroshift adapt --generator portraits-ddpm --target cartoon --out runs/cartoon",
     ),
     "sample": (
@@ -292,14 +296,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "zeroshift convert runs/zombie zombie.onnx --to onnx --part full",
         "zeroshift convert celeba_hq.ckpt celeba_hq.safetensors --to safetensors",
     ),
-    "push": ("zeroshift push runs/zombie owner/zombie --dry-run card", "zeroshift push runs/zombie owner/zombie"),
+    "push": (
+        "zeroshift push runs/zombie owner/zombie --dry-run card    # shows what would be uploaded",
+        "zeroshift push runs/zombie owner/zombie",
+    ),
     "evaluate": (
         "zeroshift evaluate runs/zombie --csv zombie.csv",
         "zeroshift evaluate runs/ffhq-sketch --judge openai/clip-vit-base-patch16 --reference sketches/",
     ),
     "compare": (
         "zeroshift compare --methods nada ipl coop --targets zombie neon --seeds 0 1 2 --out runs/compare",
-        'zeroshift compare --methods ipl "few words=ipl:mapper.words=2" --targets neon --steps 100 --out runs/words',
+        'zeroshift compare --methods ipl "few words=ipl:mapper.words=2" --targets neon --out runs/words',
     ),
     "inspect": ("zeroshift inspect ffhq.pkl", "zeroshift inspect hf:google/ddpm-celebahq-256 --json"),
     "doctor": ("zeroshift doctor",),
@@ -359,7 +366,8 @@ def page(made: type) -> str:
 def methods_table() -> str:
     """Methods x kinds of generator, as `config/methods.py` has them."""
     rows = [
-        f"| `{name}` | {row.summary} | {' | '.join('yes' if kind in row.on else 'no' for kind in ('styles', 'diffusion'))} |"
+        " | ".join([f"| `{name}`", row.summary, *("yes" if kind in row.on else "no" for kind in KINDS)])
+        + " |"
         for name, row in METHODS.items()
     ]
     return "\n".join(["| method | what it does | StyleGAN2 | diffusion |", "|---|---|---|---|", *rows])
@@ -377,14 +385,19 @@ def verbs_table() -> str:
     return "\n".join(["| command | Python | what it does |", "|---|---|---|", *rows])
 
 
+def filled(text: str, name: str, table: str) -> str:
+    """A page with a table in the place of that name."""
+    before, mark, rest = text.partition(f"<!-- generated: {name} -->\n")
+    assert mark and "<!-- end -->" in rest, f"README.md has no place for the table of {name}"
+    return before + mark + table + "\n" + rest[rest.index("<!-- end -->") :]
+
+
 def pages() -> dict[Path, str]:
     """File -> its text, for every page and for README.md."""
     made = {DOCS / "verbs" / f"{each.__name__.lower()}.md": page(each) for each in VERBS}
     readme = README.read_text(encoding="utf-8")
     for name, table in {"methods": methods_table(), "commands": verbs_table()}.items():
-        block = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
-        readme, found = re.subn(block, lambda hit, text=table: f"{hit[1]}{text}\n{hit[2]}", readme, flags=re.DOTALL)
-        assert found == 1, f"README.md has no place for the table of {name}"
+        readme = filled(readme, name, table)
     return made | {README: readme}
 
 

@@ -1,5 +1,5 @@
-"""The documentation says what the code says: generated pages are current, the notebook runs, links and anchors
-lead somewhere."""
+"""The documentation says what the code says: generated pages are current, the notebook runs, anchors are
+headings."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import importlib.util
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from zeroshift.app import cli
 from zeroshift.config.methods import METHODS
+from zeroshift.measure.evaluate import METRICS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -25,6 +28,19 @@ VERBS = [made.__name__.lower() for made in cli.VERBS]
 
 TINY = {"STEPS": 2, "MEASURED": "2000-2007"}
 """What the check puts in place of the notebook's constants, beside its folder."""
+
+AS_A_NOTEBOOK = """
+import ast, json, pathlib, sys
+
+space = {}
+for cell in json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")):
+    tree = ast.parse(cell)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), space)
+    if last is not None:
+        print("shown:", type(eval(compile(ast.Expression(last.value), "cell", "eval"), space)).__name__)
+"""
+"""Runs the cells of a file one after the other; a cell shows its last expression, as in a notebook."""
 
 
 def generator() -> ModuleType:
@@ -56,9 +72,9 @@ def flags_of_help(verb: str) -> set[str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert cli.main([verb, "--help"]) == 0
-    # Help texts, which name options of other verbs too, are indented further.
-    lines = [line for line in said.getvalue().splitlines() if re.match(r"(│ |  )-", line)]
-    return {flag for line in lines for flag in re.findall(r"--[a-z0-9.-]+", line)} - {"--help"}
+    # Help texts, which name options too, are indented further or stand behind a gap.
+    lines = [line[2:].split("  ")[0] for line in said.getvalue().splitlines() if re.match(r"(│ |  )-", line)]
+    return {flag for line in lines for flag in re.findall(r"--[a-z][a-z0-9.-]*", line)} - {"--help"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -72,8 +88,6 @@ def test_a_page_has_exactly_the_options_of_the_command(verb: str) -> None:
 
 
 def test_examples_of_the_pages_can_be_read() -> None:
-    import shlex
-
     examples = [line for lines in generator().EXAMPLES.values() for line in lines]
     for example in examples:
         assert cli.parse(shlex.split(example, comments=True)[1:]) is not None
@@ -83,15 +97,14 @@ def test_examples_of_the_pages_can_be_read() -> None:
 def test_the_readme_says_which_method_moves_which_generator_as_the_table_in_code_does() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme.split("<!-- generated: methods -->")[1].split("<!-- end -->")[0]
-    rows = [[cell.strip(" `") for cell in line.strip("|\n").split("|")] for line in block.splitlines() if line]
+    lines = [line.strip("|") for line in block.splitlines() if line]
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in lines]
     assert rows[0][2:] == ["StyleGAN2", "diffusion"]
     said = {name: (styles == "yes", noise == "yes") for name, _, styles, noise in rows[2:]}
     assert said == {name: ("styles" in row.on, "diffusion" in row.on) for name, row in METHODS.items()}
 
 
 def test_the_readme_keeps_within_110_columns_and_names_every_metric() -> None:
-    from zeroshift.measure.evaluate import METRICS
-
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     # A row of a table cannot be wrapped.
     assert [line for line in readme.splitlines() if len(line) > 110 and not line.startswith("|")] == []
@@ -131,30 +144,21 @@ def test_every_anchor_in_a_link_is_a_heading() -> None:
     assert lost == []
 
 
-def notebook() -> list[dict[str, object]]:
-    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+def code_cells() -> list[dict[str, Any]]:
+    """The notebook's cells of code."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    cells = ["".join(cell["source"]) for cell in notebook() if cell["cell_type"] == "code"]  # type: ignore[arg-type]
+    first, *others = ["".join(cell["source"]) for cell in code_cells()]
     constants = TINY | {"OUT": str(tmp_path / "run")}
-    assert all(re.search(rf"^{name} = ", cells[0], re.MULTILINE) for name in constants)
-    set_small = "\n".join(f"{name} = {value!r}" for name, value in constants.items())
-    # A cell shows its last expression, as a notebook does.
-    script = f"""
-import ast, json
-space = {{}}
-for cell in json.loads({json.dumps(json.dumps([cells[0], set_small, *cells[1:]]))}):
-    tree = ast.parse(cell)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), space)
-    if last is not None:
-        shown = eval(compile(ast.Expression(last.value), "cell", "eval"), space)
-        print("shown:", type(shown).__name__, getattr(shown, "size", ""))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    assert all(re.search(rf"^{name} = ", first, re.MULTILINE) for name in constants)
+    small = "\n".join(f"{name} = {value!r}" for name, value in constants.items())
+    place = tmp_path / "cells.json"
+    place.write_text(json.dumps([first, small, *others]), encoding="utf-8")
+    command = [sys.executable, "-c", AS_A_NOTEBOOK, str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("shown: Image") == 3, done.stdout
     assert "distance to the true picture" in done.stdout
@@ -162,4 +166,4 @@ for cell in json.loads({json.dumps(json.dumps([cells[0], set_small, *cells[1:]])
 
 
 def test_the_notebook_is_committed_without_outputs() -> None:
-    assert [cell.get("outputs") for cell in notebook() if cell["cell_type"] == "code" and cell["outputs"]] == []
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells())
