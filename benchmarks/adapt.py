@@ -25,9 +25,10 @@ from turns import Row, Turn, against, least, require_equal, result, take_turns
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import IMAGENET, BytePairTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
-from zeroshift.files.registry import load_styled
+from zeroshift.files.checkpoints import with_styles
+from zeroshift.files.registry import load_generator
 from zeroshift.methods.backend import Given
-from zeroshift.models import seeds as latent
+from zeroshift.models.seeds import draw_z, rng
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 SIDES: dict[str, dict[str, Any]] = {
@@ -54,7 +55,7 @@ def models(world: str, multiplier: int) -> tuple[StyleGAN2Generator, list[ClipMo
         clips = [zs.load_clip(f"portraits-clip-{letter}") for letter in "ab"]
         for clip in clips:
             clip.templates = IMAGENET
-        return load_styled("portraits", "this benchmark")[0], clips
+        return with_styles(load_generator("portraits")[0], "portraits", "this benchmark"), clips
     import transformers
 
     torch.manual_seed(0)
@@ -91,12 +92,10 @@ def latents(generator: StyleGAN2Generator, stage: int, steps: int) -> Given:
     """
 
     def stack(label: str, count: int, batch: int) -> torch.Tensor:
-        return torch.stack(
-            [latent.draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)]
-        )
+        return torch.stack([draw_z(generator.latent_dim, batch, 0, label, step) for step in range(count)])
 
     (first,) = stack("1", 1, 32 if stage == 1 else 2)
-    orders = [torch.randperm(32, generator=latent.rng("stage1 order", 0, step)) for step in range(1, steps)]
+    orders = [torch.randperm(32, generator=rng("stage1 order", 0, step)) for step in range(1, steps)]
     again = [first[order] for order in orders] if stage == 1 else []
     count = steps if stage == 2 else 1
     return Given(
@@ -135,7 +134,7 @@ def run_literal(
 
     heads = [
         prompt_mapper(
-            [clip], clip.context, generator.style_dim, seed=latent.rng("mapper", 0, index).initial_seed()
+            [clip], clip.context, generator.style_dim, seed=rng("mapper", 0, index).initial_seed()
         ).heads[0]
         for index, clip in enumerate(clips)
     ]

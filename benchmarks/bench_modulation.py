@@ -14,8 +14,8 @@ import time
 
 import torch
 
-from zeroshift.models import seeds as latent
 from zeroshift.models.ops import ModulationPath
+from zeroshift.models.seeds import z_from_seeds
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator, resolve_modulation
 
 PATHS: tuple[ModulationPath, ModulationPath] = ("scale", "grouped")
@@ -55,7 +55,7 @@ def main() -> None:
         else {"latent_dim": 64, "style_dim": 128, "channel_base": 2048, "channel_max": 192}
     )
     generator = StyleGAN2Generator(StyleGAN2Config(size=args.size, **small)).to(args.device)
-    w = generator.map(latent.z_from_seeds(range(args.batch), generator.latent_dim).to(args.device)).detach()
+    w = generator.map(z_from_seeds(range(args.batch), generator.latent_dim).to(args.device)).detach()
     result: dict[str, object] = {"device": args.device, "size": args.size, "batch": args.batch}
     for kind, backward in (("inference", False), ("training", True)):
         # Interleaved, and the best of each: other work on the machine then disturbs both alike.

@@ -24,8 +24,9 @@ import zeroshift as zs
 from zeroshift.files.registry import load_clip
 from zeroshift.measure.features import read_attributes
 from zeroshift.methods.adapt import AdaptRun
-from zeroshift.models import seeds as latent
+from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
+from zeroshift.worlds.portraits import Portraits
 
 PEOPLE, SEEDS = range(2000, 2128), "2000-2127"
 TARGETS = {
@@ -56,14 +57,14 @@ def attribute_gained(run: AdaptRun) -> dict[str, float]:
     """Share of people seen with the attribute before and after, and how many others are read right, relative
     to the source."""
     judge, (wanted, choice) = load_clip("portraits-judge"), WANTED
-    z = latent.z_from_seeds(PEOPLE, LATENT_DIM)
+    z = z_from_seeds(PEOPLE, LATENT_DIM)
     scene = sample_scene(z)
     all_have = torch.full_like(scene.choice[wanted], CHOICES[wanted][0].index(choice))
     asked = replace(scene, choice={**scene.choice, wanted: all_have})
     read = {}
     for name, generator in (("before", run.source), ("after", run.generator)):
         pictures = torch.cat([generator.synthesize(generator.map(part)) for part in z.split(16)]).clamp(-1, 1)
-        read[name] = read_attributes(judge, judge.encode_image(pictures), asked)
+        read[name] = read_attributes(judge, judge.encode_image(pictures), Portraits(), asked.choice)
     others = [read["after"][name] / read["before"][name] for name in CHOICES if name != wanted]
     return {
         "before": read["before"][wanted],

@@ -38,7 +38,7 @@ from zeroshift.models.diffusion import DiffusionGenerator, build_unet
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits import render
 from zeroshift.portraits.scene import LATENT_DIM
-from zeroshift.pretrain import ddpm as train_ddpm
+from zeroshift.pretrain import ddpm
 
 PUBLISHED = {
     "in_channels": 3,
@@ -90,7 +90,7 @@ def generator_of(world: str) -> DiffusionGenerator:
         found: Any = zs.load_generator("portraits-ddpm")[0]
         return found
     except zs.ZeroshiftError:
-        return train_ddpm.wrap(build_unet(train_ddpm.OPTIONS))
+        return ddpm.wrap(build_unet(ddpm.OPTIONS))
 
 
 def clips_of(world: str) -> list[ClipModel]:

@@ -34,7 +34,7 @@ from zeroshift.devices import Precision
 from zeroshift.files.registry import load_clip
 from zeroshift.methods.adapt import adapt
 from zeroshift.methods.guidance import clip_objective
-from zeroshift.models import seeds as latent
+from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits import captions, render
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 
@@ -93,7 +93,7 @@ def main() -> None:
         "--words", type=json.loads, metavar="JSON", help="also train the words, with these overrides"
     )
     args = parser.parse_args()
-    z, rows = latent.z_from_seeds(SEEDS, LATENT_DIM), []
+    z, rows = z_from_seeds(SEEDS, LATENT_DIM), []
     print(
         "| CLIP | target | label | best | captions | individual part of captions | words | individual part "
         "of words |"

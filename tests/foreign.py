@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from zeroshift.files import layouts
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 CONFIG = StyleGAN2Config(size=16, latent_dim=6, style_dim=8, mapping_depth=2, channel_base=64, channel_max=8)
 

@@ -74,6 +74,15 @@ def test_entering_a_room_loads_no_file_of_it(room: str) -> None:
     assert imports(room, modules()[room]) == set()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [each for each in order()[1:] if each.split(".")[0] not in ("portraits", "worlds", "pretrain")],
+)
+def test_the_built_in_world_is_met_as_a_world_like_any_other(name: str) -> None:
+    used = imports(name, modules()[name]) - ({"portraits"} if name == "config.recipes" else set())
+    assert not {each for each in used if each.split(".")[0] == "portraits" or each == "worlds.portraits"}
+
+
 def test_imports_are_read_in_every_spelling(tmp_path: Path) -> None:
     lines = (
         "from . import errors",

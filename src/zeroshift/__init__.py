@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zeroshift.measure.evaluate import evaluate as evaluate
     from zeroshift.methods.adapt import adapt as adapt
     from zeroshift.methods.adapt import plan as plan
-    from zeroshift.pictures.sample import load as load
+    from zeroshift.pictures.runs import load as load
     from zeroshift.pictures.sample import sample as sample
     from zeroshift.pictures.translate import translate as translate
 
@@ -41,7 +41,7 @@ _HOME = {
     "convert": "files.export",
     "evaluate": "measure.evaluate",
     "inspect": "files.describe",
-    "load": "pictures.sample",
+    "load": "pictures.runs",
     "load_clip": "files.registry",
     "load_generator": "files.registry",
     "plan": "methods.adapt",

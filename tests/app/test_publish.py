@@ -58,7 +58,8 @@ def test_a_pushed_generator_comes_back_from_the_hub_with_equal_weights(
     assert {name: len(content) for name, content in repository.revisions["main"].items()} == done.files
     assert len(repository.messages) == 1 and "zeroshift" in repository.messages[0]
     assert f"to {server.address}/ann/sketch" in capsys.readouterr().err
-    loaded, ours = zeroshift.load("hf:ann/sketch").state(), run.generator.state()
+    loaded = zeroshift.load("hf:ann/sketch").state()
+    ours = run.generator.state()
     assert loaded.keys() == ours.keys() and all(torch.equal(loaded[name], ours[name]) for name in ours)
 
 
@@ -94,7 +95,7 @@ def test_the_numbers_of_the_card_are_means_of_the_logged_tenths(run: AdaptRun, t
         {"stage": 2, "step": step, "loss": float(step), "direction": float(step), "global_clip": 1.0}
         for step in range(20)
     ]
-    assert publish._numbers(lines, ()) == [
+    assert publish._loss_rows(lines, ()) == [
         (2, "loss", "0.5000", "18.5000"),
         (2, "global loss", "1.0000", "1.0000"),
     ]

@@ -34,7 +34,8 @@ def test_a_clip_in_training_learns_all_its_weights() -> None:
 
 @pytest.mark.parametrize("vision", ["resnet", "convnext", "regnet"])
 def test_one_picture_alone_has_the_features_it_has_in_a_batch(vision: str) -> None:
-    clip, images = small(vision).double(), draw(3, 3, 64, 64)
+    clip = small(vision).double()
+    images = draw(3, 3, 64, 64)
     torch.testing.assert_close(clip.encode_image(images[1:2]), clip.encode_image(images)[1:2])
 
 
@@ -92,7 +93,8 @@ def test_learned_words_equal_to_the_tokens_give_the_features_of_the_text() -> No
 
 
 def test_every_image_is_read_with_its_own_words_in_one_batch() -> None:
-    clip, words = small().double(), draw(3, 4, 16)
+    clip = small().double()
+    words = draw(3, 4, 16)
     together = clip.encode_prompts(words, "a photo of a sketch")
     alone = torch.cat([clip.encode_prompts(row[None], "a photo of a sketch") for row in words])
     torch.testing.assert_close(together, alone)
@@ -137,7 +139,8 @@ def test_preparing_agrees_with_pillow_on_a_photo_sized_picture() -> None:
 
 
 def test_a_picture_of_the_right_size_is_only_shifted_and_scaled() -> None:
-    clip, images = small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)), draw(2, 3, 64, 64)
+    clip = small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    images = draw(2, 3, 64, 64)
     expected = torch.stack(
         [((images[:, c] + 1) / 2 - 0.1 * (c + 1)) / (0.5 + 0.1 * c) for c in range(3)], dim=1
     )
@@ -161,7 +164,8 @@ def test_the_two_resize_filters_differ_and_another_is_refused() -> None:
 
 
 def test_half_precision_models_give_full_precision_features() -> None:
-    clip, images = small(), draw(2, 3, 64, 64, dtype=torch.float32)
+    clip = small()
+    images = draw(2, 3, 64, 64, dtype=torch.float32)
     full = clip.encode_image(images), clip.encode_text(TEXTS)
     clip.to(torch.bfloat16)
     half = clip.encode_image(images.bfloat16()), clip.encode_text(TEXTS)

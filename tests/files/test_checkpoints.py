@@ -17,9 +17,12 @@ import goldenlib
 import tiny
 from zeroshift.errors import InputError, RunError
 from zeroshift.files import checkpoints, registry
+from zeroshift.files.registry import load_discriminator
 from zeroshift.files.writing import atomic_path, file_sha256
-from zeroshift.models import seeds as latent
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.seeds import average_style, rng
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
+from zeroshift.worlds.portraits import Portraits
 
 CONFIG = StyleGAN2Config(
     size=32, latent_dim=6, style_dim=10, mapping_depth=3, channel_base=128, channel_max=12
@@ -29,7 +32,7 @@ CONFIG = StyleGAN2Config(
 @pytest.fixture
 def generator() -> StyleGAN2Generator:
     made = StyleGAN2Generator(CONFIG, seed=4)
-    made.latent_avg.copy_(latent.average_style(made, 64))
+    made.latent_avg.copy_(average_style(made, 64))
     return made
 
 
@@ -80,8 +83,22 @@ def test_discriminators_round_trip_in_both_layouts(tmp_path: Path) -> None:
     checkpoints.save_discriminator(tmp_path / "d.safetensors", made)
     torch.save({"g": {}, "d": made.state_dict()}, tmp_path / "d.pt")
     for name in ("d.safetensors", "d.pt"):
-        loaded, _ = checkpoints.load_discriminator_file(tmp_path / name)
+        loaded = load_discriminator(tmp_path / name)
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in made.state_dict().items())
+
+
+def test_the_discriminator_of_the_built_in_world_knows_its_photos_and_can_be_trained() -> None:
+    critic = load_discriminator("portraits")
+    photos = Portraits().truth_of_seeds(range(16), "photo", critic.config.size)
+    assert photos is not None
+    upside_down = photos.flip(-2)
+    assert critic(photos).mean() > critic(upside_down).mean() + 0.2
+    critic(photos).mean().backward()
+    assert all(each.grad is not None for each in critic.parameters())
+    with pytest.raises(InputError, match="not a discriminator"):
+        load_discriminator("portraits-ddpm")
+    with pytest.raises(InputError, match="no generator"):
+        load_discriminator("nobody")
 
 
 @pytest.mark.parametrize("run", goldenlib.runs("stylegan2_rosinality"), ids=goldenlib.run_name)
@@ -98,7 +115,8 @@ def test_exported_keys_and_shapes_are_those_of_the_official_network(run: Path, t
     else:
         made = StyleGAN2Generator(config)
         checkpoints.export_pt(tmp_path / "g.pt", made)
-        state, official = content(tmp_path / "g.pt")["g_ema"], meta["keys"]
+        state = content(tmp_path / "g.pt")["g_ema"]
+        official = meta["keys"]
     assert {key: list(value.shape) for key, value in state.items()} == {
         key: entry["shape"] for key, entry in official.items()
     }
@@ -128,7 +146,7 @@ def test_a_missing_average_style_is_computed_the_same_way_every_time(
 ) -> None:
     torch.save(content(foreign)["g_ema"], foreign)
     first, second = (tiny.styled(checkpoints.load_generator_file(foreign)[0]).latent_avg for _ in range(2))
-    z = torch.randn(20000, 6, generator=latent.rng("check"))
+    z = torch.randn(20000, 6, generator=rng("check"))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, generator.map(z).mean(dim=0).detach(), rtol=0, atol=0.05)
 
@@ -141,7 +159,8 @@ def test_half_precision_weights_become_float32(foreign: Path) -> None:
 
 def wrong(kind: str, folder: Path, ours: Path, foreign: Path) -> Path:
     """A file that is wrong in the named way."""
-    path, state = folder / "wrong", content(foreign)["g_ema"]
+    path = folder / "wrong"
+    state = content(foreign)["g_ema"]
     tensors = load_file(ours)
     if kind == "missing":
         return path
@@ -263,7 +282,8 @@ def test_a_generator_is_found_by_file_and_by_folder_with_the_hash_of_its_file(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "generator.safetensors").write_bytes(ours.read_bytes())
-    by_file, by_folder = registry.load_generator(ours)[1], registry.load_generator(folder)[1]
+    by_file = registry.load_generator(ours)[1]
+    by_folder = registry.load_generator(folder)[1]
     assert by_file.sha256 == by_folder.sha256 == file_sha256(ours)
     assert by_folder.path == folder / "generator.safetensors" and not by_file.world
 

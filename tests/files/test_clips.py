@@ -34,7 +34,8 @@ SIZES = {
 def same(ours: ClipModel, other: ClipModel) -> bool:
     """Whether two CLIPs see and read alike, bit for bit."""
     images = draw(2, 3, other.resolution, other.resolution, dtype=torch.float32)
-    seen, read = (torch.equal(ours.encode_image(images), other.encode_image(images)), ours.encode_text(TEXTS))
+    seen = torch.equal(ours.encode_image(images), other.encode_image(images))
+    read = ours.encode_text(TEXTS)
     return seen and torch.equal(read, other.encode_text(TEXTS))
 
 
@@ -196,7 +197,8 @@ def test_both_activations_follow_their_formula(activation: Any, formula: Any, he
 
 def test_an_activation_that_nothing_states_is_asked_for(tmp_path: Path) -> None:
     state = openai_state()
-    plain, named = tmp_path / "weights.pt", tmp_path / "ViT-B-32-QuickGELU.pt"
+    plain = tmp_path / "weights.pt"
+    named = tmp_path / "ViT-B-32-QuickGELU.pt"
     torch.save(state, plain)
     torch.save(state, named)
     with pytest.raises(InputError, match=r"weights\.pt:quick_gelu.*weights\.pt:gelu"):
@@ -249,7 +251,8 @@ def test_a_folder_of_open_clip_is_read_by_its_config(tmp_path: Path) -> None:
         "gelu",
     )
     assert quick.model.config.text_config.hidden_act == "quick_gelu" and not same(clip, quick)
-    clip.mean, clip.std = OPENAI_MEAN, (0.26862954, 0.26130258, 0.27577711)
+    clip.mean = OPENAI_MEAN
+    clip.std = (0.26862954, 0.26130258, 0.27577711)
     assert same(clip, from_openai_state(state, vision_heads=4, text_heads=2, activation="gelu"))
 
 
@@ -477,7 +480,8 @@ def test_a_folder_whose_words_are_missing_or_damaged_is_refused(
     files: dict[str, str], says: str, tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text, vision = {**sizes, "vocab_size": 1000}, {**sizes, "image_size": 32, "patch_size": 16}
+    text = {**sizes, "vocab_size": 1000}
+    vision = {**sizes, "image_size": 32, "patch_size": 16}
     transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(
         tmp_path
     )

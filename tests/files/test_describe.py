@@ -19,7 +19,8 @@ from zeroshift.app import cli
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, formats, layouts
 from zeroshift.files.describe import inspect
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import StyleGAN2Config
 
 
 def tensors(*names: str, shape: tuple[int, ...] = (2, 2)) -> dict[str, Tensor]:
@@ -221,7 +222,8 @@ def test_a_run_folder_is_described_by_its_generator(tmp_path: Path) -> None:
 
 def test_built_in_models_are_described_by_name() -> None:
     assert zs.inspect("portraits").architecture["size"] == 64
-    judge, loaded = zs.inspect("portraits-judge"), zs.load_clip("portraits-judge")
+    judge = zs.inspect("portraits-judge")
+    loaded = zs.load_clip("portraits-judge")
     assert judge.kind == "clip" and judge.usable and judge.architecture["features"] == loaded.embed_dim
     assert judge.parameters == sum(each.numel() for each in loaded.parameters())
 

@@ -22,9 +22,9 @@ from zeroshift.config.schema import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, formats, registry, unets
 from zeroshift.files.writing import file_sha256
-from zeroshift.measure import picture_sets as gallery
+from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet, linear_betas
-from zeroshift.pictures.sample import Denoising, is_run
+from zeroshift.pictures.runs import is_run
 
 State = dict[str, Tensor]
 
@@ -32,7 +32,7 @@ State = dict[str, Tensor]
 def ddpm_network(widths: tuple[int, ...] = (32, 64), seed: int = 1, **options: Any) -> DiffusionGenerator:
     """A network of DDPM's kind with attention on its second level, for pictures of the usual size for as many
     levels."""
-    kinds = ["attention" if level == 1 else "" for level in range(len(widths))]
+    kinds = ["attention" if level == 1 else "plain" for level in range(len(widths))]
     fixed = {
         "downsample_padding": 0,
         "flip_sin_to_cos": False,
@@ -56,7 +56,7 @@ def ddpm_network(widths: tuple[int, ...] = (32, 64), seed: int = 1, **options: A
 def guided_network(resized: bool = True, seed: int = 2, **options: Any) -> DiffusionGenerator:
     """A network of guided-diffusion's kind with learned variance; with `resized` False of its
     forerunner's."""
-    kinds = ["resnet" * resized, "attention"]
+    kinds = ["resnet" if resized else "plain", "attention"]
     down, up = ([unets.BLOCKS[way][kind] for kind in kinds] for way in ("down", "up"))
     fixed = {
         "resnet_time_scale_shift": "scale_shift",
@@ -465,13 +465,13 @@ def test_the_command_refuses_what_a_diffusion_model_has_not(
 
 def test_steps_mean_nothing_to_a_generator_that_draws_in_one() -> None:
     with pytest.raises(InputError, match="one step"):
-        zs.sample("portraits", [0], denoising=Denoising(steps=5))
+        zs.sample("portraits", [0], steps=5)
 
 
 def test_what_needs_styles_names_the_kind(ddpm: DiffusionGenerator, tmp_path: Path) -> None:
     path = written(tmp_path / "faces.ckpt", unets.to_ddpm(ddpm))
     with pytest.raises(InputError, match="is a diffusion model, which has no styles; method ipl takes"):
-        registry.load_styled(path, "method ipl")
+        checkpoints.with_styles(ddpm, str(path), "method ipl")
     for form in ("onnx", "rosinality"):
         with pytest.raises(InputError, match="diffusion model cannot be written"):
             zs.convert(path, tmp_path / "x", form)  # pyright: ignore[reportArgumentType]
@@ -482,7 +482,7 @@ def test_what_needs_styles_names_the_kind(ddpm: DiffusionGenerator, tmp_path: Pa
 
 def test_a_diffusion_model_can_be_measured(ddpm: DiffusionGenerator, tmp_path: Path) -> None:
     path = folder_of(ddpm, tmp_path / "model")
-    subject = gallery.open_subject(str(path), EvaluateConfig(seeds="0", size=16))
+    inputs = open_inputs(str(path), EvaluateConfig(seeds="0", size=16))
     expected = (ddpm.sample([0]) + 1) * 127.5
-    assert subject.kind == "generator" and subject.hashes["generator"]
-    assert ((subject.target.part(slice(0, 1)) + 1) * 127.5 - expected).abs().max() < 0.51
+    assert inputs.kind == "generator" and inputs.hashes["generator"]
+    assert ((inputs.target.part(slice(0, 1)) + 1) * 127.5 - expected).abs().max() < 0.51

@@ -241,11 +241,11 @@ def test_a_network_that_differs_from_ours_is_refused_and_an_equal_one_is_not(
     other = generator.clone()
     with torch.no_grad():
         other.convs[2].get_parameter("activate.bias")[0] += 1e-3
-    assert export.compare(network, generator.synthesize, Path("out")) < 1e-5
+    assert export.difference_from_ours(network, generator.synthesize, Path("out")) < 1e-5
     with pytest.raises(RunError, match="differs from ours by 0.00"):
-        export.compare(network, other.synthesize, Path("out"))
+        export.difference_from_ours(network, other.synthesize, Path("out"))
     with pytest.raises(RunError, match="nan"):
-        export.compare(network, lambda w: generator.synthesize(w) * float("nan"), Path("out"))
+        export.difference_from_ours(network, lambda w: generator.synthesize(w) * float("nan"), Path("out"))
 
 
 def test_a_file_that_is_there_is_replaced_only_when_allowed(source: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from zeroshift.files import checkpoints, hub, registry
 from zeroshift.files.clips import save_clip
 from zeroshift.files.hub import Reference
 from zeroshift.files.writing import file_sha256
-from zeroshift.models.stylegan2 import StyleGAN2Discriminator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 
 
 @pytest.fixture
@@ -193,7 +193,8 @@ def test_a_cache_laid_out_by_hand_is_read_offline(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    commit, repository = "a" * 40, tmp_path / "models--ann--faces"
+    commit = "a" * 40
+    repository = tmp_path / "models--ann--faces"
     (repository / "snapshots" / commit / "sub").mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)

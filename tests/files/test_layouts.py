@@ -14,7 +14,9 @@ import foreign
 import tiny
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints, layouts
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.files.registry import load_discriminator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 CLASSES = dataclasses.replace(foreign.CONFIG, num_classes=3)
 BOUNDED = dataclasses.replace(foreign.CONFIG, conv_clamp=0.25)
@@ -81,7 +83,8 @@ def test_classes_and_the_bound_of_layers_are_read_from_nvidias_pickle(tmp_path: 
         other = loaded(foreign.nvidia_pickle(tmp_path / "g.pkl", made))
         assert other.config.num_classes == config.num_classes and other.config.conv_clamp == config.conv_clamp
         assert_equal(other, made)
-    picture, free = made(torch.ones(1, 6)), foreign.generator()(torch.ones(1, 6))
+    picture = made(torch.ones(1, 6))
+    free = foreign.generator()(torch.ones(1, 6))
     assert not torch.allclose(picture, free, atol=1e-3)
 
 
@@ -148,7 +151,7 @@ def test_discriminators_of_both_programs_are_read(tmp_path: Path) -> None:
         variables[f"{place}/{part}"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
     foreign.tensorflow_pickle(tmp_path / "t.pkl", {"": variables})
     for name in ("n.pkl", "t.pkl"):
-        other = checkpoints.load_discriminator_file(tmp_path / name)[0].state_dict()
+        other = load_discriminator(tmp_path / name).state_dict()
         assert all(torch.equal(other[key], value) for key, value in state.items())
 
 
@@ -229,7 +232,8 @@ def test_tensorflow_networks_of_another_kind_are_refused(
 
 
 def test_options_of_tensorflow_networks_are_read_and_those_not_supported_refused(tmp_path: Path) -> None:
-    variables, path = foreign.tensorflow_variables(foreign.generator()), tmp_path / "g.pkl"
+    variables = foreign.tensorflow_variables(foreign.generator())
+    path = tmp_path / "g.pkl"
     config = loaded(foreign.tensorflow_pickle(path, variables, conv_clamp=256, mapping_lrmul=0.02)).config
     assert (config.conv_clamp, config.lr_mlp) == (256.0, 0.02)
     wrong: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import foreign
 from zeroshift.errors import InputError, printable
 from zeroshift.files.pickles import flat_tensors, read_tensors
-from zeroshift.files.unpickle import Record
+from zeroshift.files.unpickle import PickleLimits, Record
 
 KINDS = [
     torch.float32,
@@ -101,6 +101,57 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected and type(got) is type(
             expected if not isinstance(expected, np.generic) else expected.item()
         )
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [
+        ("instructions", 40),
+        ("text_bytes", 20),
+        ("copied_bytes", 100),
+        ("tensor_share", 1),
+        ("integer_bytes", 4),
+        ("name_characters", 20),
+        ("depth", 1),
+        ("values", 10),
+    ],
+)
+def test_a_lower_limit_refuses_a_pickle_that_the_default_reads(
+    limit: str, value: int, tmp_path: Path
+) -> None:
+    base = torch.arange(3000.0)
+    tree = {"one": base, "two": base[1:], "three": {"five": list(range(20)), "six": 2**70}}
+    torch.save(tree, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    assert_same(read_tensors(tmp_path / "x.pt").tree, tree)
+    check_limit(tmp_path / "x.pt", limit, value)
+
+
+def test_the_copies_of_a_file_are_limited_by_its_own_size(tmp_path: Path) -> None:
+    array = np.zeros(1000)
+    # Text in which old pickles keep bytes: every zero is two characters less than its number.
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": array, "b": array + 1}, protocol=2))
+    assert len(read_tensors(tmp_path / "x.pkl").tree) == 2
+    check_limit(tmp_path / "x.pkl", "copied_share", 1)
+
+
+def test_long_tables_of_contents_are_limited(tmp_path: Path) -> None:
+    save_file({f"name{index}": torch.zeros(1) for index in range(50)}, tmp_path / "x.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
+    for name in ("x.safetensors", "x.pt"):
+        assert read_tensors(tmp_path / name).tree
+        check_limit(tmp_path / name, "header_bytes", 100)
+
+
+def check_limit(path: Path, limit: str, value: int) -> None:
+    """Asserts that a limit of this value refuses the file in one sentence that names it."""
+    with pytest.raises(InputError, match=f"limit {limit}: {value}") as caught:
+        read_tensors(path, PickleLimits(**{limit: value}))
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_limit_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="depth must be at least 1, got 0"):
+        PickleLimits(depth=0)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -119,7 +119,8 @@ LAYOUTS = ["nvidia", "nvidia state", "ours", "rosinality", "rosinality legacy", 
 def test_a_file_cut_anywhere_is_refused_in_one_sentence(
     layout: str, layouts: dict[str, bytes], tmp_path: Path
 ) -> None:
-    whole, path = layouts[layout], tmp_path / "cut"
+    whole = layouts[layout]
+    path = tmp_path / "cut"
     places = {int(len(whole) * share / 40) for share in range(1, 40)} | {
         1,
         2,

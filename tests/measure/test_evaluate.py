@@ -26,15 +26,16 @@ from zeroshift.files.clips import save_clip
 from zeroshift.files.faces import IrSe, IrSeConfig, save_ir_se
 from zeroshift.files.images import eight_bit, fitted, save_pictures
 from zeroshift.files.writing import file_sha256
-from zeroshift.measure import features as look
+from zeroshift.measure import features as looked
 from zeroshift.measure import metrics
-from zeroshift.measure.evaluate import METRICS, Evaluation, evaluate
+from zeroshift.measure.evaluate import METRICS, Evaluation, evaluate, metric_named, metrics_of
 from zeroshift.measure.networks import open_networks
 from zeroshift.measure.picture_sets import Files, read_folder
 from zeroshift.methods.adapt import AdaptRun
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.pictures.sample import draw
 from zeroshift.portraits.scene import CHOICES
+from zeroshift.worlds.portraits import Portraits
 
 SEEDS = range(24)
 QUICK = ("diversity", "clip_score", "direction")
@@ -199,6 +200,24 @@ def test_the_source_of_a_run_that_has_moved_is_asked_for(world: Any) -> None:
         (folder / "moved.safetensors").rename(place)
 
 
+def test_a_recorded_metric_is_explained_whatever_its_world() -> None:
+    rows = metrics_of(Portraits())
+    for name in ("fid", "truth.distance", "truth.hair", "truth.hair_color"):
+        assert metric_named(name).title == rows[name].title and metric_named(name).better == rows[name].better
+    assert metric_named("truth.tail_length").title == "tail length read right"
+    for name in ("fit", "truth.", "tail"):
+        with pytest.raises(InputError, match=f"no metric '{name}'; there are fid, kid"):
+            metric_named(name)
+
+
+def test_a_metric_that_was_not_asked_for_is_told_from_one_that_does_not_exist(world: Any) -> None:
+    done = judged(world, metrics=("clip_score",))
+    with pytest.raises(InputError, match="direction was not measured: it was not asked for"):
+        done.value("direction")
+    with pytest.raises(InputError, match="no metric 'fit'"):
+        done.value("fit")
+
+
 # The record in files.
 
 
@@ -300,16 +319,15 @@ def test_the_truth_of_a_domain_is_rendered_for_the_same_people(photos: Evaluatio
     made = eight_bit(draw(zs.load_generator("portraits")[0], SEEDS))
     true = eight_bit(portraits.render(z_from_seeds(SEEDS, portraits.LATENT_DIM), "cartoon"))
     assert photos.value("truth.distance") == pytest.approx(metrics.distance_to_truth(made, true), rel=1e-6)
-    judge = open_networks(NetworksConfig(), portraits=True).judge
+    judge = open_networks(NetworksConfig(), Portraits()).judge
     assert judge is not None
     features = [judge.features(each) for each in (made, true)]
     assert photos.value("truth.frechet") == pytest.approx(metrics.frechet_distance(*features), rel=1e-4)
     assert photos.value("fid") == pytest.approx(photos.value("truth.frechet"), rel=1e-6)
     ratio = metrics.pairwise_diversity(features[0]) / metrics.pairwise_diversity(features[1])
     assert photos.value("truth.diversity") == pytest.approx(ratio, rel=1e-5)
-    assert photos.value("truth.recognised") == metrics.style_accuracy(
-        judge.clip, made, "cartoon", portraits.DOMAINS
-    )
+    found = metrics.recognised(judge.clip, features[0], "cartoon", portraits.DOMAINS)
+    assert photos.value("truth.recognised") == float(found.mean())
 
 
 def test_the_built_in_world_measures_everything_but_what_needs_other_peoples_pictures(
@@ -318,7 +336,7 @@ def test_the_built_in_world_measures_everything_but_what_needs_other_peoples_pic
     record = photos.record
     assert set(record["missing"]) <= {"identity", "intra_lpips_few_shot"}
     assert record["domain"] == "cartoon" and record["held_out"] is False
-    assert "the rendered truth, cartoon, 24 pictures" in record["reference"]
+    assert "the true pictures, cartoon, 24 pictures" in record["reference"]
     assert record["networks"]["edges"]["name"].startswith("Sobel")
     assert (
         photos.value("scs") == 1.0 and photos.value("diversity") == 1.0 and photos.value("direction") == 0.0
@@ -354,7 +372,8 @@ def test_the_truth_belongs_to_known_seeds_domains_and_truncation_1() -> None:
 
 
 def test_few_shot_clusters_gather_around_the_given_pictures(tmp_path: Path) -> None:
-    shots, seeds = (3, 8), range(12)
+    shots = (3, 8)
+    seeds = range(12)
     true = portraits.render(z_from_seeds(seeds, portraits.LATENT_DIM), "zombie")
     save_pictures(true[list(shots)], shots, tmp_path / "shots", {})
     save_pictures(true, seeds, tmp_path / "made", {})
@@ -366,10 +385,11 @@ def test_few_shot_clusters_gather_around_the_given_pictures(tmp_path: Path) -> N
         metrics=("intra_lpips_few_shot",),
         device="cpu",
     )
-    judge: Any = open_networks(NetworksConfig(), portraits=True).judge
+    judge: Any = open_networks(NetworksConfig(), Portraits()).judge
     vectors = metrics.perceptual_vectors(judge.maps(eight_bit(true)))
     distances = metrics.squared_distances(vectors, vectors)
-    labels, means = distances[:, list(shots)].argmin(dim=1), []
+    labels = distances[:, list(shots)].argmin(dim=1)
+    means = []
     for label in (0, 1):
         rows = (labels == label).nonzero()[:, 0].tolist()
         pairs = [float(distances[i, j]) for i in rows for j in rows if i != j]
@@ -382,16 +402,17 @@ def test_pairs_are_compared_alike_in_one_block_and_in_many(
 ) -> None:
     seeds = range(7)
     save_pictures(portraits.render(z_from_seeds(seeds, portraits.LATENT_DIM)), seeds, tmp_path, {})
-    files, judge = read_folder(tmp_path), open_networks(NetworksConfig(), portraits=True).judge
+    files = read_folder(tmp_path)
+    judge = open_networks(NetworksConfig(), Portraits()).judge
     few = Files(files.paths[:3], files.size, "few")
     steps: list[tuple[str, int, int]] = []
 
     def matrix(second: Files | None) -> Tensor:
         network: Any = judge
-        return look.perceptual_matrix(network, files, second, 2, "cpu", lambda *step: steps.append(step))
+        return looked.perceptual_matrix(network, files, second, 2, "cpu", lambda *step: steps.append(step))
 
     whole, across = matrix(None), matrix(few)
-    monkeypatch.setattr(look, "BLOCK", 1)
+    monkeypatch.setattr(looked, "BLOCK", 1)
     assert torch.allclose(matrix(None), whole, atol=1e-5) and torch.allclose(matrix(few), across, atol=1e-5)
     assert torch.allclose(across, whole[:, :3], atol=1e-5) and whole.diagonal().abs().max() == 0
     assert (
@@ -424,7 +445,7 @@ def test_the_page_about_metrics_names_every_metric_and_no_function_that_is_not_t
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
-    attributes = {f"truth.{name}" for name in CHOICES}
-    assert named | attributes == set(METRICS)
+    assert named - set(METRICS) == {"truth.hair"} and set(METRICS) <= named
+    assert set(metrics_of(Portraits())) - set(METRICS) == {f"truth.{name}" for name in CHOICES}
     functions = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
     assert len(functions) > 10 and all(hasattr(metrics, name) for name in functions)

@@ -12,14 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tiny
 from zeroshift import portraits
 from zeroshift.config.schema import NetworksConfig
 from zeroshift.errors import InputError
 from zeroshift.files.faces import IrSe, IrSeConfig, load_ir_se, save_ir_se
-from zeroshift.files.registry import load_styled
+from zeroshift.files.registry import load_generator
 from zeroshift.files.writing import file_sha256
 from zeroshift.measure.evaluate import Evaluation, evaluate
-from zeroshift.measure.networks import IDENTITY, READER, open_networks
+from zeroshift.measure.networks import open_networks
 from zeroshift.models import seeds as latent
 from zeroshift.portraits.reader import encoder_features, load_reader, save_reader, split_choices
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, sample_scene
@@ -27,6 +28,7 @@ from zeroshift.pretrain import dataset
 from zeroshift.pretrain import identity as train_identity
 from zeroshift.pretrain import reader as train_reader
 from zeroshift.pretrain.__main__ import ASSETS
+from zeroshift.worlds.portraits import IDENTITY, READER, Portraits
 
 TINY = train_identity.IdentityRecipe(
     IrSeConfig((4, 6), (1, 1), first=3, squeeze=2, embed_dim=8, size=16),
@@ -222,7 +224,8 @@ def test_a_person_agrees_with_themselves_in_two_domains_and_not_with_others(
 
 
 def test_the_shipped_reader_reads_new_people_as_its_card_says(shown: dict[str, torch.Tensor]) -> None:
-    card, scene = json.loads((ASSETS / "reader.card.json").read_text())["quality"], sample_scene(Z)
+    card = json.loads((ASSETS / "reader.card.json").read_text())["quality"]
+    scene = sample_scene(Z)
     reader = load_reader(READER, IDENTITY)
     for domain, pictures in shown.items():
         read = reader.read(reader.features(pictures), domain)
@@ -279,9 +282,10 @@ def test_the_record_names_encoder_and_reader_with_their_hashes(photos: Evaluatio
 
 def test_attributes_kept_are_those_that_the_reader_of_the_target_finds(photos: Evaluation) -> None:
     z = latent.z_from_seeds(range(8), LATENT_DIM)
-    generator, _ = load_styled("portraits", "this test")
+    generator = tiny.styled(load_generator("portraits")[0])
     made = generator.synthesize(generator.map(z)).clamp(-1, 1)
-    reader, scene = load_reader(READER, IDENTITY), sample_scene(z)
+    reader = load_reader(READER, IDENTITY)
+    scene = sample_scene(z)
     right = [0.0, 0.0]
     for name in CHOICES:
         shares = []
@@ -341,11 +345,11 @@ def test_a_held_out_target_is_flagged_by_any_of_its_names_and_without_its_truth(
 
 
 def test_the_roles_of_the_world_are_taken_on_the_world_alone() -> None:
-    opened = open_networks(NetworksConfig(), portraits=True, target="zombie")
+    opened = open_networks(NetworksConfig(), Portraits(), target="zombie")
     assert (
-        {"identity", "reader"} <= set(opened.labels())
+        {"identity", "reader"} <= set(opened.records())
         and opened.reader is not None
-        and opened.reader.domain == "zombie"
+        and opened.reader.record.name == "portraits-reader (zombie)"
     )
-    assert open_networks(NetworksConfig(), portraits=True, target="clay figure").reader is None
-    assert open_networks(NetworksConfig(), portraits=False, target="zombie").labels() == {}
+    assert open_networks(NetworksConfig(), Portraits(), target="clay figure").reader is None
+    assert open_networks(NetworksConfig(), None, target="zombie").records() == {}

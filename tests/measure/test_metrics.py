@@ -15,7 +15,7 @@ import tiny
 from zeroshift.clip.text import TemplateBank
 from zeroshift.errors import InputError
 from zeroshift.measure import metrics
-from zeroshift.measure.metrics import distance_to_truth, frechet_distance, pairwise_diversity, style_accuracy
+from zeroshift.measure.metrics import distance_to_truth, frechet_distance, pairwise_diversity, recognised
 from zeroshift.models.seeds import rng
 
 
@@ -306,7 +306,8 @@ def test_distances_within_clusters_equal_the_slow_means() -> None:
 def test_the_distance_to_the_medoid_is_another_number_than_the_distance_of_pairs() -> None:
     distances, _ = groups()
     clusters = metrics.k_medoids(distances, 3)
-    found, means = metrics.medoid_distance(distances, *clusters), []
+    found = metrics.medoid_distance(distances, *clusters)
+    means = []
     for label, medoid in enumerate(clusters.medoids.tolist()):
         others = [row for row in range(10) if int(clusters.labels[row]) == label and row != medoid]
         means += [sum(float(distances[medoid, row]) for row in others) / len(others)] if others else []
@@ -315,12 +316,14 @@ def test_the_distance_to_the_medoid_is_another_number_than_the_distance_of_pairs
 
 
 def test_attribute_accuracy_counts_the_nearest_texts() -> None:
-    texts, images = torch.eye(3), torch.tensor([[5.0, 1, 0], [0, 2, 1], [0, 3, 1], [0, 0, 1]])
+    texts = torch.eye(3)
+    images = torch.tensor([[5.0, 1, 0], [0, 2, 1], [0, 3, 1], [0, 0, 1]])
     assert metrics.attribute_accuracy(images, texts, torch.tensor([0, 1, 2, 2])) == 0.75
 
 
-def test_style_accuracy_counts_the_pictures_nearest_to_their_label() -> None:
-    judge, labels = tiny.clip(1), ["photo", "zombie", "sketch", "statue"]
+def test_recognised_are_the_pictures_nearest_to_their_label() -> None:
+    judge = tiny.clip(1)
+    labels = ["photo", "zombie", "sketch", "statue"]
     pictures = draws(40, 3 * 16 * 16, 5).reshape(40, 3, 16, 16).float().clamp(-1, 1)
     bank = TemplateBank("two", ("a {}", "the {} of a face"))
     shares = {}
@@ -335,7 +338,8 @@ def test_style_accuracy_counts_the_pictures_nearest_to_their_label() -> None:
                 scores.append(float(image @ mean / image.norm() / mean.norm()))
             hits += scores.index(max(scores)) == labels.index(label)
         shares[label] = hits / 40
-        assert style_accuracy(judge, pictures, label, labels, bank) == shares[label]
+        found = recognised(judge, judge.encode_image(pictures), label, labels, bank)
+        assert float(found.mean()) == shares[label]
     assert math.isclose(sum(shares.values()), 1.0)
 
 
@@ -355,7 +359,7 @@ def test_sets_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(InputError, match="at least 2 pictures, got 1"):
         pairwise_diversity(draws(1, 4, 0))
     with pytest.raises(InputError, match="labels must hold 'neon'"):
-        style_accuracy(tiny.clip(1), torch.zeros(1, 3, 16, 16), "neon", ["photo", "zombie"])
+        recognised(tiny.clip(1), torch.zeros(1, 24), "neon", ["photo", "zombie"])
     with pytest.raises(InputError, match="differ in shape"):
         distance_to_truth(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4))
     with pytest.raises(InputError, match="more than 3 features"):

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import torchmetrics
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +27,8 @@ from zeroshift.measure import backbones, networks
 from zeroshift.measure.metrics import perceptual_vectors
 from zeroshift.portraits import sample_scene
 from zeroshift.portraits.scene import CHOICES
+from zeroshift.worlds.portraits import Portraits
+from zeroshift.worlds.roles import SobelEdges
 
 
 def pictures(count: int, side: int, seed: int = 0) -> Tensor:
@@ -114,7 +118,8 @@ def block_6a(b: nn.Module, x: Tensor) -> Tensor:
 def block_6b(b: nn.Module, x: Tensor) -> Tensor:
     row, column = (0, 3), (3, 0)
     seven = conv(b, "branch7x7_2", conv(b, "branch7x7_1", x), padding=row)
-    seven, double = conv(b, "branch7x7_3", seven, padding=column), conv(b, "branch7x7dbl_1", x)
+    seven = conv(b, "branch7x7_3", seven, padding=column)
+    double = conv(b, "branch7x7dbl_1", x)
     for number, padding in ((2, column), (3, row), (4, column), (5, row)):
         double = conv(b, f"branch7x7dbl_{number}", double, padding=padding)
     return torch.cat([conv(b, "branch1x1", x), seven, double, conv(b, "branch_pool", average(x))], dim=1)
@@ -131,10 +136,8 @@ def block_7c(
     b: nn.Module, x: Tensor, pool: Callable[[Tensor], Tensor] = lambda x: F.max_pool2d(x, 3, 1, 1)
 ) -> Tensor:
     row, column = (0, 1), (1, 0)
-    three, double = (
-        conv(b, "branch3x3_1", x),
-        conv(b, "branch3x3dbl_2", conv(b, "branch3x3dbl_1", x), padding=1),
-    )
+    three = conv(b, "branch3x3_1", x)
+    double = conv(b, "branch3x3dbl_2", conv(b, "branch3x3dbl_1", x), padding=1)
     three = torch.cat(
         [conv(b, "branch3x3_2a", three, padding=row), conv(b, "branch3x3_2b", three, padding=column)], dim=1
     )
@@ -188,14 +191,14 @@ def test_the_inception_of_a_file_sees_eight_bit_pictures_around_128(
 ) -> None:
     torch.save(inception.state_dict(), tmp_path / "inception.pth")
     loaded = networks.load_inception(str(tmp_path / "inception.pth"))
-    assert loaded.label.sha256 == file_sha256(tmp_path / "inception.pth") and "299" in loaded.label.resize
+    assert loaded.record.sha256 == file_sha256(tmp_path / "inception.pth") and "299" in loaded.record.resize
     given = pictures(1, 40)
     levels = ((given + 1) * 127.5).round()
-    sight = loaded.see(given)
+    output = loaded.encode(given)
     features, logits = inception((backbones.resize_tensorflow(levels, 299) - 128) / 128)
-    assert torch.allclose(sight.features, features, atol=1e-5)
-    assert torch.allclose(sight.classes[0], logits.softmax(dim=1), atol=1e-6)
-    assert torch.allclose(sight.early, inception.early((levels - 128) / 128), atol=1e-5)
+    assert torch.allclose(output.features, features, atol=1e-5)
+    assert torch.allclose(output.classes[0], logits.softmax(dim=1), atol=1e-6)
+    assert torch.allclose(output.early_map, inception.early((levels - 128) / 128), atol=1e-5)
 
 
 # LPIPS.
@@ -257,13 +260,14 @@ def test_the_backbones_have_the_published_numbers_of_weights(backbone: Any) -> N
 
 def test_lpips_equals_the_written_out_formula(backbone: Any) -> None:
     kind, network, path = backbone
-    lpips, given = networks.load_lpips(str(path)), pictures(2, 64)
-    linear = networks._linear_file(kind)
+    lpips = networks.load_lpips(str(path))
+    given = pictures(2, 64)
+    linear = networks.LPIPS_LAYERS / f"lpips_{kind}.safetensors"
     assert (
-        lpips.label.sha256 == f"{file_sha256(path)}+{file_sha256(linear)}"
-        and kind in lpips.label.name.lower()
+        lpips.record.sha256 == f"{file_sha256(path)}+{file_sha256(linear)}"
+        and kind in lpips.record.name.lower()
     )
-    layers = torch.load(linear, map_location="cpu", weights_only=True)
+    layers = load_file(linear)
     x = (given - torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)) / torch.tensor(
         [0.458, 0.448, 0.450]
     ).view(1, 3, 1, 1)
@@ -278,11 +282,52 @@ def test_lpips_equals_the_written_out_formula(backbone: Any) -> None:
     assert float(total) > 0
 
 
+@pytest.mark.parametrize("kind", ["vgg", "alex"])
+def test_the_shipped_layers_are_those_of_the_authors_with_their_licence(kind: str) -> None:
+    shipped = networks.LPIPS_LAYERS / f"lpips_{kind}.safetensors"
+    published = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / f"{kind}.pth"
+    expected = torch.load(published, map_location="cpu", weights_only=True)
+    found = load_file(shipped)
+    assert found.keys() == expected.keys() and len(found) == 5
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with safe_open(shipped, "pt") as file:  # pyright: ignore[reportArgumentType]
+        assert file.metadata()["licence"].startswith("BSD-2-Clause, Copyright (c) 2018, Richard Zhang")
+
+
+def test_other_linear_layers_are_taken_from_a_path(backbone: Any, tmp_path: Path) -> None:
+    kind, _, path = backbone
+    usual = load_file(networks.LPIPS_LAYERS / f"lpips_{kind}.safetensors")
+    torch.save({name: 2 * value for name, value in usual.items()}, tmp_path / "mine.pth")
+    given = pictures(2, 64)
+
+    def distance(config: NetworksConfig) -> Tensor:
+        network: Any = networks.open_networks(config).perceptual
+        vectors = perceptual_vectors(network.maps(given), network.weights)
+        return (vectors[0] - vectors[1]).square().sum()
+
+    shipped = NetworksConfig(lpips=str(path))
+    mine = NetworksConfig(lpips=str(path), lpips_layers=str(tmp_path / "mine.pth"))
+    assert torch.allclose(distance(mine), 2 * distance(shipped), rtol=1e-4)
+    record = networks.open_networks(mine).records()["perceptual"]
+    assert record.name.endswith("layers of mine.pth")
+    assert record.sha256.endswith(file_sha256(tmp_path / "mine.pth"))
+
+
+def test_linear_layers_of_another_backbone_or_of_nothing_are_refused(backbone: Any, tmp_path: Path) -> None:
+    kind, _, path = backbone
+    other = networks.LPIPS_LAYERS / f"lpips_{'alex' if kind == 'vgg' else 'vgg'}.safetensors"
+    with pytest.raises(InputError, match=f"no linear layers of LPIPS for {kind}: lin1.* it has (128|192)"):
+        networks.load_lpips(str(path), layers=str(other))
+    with pytest.raises(InputError, match="without --lpips-layers"):
+        networks.load_lpips(str(path), layers=str(tmp_path / "none.pth"))
+
+
 # HED.
 
 
 def test_hed_equals_the_written_out_network_and_reads_both_generations_of_names(tmp_path: Path) -> None:
-    network, given = shaken(backbones.Hed(), 4), pictures(1, 32)
+    network = shaken(backbones.Hed(), 4)
+    given = pictures(1, 32)
     torch.save(
         {name.replace("net", "module", 1): value for name, value in network.state_dict().items()},
         tmp_path / "hed",
@@ -291,7 +336,10 @@ def test_hed_equals_the_written_out_network_and_reads_both_generations_of_names(
     bgr = (given[:, [2, 1, 0]] + 1) / 2 * 255 - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(
         1, 3, 1, 1
     )
-    vgg, state, sides, place = written_out("vgg"), network.state_dict(), [], 0
+    vgg = written_out("vgg")
+    state = network.state_dict()
+    sides = []
+    place = 0
     names = [f"netVgg{stage[0]}" for stage in backbones.Hed.STAGES]
     own = [value for name in names for key, value in state.items() if key.startswith(name)]
     vgg.load_state_dict(dict(zip(vgg.state_dict(), own, strict=True)))
@@ -306,14 +354,14 @@ def test_hed_equals_the_written_out_network_and_reads_both_generations_of_names(
 def test_sobel_edges_are_the_length_of_the_gradient_and_nothing_on_flat_ground() -> None:
     given = pictures(1, 6)
     grey = (given[0] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
-    found = networks.Sobel().edges(given)
+    found = SobelEdges().edges(given)
     for y in range(1, 5):
         for x in range(1, 5):
             part = grey[y - 1 : y + 2, x - 1 : x + 2]
             across = float((part[:, 2] - part[:, 0]) @ torch.tensor([1.0, 2, 1]))
             down = float(torch.tensor([1.0, 2, 1]) @ (part[2] - part[0]))
             assert float(found[0, 0, y, x]) == pytest.approx((across**2 + down**2) ** 0.5, abs=1e-5)
-    assert networks.Sobel().edges(torch.full((1, 3, 5, 5), 0.3)).abs().max() < 1e-6
+    assert SobelEdges().edges(torch.full((1, 3, 5, 5), 0.3)).abs().max() < 1e-6
 
 
 # Faces.
@@ -322,7 +370,8 @@ SMALL = IrSeConfig(widths=(8, 12), units=(2, 1), first=6, squeeze=4, embed_dim=1
 
 
 def test_a_small_face_network_is_written_and_read_with_its_sizes(tmp_path: Path) -> None:
-    network, given = shaken(IrSe(SMALL, crop=False), 5), pictures(3, 32)
+    network = shaken(IrSe(SMALL, crop=False), 5)
+    given = pictures(3, 32)
     save_ir_se(tmp_path / "identity.safetensors", network, {"data": "renders"})
     loaded, sha256 = load_ir_se(tmp_path / "identity.safetensors")
     assert (
@@ -363,24 +412,22 @@ def test_a_file_without_a_face_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_built_in_world_is_seen_by_its_own_judge_alone() -> None:
-    opened = networks.open_networks(NetworksConfig(), portraits=True, target="cartoon")
+    opened = networks.open_networks(NetworksConfig(), Portraits(), "cartoon")
     judge = opened.judge
-    assert (
-        isinstance(judge, networks.PortraitsJudge) and opened.features is judge and opened.perceptual is judge
-    )
-    assert judge.label.name == "portraits-judge" and judge.label.sha256 == fingerprint(
+    assert isinstance(judge, networks.WorldJudge) and opened.features is judge and opened.perceptual is judge
+    assert judge.record.name == "portraits-judge" and judge.record.sha256 == fingerprint(
         judge.clip.state_dict()
     )
-    assert isinstance(opened.edges, networks.Sobel)
+    assert isinstance(opened.edges, SobelEdges)
     given = pictures(3, 64)
-    sight = judge.see(given)
-    assert torch.allclose(sight.features, judge.features(given), atol=1e-6)
-    assert len(sight.classes) == len(CHOICES) and all(
-        torch.allclose(each.sum(1), torch.ones(3)) for each in sight.classes
+    output = judge.encode(given)
+    assert torch.allclose(output.features, judge.features(given), atol=1e-6)
+    assert len(output.classes) == len(CHOICES) and all(
+        torch.allclose(each.sum(1), torch.ones(3)) for each in output.classes
     )
-    assert [each.shape[1] for each in sight.classes] == [len(choices) for choices, _ in CHOICES.values()]
+    assert [each.shape[1] for each in output.classes] == [len(choices) for choices, _ in CHOICES.values()]
     maps = judge.maps(given)
-    assert len(maps) == 4 and torch.equal(sight.early, maps[0]) and sight.early.shape[-1] == 16
+    assert len(maps) == 4 and torch.equal(output.early_map, maps[0]) and output.early_map.shape[-1] == 16
 
 
 def test_the_judge_reads_the_attributes_of_true_pictures() -> None:
@@ -388,12 +435,13 @@ def test_the_judge_reads_the_attributes_of_true_pictures() -> None:
     from zeroshift.models.seeds import z_from_seeds
     from zeroshift.portraits import LATENT_DIM, render
 
-    judge = networks.open_networks(NetworksConfig(), portraits=True).judge
+    judge = networks.open_networks(NetworksConfig(), Portraits()).judge
     assert judge is not None
     z = z_from_seeds(range(24), LATENT_DIM)
-    read = read_attributes(judge.clip, judge.features(render(z)), sample_scene(z))
+    people = sample_scene(z).choice
+    read = read_attributes(judge.clip, judge.features(render(z)), Portraits(), people)
     assert min(read.values()) > 0.75 and sum(read.values()) / len(read) > 0.9
-    others = read_attributes(judge.clip, judge.features(render(z.flip(0))), sample_scene(z))
+    others = read_attributes(judge.clip, judge.features(render(z.flip(0))), Portraits(), people)
     assert sum(others.values()) < 0.6 * sum(read.values())
 
 
@@ -401,12 +449,12 @@ def test_elsewhere_no_role_is_taken_unasked(tmp_path: Path) -> None:
     assert networks.open_networks(NetworksConfig()) == networks.Networks()
     save_clip(tiny.clip(1), tmp_path / "clip")
     opened = networks.open_networks(NetworksConfig(judge=str(tmp_path / "clip")))
-    assert list(opened.labels()) == ["judge"] and type(opened.judge) is networks.Judge
+    assert list(opened.records()) == ["judge"] and type(opened.judge) is networks.Judge
 
 
 def test_asked_for_networks_win_over_those_of_the_built_in_world(backbone: Any) -> None:
-    opened = networks.open_networks(NetworksConfig(lpips=str(backbone[2])), portraits=True)
-    assert isinstance(opened.perceptual, networks.LpipsSees) and opened.features is opened.judge
+    opened = networks.open_networks(NetworksConfig(lpips=str(backbone[2])), Portraits())
+    assert isinstance(opened.perceptual, networks.Lpips) and opened.features is opened.judge
 
 
 # What is missing or wrong.
@@ -464,7 +512,7 @@ def test_weights_that_the_extra_downloads_go_into_the_same_network(
     monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     loaded = networks.load_inception("fidelity")
-    assert loaded.label.sha256 == fingerprint(inception.state_dict())
+    assert loaded.record.sha256 == fingerprint(inception.state_dict())
     assert torch.equal(loaded.network.fc.weight, inception.fc.weight)
 
     def offline(name: str, features: list[str]) -> None:

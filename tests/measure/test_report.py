@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 import tiny
-from zeroshift.measure.report import conclude, curve, duration, layer_shares, write_report
+from zeroshift.measure.report import curve, duration, layer_shares, write_report, write_report_files
 from zeroshift.training.run_folder import RunFolder
 
 
@@ -104,7 +104,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_written(folder: RunFolder)
     picture, report = folder.path / "before_after.png", folder.path / "report.html"
     before = picture.read_bytes()
     report.unlink()
-    assert conclude(folder, source, target) == (picture, report)
+    assert write_report_files(folder, source, target) == (picture, report)
     assert report.is_file() and picture.read_bytes() == before
 
 

@@ -14,13 +14,15 @@ from torch import Tensor
 import tiny
 from zeroshift.clip.features import normalize
 from zeroshift.errors import InputError
+from zeroshift.files.cache import cached
 from zeroshift.files.faces import IrSe, IrSeConfig, save_ir_se
 from zeroshift.files.images import write_png
 from zeroshift.methods.adapt import AdaptRun, adapt, plan
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
-from zeroshift.pictures.inversion import Route, inverted, kept, made_pictures, model_key
-from zeroshift.pictures.sample import load, sample
+from zeroshift.pictures.inversion import Route, inverted, model_key, sampled
+from zeroshift.pictures.runs import load
+from zeroshift.pictures.sample import sample
 
 Event = dict[str, Any]
 
@@ -132,7 +134,7 @@ def test_codes_are_what_each_clip_sees_and_directions_are_of_each_picture(tmp_pa
     again = run(tmp_path / "ipl", "ipl")
     assert again.mapper is not None
     seeds = torch.randint(2**31, (4,), generator=rng("pictures", 0, "train")).tolist()
-    pictures = made_pictures(tiny.diffusion(), seeds, 6)
+    pictures = sampled(tiny.diffusion(), seeds, 6)
     codes = [normalize(clip.encode_image(pictures[:2])) for clip in tiny.clips()]
     assert torch.equal(own[0]["pictures"][0], pictures[:2]) and torch.equal(
         own[1]["pictures"][0], pictures[2:]
@@ -327,4 +329,4 @@ def test_inversions_are_kept_by_model_picture_time_and_steps(
     assert torch.equal(invert(model, pictures, 300, 4), first)
     monkeypatch.setenv("ZEROSHIFT_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").write_text("no folder")
-    assert torch.equal(kept("x", "abcd", (2,), lambda: torch.ones(2)), torch.ones(2))
+    assert torch.equal(cached("x", "abcd", (2,), lambda: torch.ones(2)), torch.ones(2))

@@ -19,7 +19,8 @@ from zeroshift.files.unets import ddpm_generator, to_ddpm
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, generation_times, inversion_times
-from zeroshift.pictures.inversion import Route, inverted, mixture
+from zeroshift.models.mixing import mixture
+from zeroshift.pictures.inversion import Route, inverted
 
 STEPS, RUNS = goldenlib.runs("ddim", "steps"), goldenlib.runs("ddim", "clip_finetune*")
 pytestmark = pytest.mark.skipif(

@@ -34,7 +34,8 @@ class Formula(nn.Module):
 
     def __init__(self, formula: Callable[[Tensor, Tensor], Tensor], outputs: int = 3) -> None:
         super().__init__()
-        self.formula, self.anchor = formula, nn.Parameter(torch.zeros(()))
+        self.formula = formula
+        self.anchor = nn.Parameter(torch.zeros(()))
         self.config: Any = {"in_channels": 3, "out_channels": outputs}
 
     def forward(self, x: Tensor, t: Tensor, return_dict: bool = True) -> tuple[Tensor]:
@@ -93,7 +94,10 @@ def test_a_step_is_that_of_the_scheduler_of_diffusers_where_both_exist(eta: floa
 
     theirs = DDIMScheduler(clip_sample=False, set_alpha_to_one=True, beta_start=1e-4, beta_end=0.02)
     theirs.set_timesteps(10)
-    ours, x, eps, noise = ideal(), draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1), draw(2, 3, 4, 4, seed=2)
+    ours = ideal()
+    x = draw(2, 3, 4, 4)
+    eps = draw(2, 3, 4, 4, seed=1)
+    noise = draw(2, 3, 4, 4, seed=2)
     for t, t_next in ((900, 800), (100, 0), (0, -1)):
         expected = theirs.step(eps, t, x, eta=eta, variance_noise=noise if eta else None, return_dict=False)[
             0
@@ -131,8 +135,11 @@ def test_an_ancestral_step_is_that_of_the_scheduler_of_diffusers(variance: Any, 
 
 def test_a_learned_variance_lies_between_those_of_posterior_and_forward_process() -> None:
     made = tiny.diffusion(outputs=6, variance="learned")
-    like, t = torch.zeros(1, 1, 1, 1), 500
-    beta, abar, before = made.betas[t].double(), made.alphas_bar[t].double(), made.alphas_bar[t - 1].double()
+    like = torch.zeros(1, 1, 1, 1)
+    t = 500
+    beta = made.betas[t].double()
+    abar = made.alphas_bar[t].double()
+    before = made.alphas_bar[t - 1].double()
     for place, expected in ((-1.0, beta * (1 - before) / (1 - abar)), (1.0, beta)):
         found = made.log_variance(t, like, torch.full_like(like, place))
         assert found.item() == pytest.approx(float(expected.log()), rel=1e-4)
@@ -141,7 +148,10 @@ def test_a_learned_variance_lies_between_those_of_posterior_and_forward_process(
 
 
 def test_every_picture_of_a_batch_may_be_at_its_own_time() -> None:
-    made, x, eps, noise = ideal(), draw(3, 3, 4, 4), draw(3, 3, 4, 4, seed=1), draw(3, 3, 4, 4, seed=2)
+    made = ideal()
+    x = draw(3, 3, 4, 4)
+    eps = draw(3, 3, 4, 4, seed=1)
+    noise = draw(3, 3, 4, 4, seed=2)
     times = torch.tensor([10, 400, 999])
     for step in (
         lambda rows, t: made.step(x[rows], t, 0, made.predict_noise(x[rows], t)),
@@ -153,13 +163,16 @@ def test_every_picture_of_a_batch_may_be_at_its_own_time() -> None:
 
 
 def test_the_clean_picture_is_found_again_under_its_noise() -> None:
-    made, pictures, noise = ideal(), draw(2, 3, 4, 4).tanh(), draw(2, 3, 4, 4, seed=1)
+    made = ideal()
+    pictures = draw(2, 3, 4, 4).tanh()
+    noise = draw(2, 3, 4, 4, seed=1)
     assert torch.allclose(made.clean(made.add_noise(pictures, 500, noise), 500, noise), pictures, atol=1e-4)
     assert torch.equal(made.add_noise(pictures, -1, noise), pictures)
 
 
 def test_where_everything_can_be_written_out_more_steps_come_closer_to_the_exact_picture() -> None:
-    made, x = ideal(), draw(4, 3, 4, 4)
+    made = ideal()
+    x = draw(4, 3, 4, 4)
     # The flow keeps every pixel at its quantile: x_0 / SPREAD = x_T / its own spread.
     share = made.alphas_bar[-1].item()
     exact = x * SPREAD / math.sqrt(share * SPREAD**2 + 1 - share)
@@ -168,7 +181,8 @@ def test_where_everything_can_be_written_out_more_steps_come_closer_to_the_exact
 
 
 def test_generation_undoes_inversion_better_with_more_steps() -> None:
-    made, pictures = ideal(), SPREAD * draw(4, 3, 4, 4)
+    made = ideal()
+    pictures = SPREAD * draw(4, 3, 4, 4)
     errors = [
         float((made.generate(made.invert(pictures, 500, s), 500, s) - pictures).abs().mean())
         for s in (10, 40, 160)
@@ -206,7 +220,8 @@ def test_progress_is_told_over_all_batches() -> None:
 
 
 def test_a_patched_network_sees_blocks_of_pixels_as_channels() -> None:
-    made, x = tiny.diffusion(size=16, channels=12, patch=2), draw(2, 3, 16, 16)
+    made = tiny.diffusion(size=16, channels=12, patch=2)
+    x = draw(2, 3, 16, 16)
     blocks = torch.zeros(2, 12, 8, 8)
     for channel in range(3):
         for row in range(2):
@@ -219,10 +234,8 @@ def test_a_patched_network_sees_blocks_of_pixels_as_channels() -> None:
 
 
 def test_a_patched_network_with_learned_variance_keeps_its_halves_apart() -> None:
-    made, x = (
-        tiny.diffusion(size=16, channels=12, outputs=24, patch=2, variance="learned"),
-        draw(1, 3, 16, 16),
-    )
+    made = tiny.diffusion(size=16, channels=12, outputs=24, patch=2, variance="learned")
+    x = draw(1, 3, 16, 16)
     eps, place = made.predict(x, 7)
     found = made.unet(torch.nn.functional.pixel_unshuffle(x, 2), torch.tensor([7]), return_dict=False)[0]
     assert place is not None and place.shape == x.shape
@@ -231,7 +244,9 @@ def test_a_patched_network_with_learned_variance_keeps_its_halves_apart() -> Non
 
 
 def test_a_network_that_predicts_velocity_tells_the_same_noise() -> None:
-    pictures, noise, t = draw(2, 3, 4, 4).tanh(), draw(2, 3, 4, 4, seed=1), 600
+    pictures = draw(2, 3, 4, 4).tanh()
+    noise = draw(2, 3, 4, 4, seed=1)
+    t = 600
     abar = torch.cumprod(1 - linear_betas(), 0)[t]
     made = by_formula(
         lambda x, t: abar.sqrt() * noise - (1 - abar).sqrt() * pictures, prediction="v_prediction"
@@ -266,7 +281,8 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
 
 
 def test_the_schedule_stays_exact_where_the_network_is_rounded() -> None:
-    made, x = tiny.diffusion(), draw(1, 3, 8, 8)
+    made = tiny.diffusion()
+    x = draw(1, 3, 8, 8)
     with torch.no_grad():
         exact = made.generate(x, 300, 3)
         rounded = made.to(torch.bfloat16).generate(x, 300, 3)
@@ -286,7 +302,8 @@ def test_it_has_what_every_generator_has_and_no_styles() -> None:
 
 def test_a_clone_is_equal_and_independent() -> None:
     made = tiny.diffusion()
-    twin, x = made.clone(), made.latents([0])
+    twin = made.clone()
+    x = made.latents([0])
     before = made.state()
     with torch.no_grad():
         assert torch.equal(twin.predict_noise(x, 5), made.predict_noise(x, 5))

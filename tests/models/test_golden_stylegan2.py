@@ -12,7 +12,8 @@ from torch import Tensor
 
 import goldenlib
 from zeroshift.models import seeds as latent
-from zeroshift.models.stylegan2 import Modulation, StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.stylegan2 import Modulation, StyleGAN2Config, StyleGAN2Generator
 
 RUNS = goldenlib.runs("stylegan2_rosinality")
 GENERATORS = [run for run in RUNS if "style.1.weight" in goldenlib.load(run)[0]["keys"]]

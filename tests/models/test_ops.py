@@ -63,14 +63,16 @@ def test_the_kernel_is_symmetric_and_sums_to_its_gain() -> None:
 
 @pytest.mark.parametrize(("padding", "stride"), [(1, 1), (2, 1), (1, 2)])
 def test_filtering_equals_sums_over_a_padded_picture(padding: int, stride: int) -> None:
-    x, kernel = draw(2, 3, 8, 6), ops.fir_kernel().double()
+    x = draw(2, 3, 8, 6)
+    kernel = ops.fir_kernel().double()
     torch.testing.assert_close(
         ops.fir_filter(x, kernel, padding, stride), slow_filter(x, kernel, padding, padding, stride)
     )
 
 
 def test_enlarging_equals_zero_insertion_and_filtering() -> None:
-    x, kernel = draw(2, 3, 5, 4), ops.fir_kernel(gain=4.0).double()
+    x = draw(2, 3, 5, 4)
+    kernel = ops.fir_kernel(gain=4.0).double()
     spread = torch.zeros(2, 3, 10, 8, dtype=torch.float64)
     spread[:, :, ::2, ::2] = x
     torch.testing.assert_close(ops.fir_upsample(x, kernel), slow_filter(spread, kernel, 2, 1))
@@ -84,7 +86,9 @@ def test_enlarging_keeps_a_constant_picture_constant_inside() -> None:
 @pytest.mark.parametrize("path", ["scale", "grouped"])
 @pytest.mark.parametrize("up", [False, True])
 def test_modulated_convolution_equals_one_convolution_per_sample(path: ops.ModulationPath, up: bool) -> None:
-    x, weight, style = draw(3, 4, 5, 5), draw(6, 4, 3, 3), draw(3, 4, key="style") + 1
+    x = draw(3, 4, 5, 5)
+    weight = draw(6, 4, 3, 3)
+    style = draw(3, 4, key="style") + 1
     torch.testing.assert_close(modulated(x, weight, style, path, up), slow_modulated(x, weight, style, up))
 
 
@@ -103,14 +107,17 @@ def test_both_modulation_paths_give_equal_numbers_and_gradients(up: bool) -> Non
 
 @pytest.mark.parametrize("path", ["scale", "grouped"])
 def test_modulated_convolution_is_differentiable_twice(path: ops.ModulationPath) -> None:
-    x, weight, style = draw(2, 2, 3, 3), draw(2, 2, 3, 3), draw(2, 2, key="style") + 1
+    x = draw(2, 2, 3, 3)
+    weight = draw(2, 2, 3, 3)
+    style = draw(2, 2, key="style") + 1
     inputs = tuple(tensor.requires_grad_() for tensor in (x, weight, style))
     assert torch.autograd.gradgradcheck(lambda a, b, c: modulated(a, b, c, path, True), inputs)
 
 
 @pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2)])
 def test_filtering_is_differentiable_twice(padding: int, stride: int) -> None:
-    x, kernel = draw(1, 2, 4, 4).requires_grad_(), ops.fir_kernel().double()
+    x = draw(1, 2, 4, 4).requires_grad_()
+    kernel = ops.fir_kernel().double()
     assert torch.autograd.gradgradcheck(
         lambda value: ops.fir_filter(value, kernel, padding, stride).square(), (x,)
     )
@@ -130,10 +137,8 @@ def test_styled_activation_is_differentiable_twice() -> None:
 
 def test_scaled_leaky_relu_is_differentiable_twice_and_leaves_its_input_alone() -> None:
     x, bias = draw(2, 3, 2, 2), draw(3)
-    before, expected = (
-        x.clone(),
-        torch.nn.functional.leaky_relu(x + bias[None, :, None, None], 0.2) * math.sqrt(2),
-    )
+    before = x.clone()
+    expected = torch.nn.functional.leaky_relu(x + bias[None, :, None, None], 0.2) * math.sqrt(2)
     torch.testing.assert_close(ops.scaled_leaky_relu(x, bias), expected)
     assert torch.equal(x, before)
     assert torch.autograd.gradgradcheck(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from zeroshift.errors import InputError
-from zeroshift.models import seeds as latent
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.protocol import Generator
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.seeds import draw_noise, rng, z_from_seeds
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 
 def config(size: int = 32, **options: int) -> StyleGAN2Config:
@@ -29,7 +30,7 @@ def noisy(**options: int) -> StyleGAN2Generator:
 
 
 def z(*seeds: int) -> Tensor:
-    return latent.z_from_seeds(seeds, 6)
+    return z_from_seeds(seeds, 6)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256, 512, 1024])
@@ -95,7 +96,7 @@ def test_random_weights_have_unit_variance_at_run_time() -> None:
     wide = StyleGAN2Generator(
         StyleGAN2Config(size=16, latent_dim=64, style_dim=64, mapping_depth=4, channel_max=64)
     )
-    w = wide.map(torch.randn(64, 64, generator=latent.rng("w")))
+    w = wide.map(torch.randn(64, 64, generator=rng("w")))
     assert 0.7 < w.square().mean().item() < 1.4
 
 
@@ -139,7 +140,8 @@ def test_one_picture_alone_equals_itself_in_a_batch() -> None:
 
 def test_registered_noise_equals_the_same_maps_given_and_off_equals_zero_maps() -> None:
     generator = noisy()
-    w, shapes = generator.map(z(1)), generator.noise_shapes()
+    w = generator.map(z(1))
+    shapes = generator.noise_shapes()
     maps = [generator.get_buffer(f"noises.noise_{index}") for index in range(len(shapes))]
     assert [tuple(each.shape) for each in maps] == shapes
     assert torch.equal(generator.synthesize(w), generator.synthesize(w, maps))
@@ -151,7 +153,7 @@ def test_registered_noise_equals_the_same_maps_given_and_off_equals_zero_maps() 
 
 def test_own_noise_per_sample_equals_one_call_per_sample() -> None:
     generator = noisy()
-    maps = latent.draw_noise(generator.noise_shapes(), 2, 0, "test", 0)
+    maps = draw_noise(generator.noise_shapes(), 2, 0, "test", 0)
     together = generator.synthesize(generator.map(z(1, 2)), maps)
     for b, seed in enumerate((1, 2)):
         alone = generator.synthesize(generator.map(z(seed)), [each[b : b + 1] for each in maps])
@@ -171,13 +173,15 @@ def test_features_are_the_outputs_of_the_styled_convolutions() -> None:
 
 def test_double_precision_agrees_with_single_precision() -> None:
     generator = noisy()
-    single, double = generator(z(1)), generator.clone().double()(z(1).double())
+    single = generator(z(1))
+    double = generator.clone().double()(z(1).double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_autocast_stays_near_and_gives_full_precision_pictures() -> None:
-    generator, discriminator = noisy(), StyleGAN2Discriminator(config())
+    generator = noisy()
+    discriminator = StyleGAN2Discriminator(config())
     with torch.autocast("cpu", torch.bfloat16):
         image = generator(z(1, 2))
         logits = discriminator(image)
@@ -219,7 +223,8 @@ def test_latents_of_another_shape_are_refused() -> None:
 
 def test_noise_that_does_not_fit_is_refused() -> None:
     generator = noisy()
-    w, maps = generator.map(z(1)), latent.draw_noise(generator.noise_shapes(), 1, 0, "test", 0)
+    w = generator.map(z(1))
+    maps = draw_noise(generator.noise_shapes(), 1, 0, "test", 0)
     for wrong in (maps[:-1], [*maps[:-1], torch.zeros(1, 1, 5, 5)], [torch.zeros(3, 1, 4, 4), *maps[1:]]):
         with pytest.raises(InputError, match="noise"):
             generator.synthesize(w, wrong)
@@ -234,7 +239,7 @@ def test_the_discriminator_refuses_other_sizes() -> None:
 
 def test_r1_gradients_equal_finite_differences_of_the_penalty() -> None:
     discriminator = StyleGAN2Discriminator(config(16)).double()
-    image = torch.randn(2, 3, 16, 16, generator=latent.rng("r1"), dtype=torch.float64)
+    image = torch.randn(2, 3, 16, 16, generator=rng("r1"), dtype=torch.float64)
     bias = discriminator.get_parameter("convs.1.conv1.0.weight")
 
     def penalty() -> Tensor:
@@ -243,7 +248,7 @@ def test_r1_gradients_equal_finite_differences_of_the_penalty() -> None:
         return gradient.square().sum()
 
     (exact,) = torch.autograd.grad(penalty(), bias)
-    step = torch.randn(bias.shape, generator=latent.rng("step"), dtype=torch.float64)
+    step = torch.randn(bias.shape, generator=rng("step"), dtype=torch.float64)
     with torch.no_grad():
         bias.add_(1e-6 * step)
     above = penalty().item()

@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import tiny
 import zeroshift as zs
-from zeroshift import portraits
 from zeroshift.app.cli import main
+from zeroshift.config.schema import FinetuneConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import grid, labelled_rows, save_pictures, write_png
+from zeroshift.models.mixing import blend
 from zeroshift.models.seeds import z_from_seeds
-from zeroshift.pictures.sample import before_after, blend, draw, parse_seeds, true_pictures
+from zeroshift.pictures.sample import draw, parse_seeds
 from zeroshift.pictures.sample import sample as sampling_function
+from zeroshift.pictures.sheets import before_after, pair
+from zeroshift.worlds.world import World
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,8 @@ def test_seeds_that_cannot_be_read_are_named(text: str, named: str) -> None:
 
 def test_a_seed_gives_the_same_picture_alone_and_in_any_batch() -> None:
     generator = tiny.generator()
-    together, alone = (
-        draw(generator, range(5), batch=5),
-        torch.cat([draw(generator, [seed]) for seed in range(5)]),
-    )
+    together = draw(generator, range(5), batch=5)
+    alone = torch.cat([draw(generator, [seed]) for seed in range(5)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together, draw(generator, range(5), batch=2), atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=0.1)
@@ -172,22 +174,52 @@ def test_labels_stand_beside_their_rows() -> None:
     assert (sheet[:, :132, :margin] < 0).any() and (sheet[:, 136:264, :margin] < 0).any()
 
 
+class Shades(World):
+    """A world of even pictures: the brightness of a photo, or of its negative, is its seed's first number."""
+
+    name = "shades"
+    latent_dim = 2
+    domains = ("photo", "negative")
+
+    def truth(self, z: Tensor, label: str, size: int) -> Tensor:
+        shade = z[:, 0].tanh() * (1 if label == "photo" else -1)
+        return shade[:, None, None, None].expand(-1, 3, size, size)
+
+
 def test_before_and_after_holds_source_target_and_truth_untruncated() -> None:
-    source, target = tiny.generator(0), tiny.generator(1)
-    truth = torch.zeros(2, 3, 16, 16)
-    two = before_after(source, target, ("photo", "zombie"), range(2), 0.5)
-    three = before_after(source, target, ("photo", "zombie"), range(2), 0.5, truth)
+    source = tiny.generator(0)
+    target = tiny.generator(1)
+    two = before_after(source, target, ("photo", "zombie"), range(2), 0.5, Shades())
+    three = before_after(source, target, ("photo", "Negative"), range(2), 0.5, Shades())
     assert three.shape[-2] - two.shape[-2] == 132
-    assert torch.allclose(
-        three[:, 4:132, -264:-136:][:, ::8, ::8][:, 0, 0], draw(source, [0])[0, :, 0, 0], atol=1e-6
-    )
+    first = draw(source, [0])[0, :, 0, 0]
+    assert torch.allclose(three[:, 4, -264], first, atol=1e-6)
+    assert not torch.allclose(two[:, 4, -264], first, atol=1e-3)
+    shades = -z_from_seeds(range(2), 2)[:, 0].tanh()
+    assert torch.allclose(three[0, -100, [-200, -50]], shades)
 
 
-def test_the_truth_of_a_seed_is_the_render_of_its_noise() -> None:
-    truth = true_pictures(range(2), 64, "Pencil  sketch", 32)
-    assert truth is not None
-    assert torch.equal(truth, portraits.render(z_from_seeds(range(2), 64), "pencil sketch", 32))
-    assert true_pictures(range(2), 64, "a city at night", 32) is None
+def test_a_diffusion_model_is_given_the_source_pictures_of_a_world() -> None:
+    source = tiny.diffusion(0)
+    target = tiny.diffusion(1)
+    tuning = FinetuneConfig(t0=300, invert_steps=4, sample_steps=6)
+    given, made = pair(source, target, tuning, range(2), world=Shades())
+    truth = Shades().truth_of_seeds(range(2), "photo", 8)
+    assert truth is not None and torch.equal(given, truth)
+    noisy = source.invert(given, 300, 4)
+    assert torch.allclose(made, target.generate(noisy, 300, 6).clamp(-1, 1), atol=1e-4)
+    before, after = pair(source, target, tuning, range(2))
+    assert torch.equal(before, source.sample(range(2), 6))
+    assert torch.equal(after, target.sample_adapted(source, range(2), t0=300, steps=6))
+
+
+def test_a_run_and_a_generator_by_name_are_drawn_where_there_is_a_gpu(run: Path) -> None:
+    place = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert zs.load(run).device.type == place
+    assert zs.load("portraits").latent_avg.device.type == place
+    assert zs.load(run, device="cpu").generator.latent_avg.device.type == "cpu"
+    with pytest.raises(InputError, match="no device cuda:99"):
+        zs.load(run, device="cuda:99")
 
 
 def test_a_bare_generator_is_sampled_by_name_and_by_file(

@@ -21,11 +21,12 @@ from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import write_png
 from zeroshift.files.registry import GENERATORS
 from zeroshift.measure.evaluate import evaluate
-from zeroshift.measure.picture_sets import open_subject
+from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.models.diffusion import DiffusionGenerator
+from zeroshift.models.mixing import mixture
 from zeroshift.models.seeds import rng, z_from_seeds
-from zeroshift.pictures.inversion import Route, drawn_into, mixture, translated
+from zeroshift.pictures.inversion import Route, brought_into_domain, translated
 from zeroshift.pictures.translate import read_pictures, translate, translate_mixed
 from zeroshift.portraits import render
 
@@ -100,7 +101,8 @@ def test_strength_mixes_the_predictions(runs: list[AdaptRun], pictures: Tensor) 
 
 def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures: Tensor) -> None:
     first, second = (run.generator for run in runs)
-    predict, x = mixture([first, second], {0: [1, 3], 200: [1, 0]}), pictures[:1]
+    predict = mixture([first, second], {0: [1, 3], 200: [1, 0]})
+    x = pictures[:1]
     with torch.no_grad():
         assert torch.equal(predict(x, 200), first.predict_noise(x, 200))
         slow = 0.25 * first.predict_noise(x, 199) + 0.75 * second.predict_noise(x, 199)
@@ -113,8 +115,9 @@ def test_several_changes_are_mixed_by_a_schedule(runs: list[AdaptRun], pictures:
         mixture([first, second], {300: [1, 1]})
 
 
-def test_unseen_pictures_are_drawn_into_the_domain_of_the_source(pictures: Tensor) -> None:
-    source, x = tiny.diffusion(), pictures
+def test_unseen_pictures_are_brought_into_domain_the_domain_of_the_source(pictures: Tensor) -> None:
+    source = tiny.diffusion()
+    x = pictures
     with torch.no_grad():
         for repeat in range(2):
             noise = torch.stack(
@@ -125,9 +128,9 @@ def test_unseen_pictures_are_drawn_into_the_domain_of_the_source(pictures: Tenso
             x = share.sqrt() * x + (1 - share).sqrt() * noise
             for t, t_next in ((200, 100), (100, 0), (0, -1)):
                 x = source.step(x, t, t_next, source.predict_noise(x, t))
-    made = drawn_into(source, pictures, 4, t0=200, steps=3, repeats=2)
+    made = brought_into_domain(source, pictures, 4, t0=200, steps=3, repeats=2)
     torch.testing.assert_close(made, x.clamp(-1, 1), atol=1e-4, rtol=0)
-    assert not torch.equal(made, drawn_into(source, pictures, 5, t0=200, steps=3, repeats=2))
+    assert not torch.equal(made, brought_into_domain(source, pictures, 5, t0=200, steps=3, repeats=2))
 
 
 def test_the_command_writes_a_picture_for_each_and_a_sheet(
@@ -256,12 +259,12 @@ def test_a_run_is_measured_on_the_source_s_pictures_or_on_a_folder(
     runs: list[AdaptRun], pictures: Tensor, tmp_path: Path
 ) -> None:
     run = runs[0]
-    subject = open_subject(run, EvaluateConfig(seeds="3-5"))
-    assert len(subject.target) == 3 and "truth" not in subject.sets
+    inputs = open_inputs(run, EvaluateConfig(seeds="3-5"))
+    assert len(inputs.target) == 3 and "truth" not in inputs.sets
     source = run.source.sample([3, 4, 5], 50)
-    torch.testing.assert_close(subject.sets["source"].part(slice(0, 3)), source, atol=0.51 / 127.5, rtol=0)
-    made = translate(run, subject.sets["source"].part(slice(0, 3)))
-    torch.testing.assert_close(subject.target.part(slice(1, 3)), made[1:], atol=1.1 / 127.5, rtol=0)
+    torch.testing.assert_close(inputs.sets["source"].part(slice(0, 3)), source, atol=0.51 / 127.5, rtol=0)
+    made = translate(run, inputs.sets["source"].part(slice(0, 3)))
+    torch.testing.assert_close(inputs.target.part(slice(1, 3)), made[1:], atol=1.1 / 127.5, rtol=0)
     for number, picture in enumerate(pictures):
         write_png(tmp_path / "mine" / f"{number}.png", picture)
     done = evaluate(run.folder.path, source=str(tmp_path / "mine"), seeds="0-1")
@@ -279,17 +282,17 @@ def test_people_of_the_built_in_world_are_measured_against_their_truth(
     run = adapt(
         tiny.tune(tmp_path / "run", target="cartoon", monitor={"every": 0}), state=tiny.given_diffusion()
     )
-    subject = open_subject(run, EvaluateConfig(seeds="7,9"))
+    inputs = open_inputs(run, EvaluateConfig(seeds="7,9"))
     z = z_from_seeds([7, 9], 64)
     torch.testing.assert_close(
-        subject.sets["source"].part(slice(0, 2)), render(z, "photo", 8), atol=0.51 / 127.5, rtol=0
+        inputs.sets["source"].part(slice(0, 2)), render(z, "photo", 8), atol=0.51 / 127.5, rtol=0
     )
     torch.testing.assert_close(
-        subject.sets["truth"].part(slice(0, 2)), render(z, "cartoon", 8), atol=0.51 / 127.5, rtol=0
+        inputs.sets["truth"].part(slice(0, 2)), render(z, "cartoon", 8), atol=0.51 / 127.5, rtol=0
     )
-    assert subject.people and len(subject.target) == 2
-    bare = open_subject(run.source, EvaluateConfig(seeds="7,9", labels=("photo", "cartoon")))
-    assert "truth" not in bare.sets and not bare.people
+    assert inputs.latents_known and len(inputs.target) == 2
+    bare = open_inputs(run.source, EvaluateConfig(seeds="7,9", labels=("photo", "cartoon")))
+    assert "truth" not in bare.sets and not bare.latents_known
 
 
 def test_the_card_of_a_run_says_nothing_of_styles(runs: list[AdaptRun], tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tiny
 from zeroshift import portraits
 from zeroshift.clip.text import WordTokenizer
-from zeroshift.models import seeds as latent
+from zeroshift.models.seeds import z_from_seeds
 from zeroshift.portraits import captions, scene
-from zeroshift.pretrain import clips as train_clip
-from zeroshift.pretrain import dataset
-from zeroshift.pretrain import generator as train_generator
+from zeroshift.pretrain import clips, dataset
 from zeroshift.pretrain.__main__ import ASSETS, measure_generator
+from zeroshift.pretrain.generator import GeneratorRecipe, distil, finish, polish, regress
 
-Z = latent.z_from_seeds(range(6), scene.LATENT_DIM)
+Z = z_from_seeds(range(6), scene.LATENT_DIM)
 
 
 def test_a_person_depends_on_the_direction_of_z_alone() -> None:
@@ -73,7 +73,8 @@ def test_a_cast_ellipsoid_has_the_silhouette_and_normals_of_the_slow_formula() -
 
 
 def test_captions_name_every_attribute_in_known_words() -> None:
-    people, tokenizer = scene.sample_scene(Z), WordTokenizer(captions.vocabulary())
+    people = scene.sample_scene(Z)
+    tokenizer = WordTokenizer(captions.vocabulary())
     for index in range(len(Z)):
         caption = captions.full_caption(people, index, "pencil sketch", random.Random(index))
         words = people.words(index)
@@ -115,17 +116,15 @@ def test_a_shard_is_whole_or_absent(tmp_path, monkeypatch) -> None:
 
 def test_every_stage_of_the_generator_s_training_runs_and_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(dataset, "SHARD", 12)
-    short = train_generator.GeneratorRecipe(
-        steps=6, batch=4, mapping_steps=3, finish_steps=7, finish_batch=6, polish_steps=2
-    )
+    short = GeneratorRecipe(steps=6, batch=4, mapping_steps=3, finish_steps=7, finish_batch=6, polish_steps=2)
     data, work = tmp_path / "data", tmp_path / "work"
-    model, _ = train_generator.regress(data, work, 1, dataclasses.replace(short, steps=3))
+    model, _ = regress(data, work, 1, dataclasses.replace(short, steps=3))
     start = model.generator.state()["convs.0.conv.weight"]
-    model, _ = train_generator.regress(data, work, 1, short)
+    model, _ = regress(data, work, 1, short)
     assert not torch.equal(start, model.generator.state()["convs.0.conv.weight"])
-    generator, _ = train_generator.distil(model, work, short)
-    finished, critic, _ = train_generator.finish(generator, data, work, 1, short)
-    polished, _ = train_generator.polish(model, finished, data, work, 1, short)
+    generator, _ = distil(model, work, short)
+    finished, critic, _ = finish(generator, data, work, 1, short)
+    polished, _ = polish(model, finished, data, work, 1, short)
     pictures = polished.synthesize(polished.map(Z))
     assert (
         pictures.shape == (len(Z), 3, 64, 64)
@@ -139,12 +138,12 @@ def test_a_clip_s_training_goes_on_where_it_was_and_learns_without_attacks(
     name: str, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(dataset, "SHARD", 12)
-    recipe = dataclasses.replace(train_clip.RECIPES[name], steps=2, people=6)
-    monkeypatch.setitem(train_clip.RECIPES, name, recipe)
+    recipe = dataclasses.replace(clips.RECIPES[name], steps=2, people=6)
+    monkeypatch.setitem(clips.RECIPES, name, recipe)
     data, work = tmp_path / "data", tmp_path / "work"
-    first, _ = train_clip.train(name, data, work, shards=1)
-    monkeypatch.setitem(train_clip.RECIPES, name, dataclasses.replace(recipe, steps=12))
-    second, _ = train_clip.train(name, data, work, shards=1)
+    first, _ = clips.train(name, data, work, shards=1)
+    monkeypatch.setitem(clips.RECIPES, name, dataclasses.replace(recipe, steps=12))
+    second, _ = clips.train(name, data, work, shards=1)
     rows = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 11]
     # Attacks grow within these few steps, so only the judge's loss is comparable between them.
@@ -170,7 +169,7 @@ def test_the_shipped_judge_reads_domains_and_attributes_of_new_people() -> None:
     from zeroshift.files.registry import load_clip
 
     judge = load_clip("portraits-judge")
-    z = latent.z_from_seeds(range(900, 924), scene.LATENT_DIM)
+    z = z_from_seeds(range(900, 924), scene.LATENT_DIM)
     names = torch.stack(
         [
             F.normalize(judge.encode_text(judge.templates.sentences(d)), dim=1).mean(0)
@@ -189,7 +188,7 @@ def test_the_shipped_judge_reads_domains_and_attributes_of_new_people() -> None:
 
 
 def test_the_shipped_generator_shows_the_person_of_z() -> None:
-    from zeroshift.files.registry import load_clip, load_styled
+    from zeroshift.files.registry import load_clip, load_generator
 
     card = json.loads((ASSETS / "generator.card.json").read_text())["quality"]
     # The goal for the error is 0.05; the shipped model reaches 0.057 (docs/log.md says where the rest is).
@@ -198,7 +197,7 @@ def test_the_shipped_generator_shows_the_person_of_z() -> None:
         and card["attribute_share_mean"] >= 0.9
         and card["attribute_share_min"] >= 0.75
     )
-    generator, _ = load_styled("portraits", "this test")
+    generator = tiny.styled(load_generator("portraits")[0])
     found = measure_generator(generator, load_clip("portraits-judge"), range(900, 932))
     assert found["mean_absolute_error"] < 0.07
 

@@ -149,18 +149,19 @@ def adapt(command: Adapt) -> int:
 def sample(command: Sample) -> int:
     """Draws pictures and writes them."""
     from zeroshift.files.images import save_pictures
-    from zeroshift.pictures.sample import denoising_of, facts_of, is_run, load, parse_seeds
+    from zeroshift.pictures.runs import is_run, load
+    from zeroshift.pictures.sample import metadata_of, parse_seeds
     from zeroshift.pictures.sample import sample as draw
 
-    seeds, how = parse_seeds(command.seeds), denoising_of(command.steps, command.eta)
+    seeds = parse_seeds(command.seeds)
+    how: dict[str, Any] = {"truncation": command.truncation, "strength": command.strength}
+    how |= {"steps": command.steps, "eta": command.eta}
     run = load(command.run, generator=command.generator, device=command.device)
     with Meter(sys.stderr if command.json else sys.stdout) as meter:
-        pictures = draw(run, seeds, command.truncation, command.strength, how, meter)
+        pictures = draw(run, seeds, **how, progress=meter)
     folder = command.out or (Path(command.run) if is_run(command.run) else Path()) / "pictures"
     try:
-        paths = save_pictures(
-            pictures, seeds, folder, facts_of(command.run, run, command.truncation, command.strength, how)
-        )
+        paths = save_pictures(pictures, seeds, folder, metadata_of(command.run, run, **how))
     except OSError as error:
         raise InputError(
             f"cannot write pictures to {folder}: {error.strerror}; choose another --out."
@@ -176,7 +177,7 @@ def sample(command: Sample) -> int:
 
 def translate(command: Translate) -> int:
     """Changes pictures and writes them."""
-    from zeroshift.pictures.sample import load
+    from zeroshift.pictures.runs import load
     from zeroshift.pictures.translate import parse_schedule, save_translated, translate_mixed
     from zeroshift.pictures.translate import translate as run_translate
 

@@ -50,8 +50,8 @@ class Sample:
     """Diffusion models: fresh noise in every step, 0 none (DDIM, the default) to 1 (as DDPM)."""
     out: Path | None = None
     """Folder for the pictures; unset: RUN/pictures, or pictures here for a generator."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; auto is a GPU where there is one."""
     json: Flag = False
     """Print one JSON object on standard output."""
 
@@ -85,8 +85,8 @@ class Translate:
     """Seed of the noise of --unseen."""
     out: Path | None = None
     """Folder for the pictures; unset: RUN/translated."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; auto is a GPU where there is one."""
     json: Flag = False
     """Print one JSON object on standard output."""
 

@@ -29,15 +29,17 @@ from zeroshift.files.hub import (
 )
 from zeroshift.files.registry import CLIPS, GENERATORS
 from zeroshift.files.writing import write_bytes
-from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, knows_truth
-from zeroshift.models.protocol import Generator
+from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, truth_of_run
 from zeroshift.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-CARD, WEIGHTS, OTHER_WEIGHTS = "README.md", "generator.safetensors", "generator.pt"
-PICTURE, CONFIG = "before_after.png", "config.json"
+CARD = "README.md"
+WEIGHTS = "generator.safetensors"
+OTHER_WEIGHTS = "generator.pt"
+PICTURE = "before_after.png"
+CONFIG = "config.json"
 
 WORDS = ("source", "target", "context", "layers")
 """Options whose values are words of people, which may look like paths and are none."""
@@ -130,32 +132,34 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     )
     write_bytes(
         place / CARD,
-        card(run, repository, generator.image_size, names, isinstance(generator, Generator)).encode(),
+        card(run, repository, generator.image_size, names, generator.kind == "styles").encode(),
     )
     return {name: (place / name).stat().st_size for name in names}
 
 
 def card(run: RunFolder, repository: str, size: int, names: Sequence[str], styles: bool = True) -> str:
-    """The model card: README.md of the repository, with its facts for the hub in front. `styles`: the
-    generator has some."""
-    config, origin = run.config, run.environment["source"]
+    """The model card: README.md of the repository, with the metadata that the hub reads in front. `styles`:
+    the generator has some."""
+    config = run.config
+    origin = run.environment["source"]
+    world = truth_of_run(run)
     return _template().render(
-        facts=_facts(run),
+        metadata=_hub_metadata(run),
         source=plain(config.source),
         target=plain(config.target),
         size=size,
         version=__version__,
         method=config.method.upper(),
         picture=PICTURE if PICTURE in names else "",
-        truth=knows_truth(run),
-        truncation=f"{1.0 if knows_truth(run) else config.run.truncation:g}",
+        truth=world is not None,
+        truncation=f"{1.0 if world else config.run.truncation:g}",
         repository=repository,
         rosinality=OTHER_WEIGHTS in names,
         styles=styles,
         built_in=origin["name"] in GENERATORS,
         source_name=plain(public_name(origin["name"])),
         origin=_origin(run),
-        numbers=_numbers(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
+        numbers=_loss_rows(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
         evaluation=[tuple(map(plain, row)) for row in evaluation_rows(run.evaluation)]
         if run.evaluation
         else [],
@@ -193,13 +197,14 @@ def _without_folders(tree: Any, name: str = "") -> Any:
     return public_name(tree) if isinstance(tree, str) and name not in WORDS else tree
 
 
-def _facts(run: RunFolder) -> str:
+def _hub_metadata(run: RunFolder) -> str:
     """What the hub itself reads of a card."""
     from huggingface_hub import ModelCardData
 
-    origin, config = run.environment["source"]["name"], run.config
+    origin = run.environment["source"]["name"]
+    config = run.config
     built_in = origin in GENERATORS
-    facts = ModelCardData(
+    metadata = ModelCardData(
         library_name="zeroshift",
         license="mit" if built_in else "other",
         license_name=None if built_in else "to-be-filled-in",
@@ -207,12 +212,13 @@ def _facts(run: RunFolder) -> str:
         pipeline_tag="unconditional-image-generation",
         tags=["zeroshift", "stylegan2", "domain-adaptation", "zero-shot", config.method],
     )
-    return facts.to_yaml()
+    return metadata.to_yaml()
 
 
 def _origin(run: RunFolder) -> list[tuple[str, str]]:
     """Rows that say what made the weights."""
-    config, made = run.config, run.environment
+    config = run.config
+    made = run.environment
     steps = [f"{config.mapper.steps} of words"] if config.learns_words else []
     rows = [
         ("method", config.method.upper()),
@@ -234,7 +240,7 @@ def _origin(run: RunFolder) -> list[tuple[str, str]]:
     return [*rows, ("versions", f"zeroshift {made['zeroshift']}, torch {made['torch']}")]
 
 
-def _numbers(lines: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> list[tuple[int, str, str, str]]:
+def _loss_rows(lines: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> list[tuple[int, str, str, str]]:
     """Stage, series, and its means over the first and the last tenth of the steps; a term that is the whole
     loss is left out."""
     rows: list[tuple[int, str, str, str]] = []
@@ -301,7 +307,8 @@ def _upload(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    name, api = reference.repository, HfApi(token=token)
+    name = reference.repository
+    api = HfApi(token=token)
     with explained(reference, "did not accept"):
         try:
             there = api.model_info(name)

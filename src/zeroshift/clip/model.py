@@ -1,5 +1,5 @@
-"""CLIP: features of pictures, texts and learned words, by any model of `clip_files` or a small untrained one;
-frozen.
+"""CLIP: features of pictures, texts and learned words, by any model of `files.clips` or a small untrained
+one; frozen.
 
 Pictures come in as BCHW in [-1, 1]; CLIP's own range and size exist only in this file. Features leave
 un-normalised.
@@ -59,9 +59,13 @@ class ClipModel(nn.Module):
             )
         # Sub-modules have no declared type in torch; transformers' towers are reached by name.
         self.model: Any = model
-        self.tokenizer, self.name, self.resolution = tokenizer, name, resolution
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.templates, self.context = templates, context
+        self.tokenizer = tokenizer
+        self.name = name
+        self.resolution = resolution
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.templates = templates
+        self.context = context
         self.resize: Resize = resize
         self.embed_dim: int = self._text_projection.out_features
         self.text_width: int = self._text_projection.in_features
@@ -89,7 +93,7 @@ class ClipModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Number format of the weights; features of half-precision weights are float32 all the same."""
         return self._text_projection.weight.dtype
 
     @property
@@ -114,10 +118,11 @@ class ClipModel(nn.Module):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features B,E of already preprocessed pictures, un-normalised."""
         pixels = pixels.to(self.dtype).contiguous(memory_format=self.memory_format)
-        return _full(self._project(self.model.vision_model(pixel_values=pixels).pooler_output.flatten(1)))
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output.flatten(1)
+        return _at_least_float32(self._project(pooled))
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
-        """Ids B,T on the model's device, padded to the context length."""
+        """Ids B,T on the model's device, padded to the context length. InputError where a text is longer."""
         texts = [texts] if isinstance(texts, str) else texts
         return self.tokenizer(texts, self.context_length).to(self._text_projection.weight.device)
 
@@ -125,8 +130,8 @@ class ClipModel(nn.Module):
         """Features B,E of texts or token ids B,T, un-normalised, read at the end token."""
         ids_BT = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         end_B = self._ends(ids_BT)
-        return self._read(
-            self.model.text_model.embeddings.token_embedding(self._attended(ids_BT, end_B)), end_B
+        return self._text_feature(
+            self.model.text_model.embeddings.token_embedding(self._needed_ids(ids_BT, end_B)), end_B
         )
 
     def encode_prompts(self, prompts: Tensor, text: str, replaced: int | None = None) -> Tensor:
@@ -142,7 +147,8 @@ class ClipModel(nn.Module):
                 f"prompts are {width} wide, the text tower of {self.name} {self.text_width}. Make one head "
                 "per CLIP."
             )
-        ids_1T, first = self.tokenize(text), self.first_word
+        ids_1T = self.tokenize(text)
+        first = self.first_word
         end_1 = self._ends(ids_1T)
         replaced = num_words if replaced is None else replaced
         if replaced > (known := int(end_1) - first):
@@ -155,13 +161,13 @@ class ClipModel(nn.Module):
                 f'"{text}" with {num_words} learned words is longer than the {most} tokens that {self.name} '
                 "reads."
             )
-        tokens = self.model.text_model.embeddings.token_embedding(self._attended(ids_1T, end_1)).expand(
+        tokens = self.model.text_model.embeddings.token_embedding(self._needed_ids(ids_1T, end_1)).expand(
             batch, -1, -1
         )
         tokens_BTD = torch.cat(
             [tokens[:, :first], prompts.to(tokens.dtype), tokens[:, first + replaced :]], dim=1
         )
-        return self._read(tokens_BTD, (end_1 + num_words - replaced).expand(batch))
+        return self._text_feature(tokens_BTD, (end_1 + num_words - replaced).expand(batch))
 
     def embed_tokens(self, text: str) -> Tensor:
         """Token embeddings T,D of a text's words, without start and end."""
@@ -182,11 +188,11 @@ class ClipModel(nn.Module):
     def _project(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled)
 
-    def _attended(self, ids_BT: Tensor, end_B: Tensor) -> Tensor:
+    def _needed_ids(self, ids_BT: Tensor, end_B: Tensor) -> Tensor:
         """The ids that matter: attention is causal, so what follows the longest text changes nothing."""
         return ids_BT[:, : int(end_B.max()) + 1]
 
-    def _read(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
+    def _text_feature(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
         """Text feature B,E from token embeddings: positions, causal blocks, last norm and projection of row
         `end_B`."""
         from transformers.masking_utils import create_causal_mask
@@ -200,7 +206,7 @@ class ClipModel(nn.Module):
             inputs_embeds=hidden_BTD, attention_mask=mask, is_causal=True
         ).last_hidden_state
         rows_BD = hidden_BTD[torch.arange(len(hidden_BTD), device=end_B.device), end_B]
-        return _full(self.model.text_projection(tower.final_layer_norm(rows_BD)))
+        return _at_least_float32(self.model.text_projection(tower.final_layer_norm(rows_BD)))
 
 
 class SiglipClip(ClipModel):
@@ -219,17 +225,17 @@ class SiglipClip(ClipModel):
     def _project(self, pooled: Tensor) -> Tensor:
         return pooled
 
-    def _attended(self, ids_BT: Tensor, end_B: Tensor) -> Tensor:
+    def _needed_ids(self, ids_BT: Tensor, end_B: Tensor) -> Tensor:
         return ids_BT
 
-    def _read(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
+    def _text_feature(self, tokens_BTD: Tensor, end_B: Tensor) -> Tensor:
         tower = self.model.text_model
         hidden_BTD = tower.embeddings(inputs_embeds=tokens_BTD)
         hidden_BTD = tower.encoder(inputs_embeds=hidden_BTD, attention_mask=None).last_hidden_state
-        return _full(tower.head(tower.final_layer_norm(hidden_BTD[:, -1])))
+        return _at_least_float32(tower.head(tower.final_layer_norm(hidden_BTD[:, -1])))
 
 
-def _full(features: Tensor) -> Tensor:
+def _at_least_float32(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 

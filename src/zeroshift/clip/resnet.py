@@ -35,9 +35,12 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, planes: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1, self.bn1 = nn.Conv2d(channels, planes, 1, bias=False), nn.BatchNorm2d(planes)
-        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
-        self.conv3, self.bn3 = nn.Conv2d(planes, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes)
+        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
         self.downsample: nn.Sequential | None = None
         if stride > 1 or channels != 4 * planes:
             self.downsample = nn.Sequential(
@@ -49,7 +52,8 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         if self.stride > 1:
-            x, y = F.avg_pool2d(x, self.stride), F.avg_pool2d(y, self.stride)
+            x = F.avg_pool2d(x, self.stride)
+            y = F.avg_pool2d(y, self.stride)
         y = self.bn3(self.conv3(y))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
@@ -74,7 +78,9 @@ class AttentionPool(nn.Module):
         def by_head(y: Tensor) -> Tensor:
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        query, key, value = self.q_proj(tokens_BNF[:, :1]), self.k_proj(tokens_BNF), self.v_proj(tokens_BNF)
+        query = self.q_proj(tokens_BNF[:, :1])
+        key = self.k_proj(tokens_BNF)
+        value = self.v_proj(tokens_BNF)
         return F.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value)).flatten(1)
 
 
@@ -87,10 +93,14 @@ class ResNetTower(nn.Module):
 
     def __init__(self, layers: Sequence[int], width: int, resolution: int, heads: int) -> None:
         super().__init__()
-        half, channels = width // 2, width
-        self.conv1, self.bn1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(half)
-        self.conv2, self.bn2 = nn.Conv2d(half, half, 3, padding=1, bias=False), nn.BatchNorm2d(half)
-        self.conv3, self.bn3 = nn.Conv2d(half, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        half = width // 2
+        channels = width
+        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
         for number, count in enumerate(layers):
             planes = width << number
             blocks = [Bottleneck(channels, planes, 1 + (number > 0))]

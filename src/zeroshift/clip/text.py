@@ -267,15 +267,16 @@ class WordTokenizer:
         return self.first_word_id + len(self.vocab)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
-        """Ids, LongTensor B,T."""
-        rows = [[self._ids.get(word, self.unknown_id) for word in self._heard(text)] for text in texts]
+        """Ids, LongTensor B,T, padded to `context_length`. InputError where a text is longer."""
+        rows = [[self._ids.get(word, self.unknown_id) for word in self._words_of(text)] for text in texts]
         return _pad(rows, texts, self.start_id, self.end_id, context_length)
 
     def unknown(self, text: str) -> list[str]:
         """Words of the text that the vocabulary lacks, in order, each once."""
-        return [word for word in dict.fromkeys(self._heard(text)) if word not in self._ids]
+        return [word for word in dict.fromkeys(self._words_of(text)) if word not in self._ids]
 
-    def _heard(self, text: str) -> list[str]:
+    def _words_of(self, text: str) -> list[str]:
+        """The words of a text, and those marks that the vocabulary has."""
         return [word for word in self.split(text) if word in self._ids or re.match(r"\w", word)]
 
     def save(self, folder: str | Path) -> None:
@@ -337,7 +338,7 @@ class BytePairTokenizer:
         }
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
-        """Ids, LongTensor B,T."""
+        """Ids, LongTensor B,T, padded to `context_length`. InputError where a text is longer."""
         rows = [
             [number for unit in self._pattern.findall(clean(text)) for number in self._encode(unit)]
             for text in texts
@@ -394,12 +395,15 @@ class HubTokenizer:
         fill_id: int = 0,
         prepare: Callable[[str], str] = str,
     ) -> None:
-        self._tokenizer, self.start_id, self.end_id = tokenizer, start_id, end_id
-        self._fill_id, self._prepare = fill_id, prepare
+        self._tokenizer = tokenizer
+        self.start_id = start_id
+        self.end_id = end_id
+        self._fill_id = fill_id
+        self._prepare = prepare
         self.vocab_size = len(tokenizer)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
-        """Ids, LongTensor B,T."""
+        """Ids, LongTensor B,T, padded to `context_length`. InputError where a text is longer."""
         return _pad(
             [self._ids(text) for text in texts],
             texts,

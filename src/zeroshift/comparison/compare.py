@@ -43,7 +43,7 @@ from zeroshift.comparison.voting import read_votes
 from zeroshift.config.schema import NetworksConfig, to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_bytes, write_json
-from zeroshift.measure.evaluate import METRICS
+from zeroshift.measure.evaluate import metric_named
 from zeroshift.methods.adapt import open_run
 from zeroshift.methods.backend import Given
 from zeroshift.methods.guidance import unknown_words
@@ -162,8 +162,8 @@ def plan_tasks(config: CompareConfig, common: Mapping[str, Any]) -> list[Task]:
     if not config.methods or not config.targets or not config.seeds:
         raise InputError("a comparison needs --methods, --targets and --seeds, at least one of each.")
     parse_seeds(config.eval_seeds)
-    if unknown := [name for name in config.metrics if name not in METRICS]:
-        raise InputError(f"there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}.")
+    for name in config.metrics:
+        metric_named(name)
     if fixed := [name for name in ("target", "method", "seed", "run.seed") if name in common]:
         raise InputError(f"{fixed[0]} cannot be given for a comparison; use methods, targets and seeds.")
     variants = parse_variants(config.methods)

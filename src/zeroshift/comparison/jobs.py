@@ -22,11 +22,11 @@ from typing import Any, TextIO
 from zeroshift.comparison.tables import group_of
 from zeroshift.config.schema import AdaptConfig, EvaluateConfig, NetworksConfig, from_dict, to_dict
 from zeroshift.errors import InputError, RunError
-from zeroshift.files.registry import GENERATORS
 from zeroshift.files.writing import write_json
 from zeroshift.measure.evaluate import METRICS, evaluate
 from zeroshift.methods.adapt import adapt
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.known import world_of
 
 SCHEMA = 1
 Progress = Callable[[dict[str, Any]], None]
@@ -112,7 +112,7 @@ def record_run(task: Task, facts: Mapping[str, Any]) -> None:
         "label": task.label,
         "method": config.method,
         "target": config.target,
-        "group": group_of(config.target, config.generator in GENERATORS),
+        "group": group_of(config.target, world_of({"name": config.generator, **made.get("source", {})})),
         "seed": config.run.seed,
         "state": "failed",
         "error": "",

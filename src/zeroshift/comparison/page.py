@@ -22,13 +22,14 @@ from zeroshift.comparison.voting import preferences, read_votes, write_ballot
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
 from zeroshift.files.images import fitted, grid, write_png
-from zeroshift.files.registry import GENERATORS
 from zeroshift.files.writing import write_bytes
-from zeroshift.measure.evaluate import METRICS
+from zeroshift.measure.evaluate import metric_named
 from zeroshift.measure.report import data_uri, duration, settings_text, template
-from zeroshift.models.diffusion import DiffusionGenerator
-from zeroshift.pictures.sample import Run, draw, pair, true_pictures
-from zeroshift.portraits import LATENT_DIM
+from zeroshift.pictures.runs import Run
+from zeroshift.pictures.sample import draw
+from zeroshift.pictures.sheets import pair
+from zeroshift.worlds.known import world_of
+from zeroshift.worlds.world import World
 
 LARGEST = 256
 """Side in pixels of the pictures on a page; larger ones are reduced."""
@@ -73,28 +74,28 @@ def strips(tasks: Sequence[Task], count: int, folder: Path) -> list[dict[str, An
             continue
         some = next(iter(firsts.values()))
         run, config = Run(some.folder), some.config
-        known = config.generator in GENERATORS
+        world = world_of(some.folder.environment["source"])
         truth = None
-        if known:
+        if world is not None:
             truth = _kept(
                 folder / f"truth--{slug(target)}.png",
                 {"seeds": f"0-{count - 1}", "target": target},
-                lambda run=run, target=target: true_pictures(
-                    range(count), LATENT_DIM, target, run.source.image_size
+                lambda run=run, target=target, world=world: world.truth_of_seeds(
+                    range(count), target, run.source.image_size
                 ),
             )
         psi = 1.0 if truth is not None else config.run.truncation
-        people = truth is not None
-        source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi, people)
+        given = world if truth is not None else None
+        source = _strip(run, "source", folder / f"source-{psi:g}.png", count, psi, given)
         drawn = {
-            label: _strip(Run(task.folder), "target", folder / _name(task), count, psi, people)
+            label: _strip(Run(task.folder), "target", folder / _name(task), count, psi, given)
             for label, task in firsts.items()
         }
         rows = [(label, path) for label, path in drawn.items() if path is not None]
         seeds = sorted({task.config.run.seed for task in firsts.values()})
-        route = isinstance(run.source, DiffusionGenerator)
+        route = run.source.kind == "diffusion"
         how = (
-            ("photos" if people else "pictures of the source") + ", inverted and generated"
+            ("photos" if given else "pictures of the source") + ", inverted and generated"
             if route
             else f"truncation {psi:g}"
         )
@@ -108,7 +109,9 @@ def _name(task: Task) -> str:
     return run_name(task.label, task.config.target, task.config.run.seed) + ".png"
 
 
-def _strip(run: Run, which: str, path: Path, count: int, truncation: float, people: bool) -> Path | None:
+def _strip(
+    run: Run, which: str, path: Path, count: int, truncation: float, world: World | None
+) -> Path | None:
     """File with a row of pictures of the source or the adapted generator of a run; None where it cannot be
     found or read."""
     file = run.folder.generator_file
@@ -120,8 +123,8 @@ def _strip(run: Run, which: str, path: Path, count: int, truncation: float, peop
     facts = {"seeds": f"0-{count - 1}", "generator": mark, "truncation": f"{truncation:g}"}
 
     def drawn() -> Tensor:
-        if isinstance(run.generator, DiffusionGenerator):
-            return pair(run.source, run.generator, run.config.train.diffusion, range(count), people=people)[
+        if run.generator.kind == "diffusion":
+            return pair(run.source, run.generator, run.config.train.diffusion, range(count), world=world)[
                 which == "target"
             ]
         return draw(run.source if which == "source" else run.generator, range(count), truncation)
@@ -256,7 +259,7 @@ def _cells(row: tuple[dict[str, Cell | None], str | None]) -> list[dict[str, Any
 
 
 def _way(metric: str) -> str:
-    better = METRICS[metric].better
+    better = metric_named(metric).better
     return "nearer to 1 is better" if better == "near 1" else f"{better} is better"
 
 
@@ -270,7 +273,7 @@ def _group(standings: Standings, group: str, metrics: Iterable[str]) -> dict[str
         mean = _cells(standings.row(metric, group))
         tables.append(
             {
-                "title": METRICS[metric].title,
+                "title": metric_named(metric).title,
                 "way": _way(metric),
                 "open": metric in MAIN[:4],
                 "main": metric in MAIN,
@@ -291,7 +294,7 @@ def _pair(standings: Standings, first: str, second: str, metrics: Iterable[str])
         if any(duels):
             rows.append(
                 {
-                    "title": METRICS[metric].title,
+                    "title": metric_named(metric).title,
                     "way": _way(metric),
                     "duels": [each and _duel(each) for each in duels],
                 }
@@ -418,7 +421,7 @@ def _record(standings: Standings) -> list[tuple[str, str]]:
     ]
     missing: dict[str, list[str]] = {}
     for name, why in evaluation["missing"].items():
-        missing.setdefault(why, []).append(METRICS[name].title if name in METRICS else name)
+        missing.setdefault(why, []).append(metric_named(name).title)
     return rows + [(f"not measured: {', '.join(names)}", why) for why, names in missing.items()]
 
 

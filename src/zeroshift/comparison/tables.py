@@ -7,11 +7,11 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from zeroshift.comparison.statistics import Better, Cell, Duel, cell, duel, leader
-from zeroshift.measure.evaluate import METRICS
-from zeroshift.portraits import HELD_OUT, TUNING, domain_of
+from zeroshift.measure.evaluate import METRICS, metric_named
+from zeroshift.worlds.world import World
 
 Record = Mapping[str, Any]
 """One run: label, method, target, seed, group, state, error, minutes, steps, memory, threads, evaluation."""
@@ -20,10 +20,12 @@ GROUPS = {"tuning": "Tuning domains", "held-out": "Held-out domains", "other": "
 """Kinds of targets, which are never averaged together."""
 
 
-def group_of(target: str, portraits: bool) -> str:
-    """Whether a target is a tuning or a held-out domain of the built-in world, or none of its domains."""
-    domain = domain_of(target) if portraits else None
-    return "held-out" if domain in HELD_OUT else "tuning" if domain in TUNING else "other"
+def group_of(target: str, world: World | None) -> str:
+    """Whether a target is a tuning or a held-out domain of a world, or none of its domains."""
+    domain = world.domain_of(target) if world else None
+    if world is None or domain is None:
+        return "other"
+    return "held-out" if domain in world.held_out else "tuning" if domain in world.tuning else "other"
 
 
 class Standings(NamedTuple):
@@ -47,8 +49,8 @@ class Standings(NamedTuple):
     @property
     def metrics(self) -> list[str]:
         """Metrics that some run has, in the order of `zeroshift evaluate`."""
-        found = {name for record in self.done for name in record["evaluation"]["metrics"]}
-        return [name for name in METRICS if name in found]
+        found = {name: None for record in self.done for name in record["evaluation"]["metrics"]}
+        return [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
 
     def of(self, **wanted: Any) -> list[Record]:
         """Measured runs with the given label, target, seed or group."""
@@ -67,7 +69,7 @@ class Standings(NamedTuple):
 
     def better(self, metric: str) -> Better:
         """Which way a metric is better."""
-        return cast(Better, METRICS[metric].better)
+        return metric_named(metric).better
 
     def row(
         self, metric: str, group: str, target: str | None = None

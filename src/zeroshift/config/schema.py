@@ -302,6 +302,9 @@ class NetworksConfig:
     extra's download."""
     lpips: str = ""
     """VGG16 or AlexNet of LPIPS: a file of torchvision, or `vgg` or `alex` for the extra's download."""
+    lpips_layers: str = ""
+    """Linear layers of LPIPS, as its authors publish them (vgg.pth, alex.pth); empty: those of LPIPS 0.1,
+    which are shipped."""
     identity: str = ""
     """Face network: model_ir_se50.pth."""
     edges: str = ""

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -40,52 +40,45 @@ from zeroshift.files.layouts import (
 from zeroshift.files.pickles import Content, flat_tensors, read_tensors
 from zeroshift.files.unets import (
     config_of,
-    config_text,
     ddpm_generator,
     diffusers_generator,
-    filled,
+    generator_with,
     guided_generator,
     to_ddpm,
     to_guided,
 )
 from zeroshift.files.writing import atomic_path
 from zeroshift.models.diffusion import DiffusionConfig, DiffusionGenerator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.protocol import PictureGenerator
 from zeroshift.models.seeds import average_style
-from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
 AnyGenerator = StyleGAN2Generator | DiffusionGenerator
 Network = TypeVar("Network", StyleGAN2Generator, StyleGAN2Discriminator)
 
-GENERATOR_FORMAT = "zeroshift.stylegan2.generator"
-DISCRIMINATOR_FORMAT = "zeroshift.stylegan2.discriminator"
-DIFFUSION_FORMAT = "zeroshift.diffusion.generator"
+GENERATOR_FORMAT = StyleGAN2Generator.file_format
+DISCRIMINATOR_FORMAT = StyleGAN2Discriminator.file_format
+DIFFUSION_FORMAT = DiffusionGenerator.file_format
 
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Weights in a folder of diffusers, best first."""
 
 
 def save_generator(
-    path: str | Path, generator: AnyGenerator, metadata: Mapping[str, str] | None = None
+    path: str | Path, generator: PictureGenerator, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a generator with its architecture, version and further `metadata`, as safetensors, whole or not
     at all."""
-    if isinstance(generator, DiffusionGenerator):
-        _save(path, generator.unet.state_dict(), DIFFUSION_FORMAT, config_text(generator.config), metadata)
-    else:
-        _save(path, generator.state(), GENERATOR_FORMAT, json.dumps(asdict(generator.config)), metadata)
+    _save(path, generator.file_tensors(), generator.file_format, generator.config_text(), metadata)
 
 
 def save_discriminator(
     path: str | Path, discriminator: StyleGAN2Discriminator, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a discriminator as `save_generator` writes a generator."""
-    _save(
-        path,
-        discriminator.state_dict(),
-        DISCRIMINATOR_FORMAT,
-        json.dumps(asdict(discriminator.config)),
-        metadata,
-    )
+    tensors = discriminator.state_dict()
+    _save(path, tensors, discriminator.file_format, discriminator.config_text(), metadata)
 
 
 def load_generator_file(
@@ -114,11 +107,11 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
     """Generator of what was read from a file. LayoutError, the end of a sentence about the file, says why
     there is none."""
     if content.metadata.get("format") == DIFFUSION_FORMAT:
-        return filled(our_diffusion_config(content), content.tree)
+        return generator_with(our_diffusion_config(content), content.tree)
     if is_ours(content, GENERATOR_FORMAT):
         config = our_config(content)
         check_shapes(content.tree, generator_shapes(config))
-        return _filled(StyleGAN2Generator(config), content.tree)
+        return _with_weights(StyleGAN2Generator(config), content.tree)
     kind = recognise(content)
     if kind == "diffusers":
         raise LayoutError(
@@ -133,7 +126,7 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
     check_shapes(
         weights.state, shapes, [name for name in shapes if name == "latent_avg" or name.startswith("noises.")]
     )
-    generator = _filled(StyleGAN2Generator(config), weights.state)
+    generator = _with_weights(StyleGAN2Generator(config), weights.state)
     if "latent_avg" not in weights.state:
         generator.latent_avg.copy_(_average(generator))
     return generator
@@ -141,7 +134,7 @@ def generator_of(content: Content, facts: Mapping[str, str] | None = None) -> An
 
 def with_styles(generator: AnyGenerator, name: str, doing: str) -> StyleGAN2Generator:
     """The generator, if it is one with styles; InputError says that a diffusion model has none."""
-    if isinstance(generator, DiffusionGenerator):
+    if generator.kind != "styles":
         raise InputError(
             f"{name} is a diffusion model, which has no styles; {doing} takes StyleGAN2 generators only."
         )
@@ -220,7 +213,7 @@ def discriminator_of(content: Content) -> StyleGAN2Discriminator:
     state = content.tree if ours else discriminator_state(content)
     config = our_config(content) if ours else infer_discriminator_config(state)
     check_shapes(state, discriminator_shapes(config))
-    return _filled(StyleGAN2Discriminator(config), state)
+    return _with_weights(StyleGAN2Discriminator(config), state)
 
 
 def export_pt(path: str | Path, generator: StyleGAN2Generator) -> None:
@@ -256,10 +249,10 @@ def _save(
 ) -> None:
     from safetensors.torch import save_file
 
-    facts = {**(metadata or {}), "format": kind, "version": __version__, "config": config}
+    everything = {**(metadata or {}), "format": kind, "version": __version__, "config": config}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as part:
-        save_file(tensors, part, facts)
+        save_file(tensors, part, everything)
 
 
 def is_ours(content: Content, expected: str) -> bool:
@@ -318,7 +311,7 @@ def about(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _filled(network: Network, state: Mapping[str, Tensor]) -> Network:
+def _with_weights(network: Network, state: Mapping[str, Tensor]) -> Network:
     """The network with these weights, whose shapes were checked."""
     network.load_state_dict(dict(state), strict=False)
     return network

@@ -42,19 +42,19 @@ def from_openai_state(
     from transformers.initialization import no_init_weights
 
     sizes = openai_sizes(state)
-    words, depth = sizes["vocab_size"], sizes["transformer_layers"]
+    words = sizes["vocab_size"]
+    depth = sizes["transformer_layers"]
     text = _tower(
         state, "transformer", sizes["transformer_width"], depth, text_heads or sizes["transformer_heads"]
     )
     text |= {"hidden_act": activation}
     text |= {"vocab_size": words, "max_position_embeddings": sizes["context_length"]}
     text |= {"bos_token_id": words - 2, "eos_token_id": words - 1}
-    heads, width, layers = (
-        vision_heads or sizes["vision_heads"],
-        sizes["vision_width"],
-        sizes["vision_layers"],
-    )
-    side, embed_dim = sizes["image_resolution"], sizes["embed_dim"]
+    heads = vision_heads or sizes["vision_heads"]
+    width = sizes["vision_width"]
+    layers = sizes["vision_layers"]
+    side = sizes["image_resolution"]
+    embed_dim = sizes["embed_dim"]
     with own_randomness(0), no_init_weights():
         if isinstance(layers, int):
             vision = _tower(state, "visual.transformer", width, layers, heads)
@@ -66,7 +66,7 @@ def from_openai_state(
         else:
             text_config = transformers.CLIPTextConfig(**text)
             model = ResNetClip(ResNetClipConfig(text_config, tuple(layers), width, side, heads, embed_dim))
-    _fill(model, dict(_hub_entries(state)), name)
+    _load_weights(model, dict(_hub_entries(state)), name)
     tokenizer = BytePairTokenizer()
     if tokenizer.vocab_size != words:
         raise InputError(
@@ -84,30 +84,30 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     to differ.
     """
     try:
-        patches, text_width = state["visual.conv1.weight"], len(state["ln_final.weight"])
+        patches = state["visual.conv1.weight"]
+        text_width = len(state["ln_final.weight"])
         sizes: dict[str, Any] = {
             "embed_dim": state["text_projection"].shape[1],
             "context_length": len(state["positional_embedding"]),
             "vocab_size": len(state["token_embedding.weight"]),
             "transformer_width": text_width,
             "transformer_heads": max(1, text_width // 64),
-            "transformer_layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
+            "transformer_layers": _num_blocks(state, r"transformer\.resblocks\.(\d+)\."),
         }
         if "visual.layer1.0.conv1.weight" in state:
             width = len(state["visual.layer1.0.conv1.weight"])
             cells = len(state["visual.attnpool.positional_embedding"]) - 1
-            stages = [_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+            stages = [_num_blocks(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
             vision = {
                 "vision_layers": stages,
                 "vision_patch_size": None,
                 "image_resolution": REDUCTION * math.isqrt(cells),
             }
             return sizes | vision | {"vision_width": width, "vision_heads": max(1, REDUCTION * width // 64)}
-        width, patch = len(patches), patches.shape[-1]
-        cells, layers = (
-            len(state["visual.positional_embedding"]) - 1,
-            _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-        )
+        width = len(patches)
+        patch = patches.shape[-1]
+        cells = len(state["visual.positional_embedding"]) - 1
+        layers = _num_blocks(state, r"visual\.transformer\.resblocks\.(\d+)\.")
     except KeyError as missing:
         raise InputError(
             f"these weights lack the tensor {missing} of a CLIP. Take the complete checkpoint."
@@ -122,7 +122,7 @@ def openai_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def _num_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers the group of a pattern takes at the beginning of the names."""
     return len({found[1] for key in state if (found := re.match(pattern, key))})
 
@@ -139,14 +139,15 @@ def _tower(state: Mapping[str, Tensor], prefix: str, width: int, layers: int, he
     return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
 
 
-def _fill(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
+def _load_weights(model: nn.Module, entries: Mapping[str, Tensor], name: str) -> None:
     """Loads entries under the model's own names, and says which tensor does not fit."""
     # A released ResNet counts the batches of its training.
     expected, given = (
         {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
         for each in (model.state_dict(), entries)
     )
-    lacking, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
+    lacking = expected.keys() - given.keys()
+    surplus = given.keys() - expected.keys()
     if lacking:
         raise InputError(
             f"the weights of {name} lack {len(lacking)} tensors, as {min(lacking)}. Take the complete "

@@ -42,7 +42,8 @@ def _quiet() -> Iterator[None]:
 
     from transformers.utils import logging
 
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    shown = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity(levels.CRITICAL)
     try:
@@ -145,14 +146,13 @@ def load_clip_file(
     content = read_tensors(path)
     state = openai_layout(flat_tensors(content.tree), path)
     # OpenAI's archive says all about itself, wherever it lies.
-    facts = {} if content.kind == "torchscript" else _settings(path.parent / OPEN_CLIP_CONFIG)
+    settings = {} if content.kind == "torchscript" else _settings(path.parent / OPEN_CLIP_CONFIG)
     with _explained(path.parent / OPEN_CLIP_CONFIG):
-        model, processor = facts.get("model_cfg", {}), facts.get("preprocess_cfg", {})
-        vision, text, width = (
-            model.get("vision_cfg", {}),
-            model.get("text_cfg", {}),
-            openai_sizes(state)["vision_width"],
-        )
+        model = settings.get("model_cfg", {})
+        processor = settings.get("preprocess_cfg", {})
+        vision = model.get("vision_cfg", {})
+        text = model.get("text_cfg", {})
+        width = openai_sizes(state)["vision_width"]
         _require_plain(path, model)
         if vision.get("width", width) != width:
             raise InputError(
@@ -165,7 +165,8 @@ def load_clip_file(
         )
         activation = activation or _activation_of(path, content.kind, state, model)
         clip = from_openai_state(state, *heads, activation=activation, name=name or path.stem, resize=resize)
-    clip.mean, clip.std = mean, std
+    clip.mean = mean
+    clip.std = std
     return clip
 
 
@@ -207,7 +208,8 @@ def _from_transformers(path: Path, kind: str, resize: Resize, name: str | None) 
     """A CLIP of transformers, with its own processor constants, tokenizer and templates."""
     processor = _settings(path / "preprocessor_config.json")
     processor = processor or _settings(path / "processor_config.json").get("image_processor", {})
-    ours, model = _settings(path / "zeroshift.json"), _pretrained(path, kind)
+    ours = _settings(path / "zeroshift.json")
+    model = _pretrained(path, kind)
     return (SiglipClip if kind == "siglip" else ClipModel)(
         model,
         _tokenizer_of(path, model.config),
@@ -307,7 +309,8 @@ def _resolution_of(path: Path, config: Any, processor: Mapping[str, Any]) -> int
 def _tokenizer_of(path: Path, config: Any) -> Tokenizer:
     """Our word list, OpenAI's byte pairs where the vocabulary is theirs, else the folder's own transformers
     tokenizer."""
-    vocabulary, size = _json(path / WordTokenizer.file_name), config.text_config.vocab_size
+    vocabulary = _json(path / WordTokenizer.file_name)
+    size = config.text_config.vocab_size
     if isinstance(vocabulary, list):
         words = WordTokenizer.load(path)
         if words.vocab_size != size:

@@ -53,7 +53,6 @@ from zeroshift.files.layouts import (
 from zeroshift.files.pickles import Content, flat_tensors, read_tensors
 from zeroshift.files.registry import ASSETS, CLIPS, GENERATOR_FILES, GENERATORS, locate
 from zeroshift.files.unpickle import Record
-from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.stylegan2 import StyleGAN2Config
 
 NOT_PARAMETERS = ("latent_avg", "noises.")
@@ -111,7 +110,9 @@ def inspect(spec: str | Path) -> Description:
     Nothing in a file is executed. The weights are only looked at, except that a CLIP or a diffusion model is
     loaded, to say whether it can be used.
     """
-    path, facts, built_in = Path(spec), {}, GENERATORS | CLIPS
+    path = Path(spec)
+    facts = {}
+    built_in = GENERATORS | CLIPS
     if str(spec) in built_in:
         path = ASSETS / built_in[str(spec)]
     elif not path.exists():
@@ -161,7 +162,9 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
         return make(path, "zeroshift", content.tree, our_config(content), {})
     if ours == DIFFUSION_FORMAT:
         what = f"a diffusion model in {LAYOUTS['zeroshift']}"
-        return _diffusion(path, "diffusion", what, lambda: generator_of(content), _count(content.tree))
+        return _diffusion(
+            path, "diffusion", what, lambda: generator_of(content), _num_parameters(content.tree)
+        )
     if "facts" in content.metadata or "heads" in content.metadata:
         kind = "checkpoint" if "facts" in content.metadata else "words"
         what = (
@@ -185,7 +188,7 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
             )
         if kind in DIFFUSION:
             names = unprefixed(flat_tensors(chosen(content.tree)[1]))
-            count = _count(names)
+            count = _num_parameters(names)
             found = _diffusion(path, kind, DIFFUSION[kind], lambda: generator_of(content, facts), count)
             labels = [_CLASSES] if "label_emb.weight" in names else []
             use = f"{found.use} {_UNSAID}" if found.usable else ""
@@ -218,7 +221,7 @@ def _foreign(path: Path, content: Content, kind: str) -> Description:
         use=_USES.get(kind, ""),
         usable=kind in _USES,
         architecture={name: value for name, value in found.items() if value is not None},
-        parameters=_count(state),
+        parameters=_num_parameters(state),
         parts=_parts(content, ""),
         problems=[] if kind in _USES else [why],
     )
@@ -232,17 +235,20 @@ def _generator(
     parts: dict[str, str],
     problems: Sequence[str] = (),
 ) -> Description:
-    average, problems = state.get("latent_avg"), list(problems)
+    average = state.get("latent_avg")
+    problems = list(problems)
     norm = None if average is None else average.double().norm().item()
     if config.num_classes:
         problems.append(
             f"its {config.num_classes} classes together: choose one with for_class() before adapting it"
         )
-    usable, shapes = True, generator_shapes(config)
+    usable = True
+    shapes = generator_shapes(config)
     try:
         check_shapes(state, shapes, [name for name in shapes if name.startswith(NOT_PARAMETERS)])
     except LayoutError as error:
-        usable, problems = False, [f"the file {error}", *problems]
+        usable = False
+        problems = [f"the file {error}", *problems]
     architecture = {
         name: value for name, value in asdict(config).items() if value and not name.startswith("channel_")
     }
@@ -276,7 +282,7 @@ def _discriminator(
         usable=not problems,
         use="It judges pictures while a generator is trained; it draws none.",
         architecture={"size": config.size, "channels": _channels(config)},
-        parameters=_count(state),
+        parameters=_num_parameters(state),
         parts=parts,
         problems=problems,
     )
@@ -337,9 +343,11 @@ def _diffusion(
     except InputError as error:
         text = f"the file {error}" if isinstance(error, LayoutError) else str(error)
         return Description(path=str(path), kind=kind, what=what, parameters=count, problems=[text])
-    assert isinstance(made, DiffusionGenerator)
-    options, size = made.config.unet, made.image_size // made.patch
-    widths, blocks = options["block_out_channels"], options["down_block_types"]
+    assert made.kind == "diffusion"
+    options = made.config.unet
+    size = made.image_size // made.patch
+    widths = options["block_out_channels"]
+    blocks = options["down_block_types"]
     architecture = {
         "size": made.image_size,
         "colours": made.channels,
@@ -377,22 +385,16 @@ def _parts(content: Content, chosen: str) -> dict[str, str]:
     parts = {}
     for key, value in content.tree.items():
         count = len(flat_tensors(value))
-        other = (
-            value.class_name
-            if isinstance(value, Record)
-            else "empty"
-            if value is None
-            else type(value).__name__
-        )
-        inside = f"{count} tensors" if count else printable(other, 40)
-        role = (
-            "used"
-            if key == chosen or key == "latent_avg"
-            else _ROLES.get(str(key), "not used")
-            if chosen
-            else ""
-        )
-        parts[printable(key, 40)] = f"{inside}{', ' * bool(role)}{role}"
+        if count:
+            inside = f"{count} tensors"
+        elif isinstance(value, Record):
+            inside = printable(value.class_name, 40)
+        else:
+            inside = "empty" if value is None else printable(type(value).__name__, 40)
+        role = _ROLES.get(str(key), "not used") if chosen else ""
+        if key == chosen or key == "latent_avg":
+            role = "used"
+        parts[printable(key, 40)] = f"{inside}, {role}" if role else inside
     return parts
 
 
@@ -402,7 +404,7 @@ def _encoded(content: Content) -> list[str]:
     return ["the inversion encoder beside the generator: inversion is not supported"] if found else []
 
 
-def _count(state: Mapping[str, Tensor]) -> int:
+def _num_parameters(state: Mapping[str, Tensor]) -> int:
     kernels = (".kernel", "resample_filter")
     return sum(
         value.numel()
@@ -429,10 +431,13 @@ def _domain_details(state: State, tree: Any) -> dict[str, Any]:
 
 def _encoder_details(state: State, tree: Any) -> dict[str, Any]:
     styles = {name.split("styles.")[1].split(".")[0] for name in state if "styles." in name}
-    return {"styles": len(styles) or None, "input channels": _side(state, "encoder.input_layer.0.weight", 1)}
+    return {
+        "styles": len(styles) or None,
+        "input channels": _length(state, "encoder.input_layer.0.weight", 1),
+    }
 
 
-def _side(state: State, name: str, dimension: int) -> int | None:
+def _length(state: State, name: str, dimension: int) -> int | None:
     value = state.get(name, torch.empty(0))
     return int(value.shape[dimension]) if value.dim() > dimension and value.numel() else None
 

@@ -118,9 +118,9 @@ def convert(
         )
     path, told = locate(source)
     generator, metadata = load_generator_file(path, told)
-    facts = {**metadata, "converted_from": path.name, "converted_sha256": file_sha256(weights_file(path))}
-    if isinstance(generator, DiffusionGenerator):
-        _write_diffusion(out, generator, to, facts, label)
+    metadata |= {"converted_from": path.name, "converted_sha256": file_sha256(weights_file(path))}
+    if generator.kind == "diffusion":
+        _write_diffusion(out, generator, to, metadata, label)
         return Converted(out, to, out.stat().st_size)
     if to in get_args(UnetLayout):
         raise InputError(
@@ -133,21 +133,33 @@ def convert(
         generator = generator.for_class(label)
     difference = None
     if to == "safetensors":
-        save_generator(out, generator, facts)
+        save_generator(out, generator, metadata)
     elif to in ("rosinality", "nvidia-state"):
         write_layout(out, generator, to)
     else:
+        metadata |= {"format": f"zeroshift.{to}", "version": __version__}
         network = ExportedNetwork(generator.eval().requires_grad_(False), options or NetworkOptions())
-        write, run = (write_onnx, onnx_runner) if to == "onnx" else (write_torchscript, torchscript_runner)
-        with atomic_path(out) as part:
-            write(part, network, facts | {"format": f"zeroshift.{to}", "version": __version__})
-            call = run(part) if check else None
-            difference = None if call is None else compare(network, call, out)
+        difference = _write_network(out, network, to, metadata, check)
     return Converted(out, to, out.stat().st_size, difference)
 
 
+def _write_network(
+    out: Path, network: ExportedNetwork, to: str, metadata: Mapping[str, str], check: bool
+) -> float | None:
+    """Writes a network, and gives its difference from ours where that was looked for and can be found."""
+    with atomic_path(out) as part:
+        if to == "onnx":
+            write_onnx(part, network, metadata)
+        else:
+            write_torchscript(part, network, metadata)
+        if not check:
+            return None
+        call = onnx_runner(part) if to == "onnx" else torchscript_runner(part)
+        return None if call is None else difference_from_ours(network, call, out)
+
+
 def _write_diffusion(
-    out: Path, generator: DiffusionGenerator, to: Target, facts: Mapping[str, str], label: int | None
+    out: Path, generator: DiffusionGenerator, to: Target, metadata: Mapping[str, str], label: int | None
 ) -> None:
     """Writes a diffusion model; InputError where the form is for other generators."""
     if label is not None:
@@ -155,7 +167,7 @@ def _write_diffusion(
             f"a diffusion model has no classes here, so label {label} means nothing; leave it out."
         )
     if to == "safetensors":
-        save_generator(out, generator, facts)
+        save_generator(out, generator, metadata)
     elif to == "ddpm" or to == "guided-diffusion":
         export_unet(out, generator, to)
     else:
@@ -214,15 +226,16 @@ class ExportedNetwork(nn.Module):
             raise InputError(
                 f"this generator draws {generator.config.num_classes} classes; choose one with --label."
             )
-        generator = generator.for_class(
-            0
-        )  # only the mapping knows of classes, and it is left out or has none
-        self.generator, self.options = generator, options
+        # Only the mapping knows of classes, and it is left out or has none.
+        generator = generator.for_class(0)
+        self.generator = generator
+        self.options = options
         generator.modulation = options.modulation
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Pictures BCHW, not clamped."""
-        first, generator = inputs[0], self.generator
+        generator = self.generator
+        first = inputs[0]
         if self.options.batch is not None:
             # Makes a network of fixed batch refuse another one, where its runtime does not.
             first = first.reshape(self.options.batch, *first.shape[1:])
@@ -253,8 +266,8 @@ class ExportedNetwork(nn.Module):
         return self.generator.synthesize(w, self.options.noise)
 
 
-def write_onnx(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -> None:
-    """Writes one ONNX file with weights, its facts among its metadata."""
+def write_onnx(path: Path, network: ExportedNetwork, metadata: Mapping[str, str]) -> None:
+    """Writes one ONNX file with weights and metadata."""
     try:
         for package in ("onnx", "onnxscript"):
             importlib.import_module(package)
@@ -281,7 +294,7 @@ def write_onnx(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -
         for node in program.model.graph.all_nodes():
             # The exporter notes there the files of this computer that the node came from.
             node.metadata_props.clear()
-        program.model.metadata_props.update(facts)
+        program.model.metadata_props.update(metadata)
         program.save(str(path), external_data=False)
 
 
@@ -302,12 +315,12 @@ def onnx_runner(path: Path) -> Call | None:
     return call
 
 
-def write_torchscript(path: Path, network: ExportedNetwork, facts: Mapping[str, str]) -> None:
-    """Writes a TorchScript file, its facts in the extra file `zeroshift.json`."""
+def write_torchscript(path: Path, network: ExportedNetwork, metadata: Mapping[str, str]) -> None:
+    """Writes a TorchScript file, its metadata in the extra file `zeroshift.json`."""
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(network, network.example(network.options.batch or 2), check_trace=False)
         buffer = io.BytesIO()
-        torch.jit.save(traced, buffer, _extra_files={"zeroshift.json": json.dumps(dict(facts))})
+        torch.jit.save(traced, buffer, _extra_files={"zeroshift.json": json.dumps(dict(metadata))})
         path.write_bytes(buffer.getbuffer())
 
 
@@ -318,13 +331,15 @@ def torchscript_runner(path: Path) -> Call:
 
 
 @torch.no_grad()
-def compare(network: ExportedNetwork, call: Call, out: Path) -> float:
+def difference_from_ours(network: ExportedNetwork, call: Call, out: Path) -> float:
     """Largest difference of two pixels between a network and ours; RunError where it is more than
     rounding."""
-    fixed, differences = network.options.batch, []
+    fixed = network.options.batch
+    differences = []
     for batch, truncation in ((fixed or 1, 0.7), (fixed or 3, 1.0)):
         inputs = network.example(batch, truncation)
-        expected, got = network.expected(*inputs), call(*inputs)
+        expected = network.expected(*inputs)
+        got = call(*inputs)
         difference = float((expected - got).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise RunError(

@@ -25,7 +25,9 @@ from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.shapes import Picture, UnitFeature
 
 FORMAT = "zeroshift.ir_se"
-FACE_ROWS, FACE_COLUMNS, FACE_SIDE = slice(35, 223), slice(32, 220), 256
+FACE_ROWS = slice(35, 223)
+FACE_COLUMNS = slice(32, 220)
+FACE_SIDE = 256
 """The part of an aligned 256 px face that the published network was trained on."""
 
 
@@ -90,8 +92,10 @@ class IrSe(nn.Module):
         """`crop`: pictures are aligned faces with a margin, cut off as published; else they are taken
         whole."""
         super().__init__()
-        self.config, self.crop = config or IrSeConfig(), crop
-        width, units = self.config.first, []
+        self.config = config or IrSeConfig()
+        self.crop = crop
+        width = self.config.first
+        units = []
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
         )
@@ -137,7 +141,9 @@ def infer_config(state: Mapping[str, Tensor]) -> IrSeConfig:
     """Sizes of the network that some weights belong to. LayoutError, the end of a sentence, where they are of
     another kind."""
     try:
-        first, channels, strides = state["input_layer.0.weight"].shape[0], [], []
+        first = state["input_layer.0.weight"].shape[0]
+        channels = []
+        strides = []
         while (name := f"body.{len(channels)}.res_layer") + ".1.weight" in state:
             width = channels[-1] if channels else first
             channels.append(state[f"{name}.1.weight"].shape[0])

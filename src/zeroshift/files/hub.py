@@ -160,17 +160,17 @@ def _fetch(references: Sequence[Reference]) -> list[Path]:
     """Local paths of files, downloaded where the cache does not have them."""
     from huggingface_hub import hf_hub_download
 
-    def facts(item: Reference) -> dict[str, str | None]:
+    def options(item: Reference) -> dict[str, str | None]:
         return {"repo_id": item.repository, "filename": item.file, "revision": item.revision}
 
-    found = [(item, hf_hub_download(**facts(item), dry_run=True)) for item in references]  # pyright: ignore
+    found = [(item, hf_hub_download(**options(item), dry_run=True)) for item in references]  # pyright: ignore
     missing = [(item, info) for item, info in found if info.will_download]
     if missing:
         names = missing[0][0].file if len(missing) == 1 else f"{len(missing)} files"
         size = megabytes(sum(info.file_size or 0 for _, info in missing))
         say(f"downloading {names} ({size}) of {missing[0][0].repository} from {endpoint()}")
     return [
-        Path(hf_hub_download(**facts(item))) if info.will_download else Path(info.local_path)  # pyright: ignore
+        Path(hf_hub_download(**options(item))) if info.will_download else Path(info.local_path)  # pyright: ignore
         for item, info in found
     ]
 
@@ -267,7 +267,8 @@ def explained(reference: Reference, failed: str = "could not deliver") -> Iterat
         RevisionNotFoundError,
     )
 
-    repository, where = reference.repository, endpoint()
+    repository = reference.repository
+    where = endpoint()
     try:
         yield
     except GatedRepoError as error:

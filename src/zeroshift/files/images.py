@@ -76,7 +76,8 @@ GAP = 4
 
 def grid(pictures: Tensor, columns: int | None = None) -> Tensor:
     """One picture CHW with all pictures BCHW side by side, near to a square unless `columns` is given."""
-    side, most = math.ceil(len(pictures) ** 0.5), int(2 * len(pictures) ** 0.5)
+    side = math.ceil(len(pictures) ** 0.5)
+    most = int(2 * len(pictures) ** 0.5)
     # Full rows where that is possible without a strip.
     columns = columns or next((each for each in range(side, most + 1) if len(pictures) % each == 0), side)
     tiles = F.pad(enlarged(pictures), (GAP, 0, GAP, 0), value=1.0)
@@ -122,15 +123,16 @@ def labelled_rows(rows: Sequence[tuple[str, Tensor]]) -> Tensor:
     return _stacked(lines)
 
 
-def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = None) -> None:
-    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the facts in its text
+def write_png(path: Path, picture: Tensor, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a picture CHW in [-1, 1] as a PNG file, whole or not at all, with the metadata in its text
     chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    texts, buffer = PngInfo(), io.BytesIO()
-    for key, value in (facts or {}).items():
+    texts = PngInfo()
+    buffer = io.BytesIO()
+    for key, value in (metadata or {}).items():
         texts.add_itxt(key, value)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=texts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,13 +140,13 @@ def write_png(path: Path, picture: Tensor, facts: Mapping[str, str] | None = Non
 
 
 def save_pictures(
-    pictures: Tensor, seeds: Iterable[int], folder: Path, facts: Mapping[str, str]
+    pictures: Tensor, seeds: Iterable[int], folder: Path, metadata: Mapping[str, str]
 ) -> list[Path]:
-    """Paths of grid.png and of one PNG per seed; each names its seed and the given facts in its metadata."""
+    """Paths of grid.png and of one PNG per seed; each holds its seed and the given metadata."""
     numbers = list(seeds)
     paths = [folder / "grid.png"]
-    write_png(paths[0], grid(pictures), {"seeds": ",".join(map(str, numbers)), **facts})
+    write_png(paths[0], grid(pictures), {"seeds": ",".join(map(str, numbers)), **metadata})
     for number, picture in zip(numbers, pictures, strict=True):
         paths.append(folder / f"seed{number:05d}.png")
-        write_png(paths[-1], picture, {"seed": str(number), **facts})
+        write_png(paths[-1], picture, {"seed": str(number), **metadata})
     return paths

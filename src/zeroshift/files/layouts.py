@@ -68,7 +68,8 @@ def nvidia_discriminator_names(levels: int) -> dict[str, str]:
     top = f"b{4 << levels}"
     pairs = [("convs.0.0.weight", f"{top}.fromrgb.weight"), ("convs.0.1.bias", f"{top}.fromrgb.bias")]
     for index in range(1, levels + 1):
-        ours, theirs = f"convs.{index}", f"b{4 << (levels + 1 - index)}"
+        ours = f"convs.{index}"
+        theirs = f"b{4 << (levels + 1 - index)}"
         pairs += [
             (f"{ours}.conv1.0.weight", f"{theirs}.conv0.weight"),
             (f"{ours}.conv1.1.bias", f"{theirs}.conv0.bias"),
@@ -88,10 +89,10 @@ def from_nvidia(state: Mapping[str, Tensor]) -> State:
     """A generator's weights under our names; those of NVIDIA's that are missing or unknown are left to the
     check of the whole."""
     _check_filters(state, "resample_filter", gain=1.0)
-    sides = _numbers(state, r"synthesis\.b(\d+)\..*")
+    sides = _indices(state, r"synthesis\.b(\d+)\..*")
     names = nvidia_names(
         max(1, len(sides) - 1),
-        len(_numbers(state, r"mapping\.fc(\d+)\.weight")),
+        len(_indices(state, r"mapping\.fc(\d+)\.weight")),
         "mapping.embed.weight" in state,
     )
     ours = {theirs: name for name, theirs in names.items()}
@@ -115,7 +116,7 @@ def from_nvidia_discriminator(state: Mapping[str, Tensor]) -> State:
     _check_filters(state, "resample_filter", gain=1.0)
     if any(key.startswith("mapping.") for key in state):
         raise LayoutError("holds a discriminator of a generator with classes, which is not supported")
-    sides = _numbers(state, r"b(\d+)\..*")
+    sides = _indices(state, r"b(\d+)\..*")
     ours = {theirs: name for name, theirs in nvidia_discriminator_names(max(1, len(sides) - 1)).items()}
     return {ours.get(key, key): value for key, value in state.items() if not key.endswith("resample_filter")}
 
@@ -144,10 +145,8 @@ def to_rosinality(state: Mapping[str, Tensor]) -> State:
             "has classes, which the rosinality layout cannot hold; choose one with for_class() and convert "
             "that"
         )
-    result, kernel = (
-        {name: value for name, value in state.items() if name != "latent_avg"},
-        ops.fir_kernel(gain=4.0),
-    )
+    result = {name: value for name, value in state.items() if name != "latent_avg"}
+    kernel = ops.fir_kernel(gain=4.0)
     for level in range(_shape_of(state)[0]):
         result |= {
             f"convs.{2 * level}.conv.blur.kernel": kernel.clone(),
@@ -178,10 +177,14 @@ def from_tensorflow(variables: Mapping[str, Tensor]) -> State:
             result[f"mapping.{key}.{match[3]}"] = value.t() if match[3] == "weight" else value
         elif match := re.fullmatch(r"synthesis/noise(\d+)", name):
             index = int(match[1])
-            layer = f"b{4 << (index + 1) // 2}.conv{index % 2 == 0:d}" if index < 40 else "unknown"
+            layer = "unknown"
+            if index < 40:
+                side = 4 << ((index + 1) // 2)
+                layer = f"b{side}.conv1" if index % 2 == 0 else f"b{side}.conv0"
             result[f"synthesis.{layer}.noise_const"] = value[0, 0]
         elif match := re.fullmatch(r"synthesis/(\d+)x\1/(Conv|Conv0_up|Conv1|ToRGB|Const)/\w+", name):
-            block, layer = f"synthesis.b{match[1]}", layers[match[2]]
+            block = f"synthesis.b{match[1]}"
+            layer = layers[match[2]]
             result[_tensorflow_key(block, layer, part)] = _TENSORFLOW.get(part, _same)(value, match[2])
         elif value.numel() > 1:
             result[name] = value
@@ -203,14 +206,11 @@ def from_tensorflow_discriminator(variables: Mapping[str, Tensor]) -> State:
         match = re.fullmatch(r"(?:(\d+)x\1/(\w+)|(Output))/(weight|bias)", name)
         layer = match and ("out" if match[3] else layers.get(match[2]))
         if match and layer:
-            turned = (
-                value.t()
-                if layer in ("fc", "out")
-                else _TENSORFLOW["weight"](value, layer)
-                if value.dim() == 4
-                else value
-            )
-            result[f"b{match[1] or 4}.{layer}.{match[4]}"] = turned if match[4] == "weight" else value
+            if match[4] == "weight" and layer in ("fc", "out"):
+                value = value.t()
+            elif match[4] == "weight" and value.dim() == 4:
+                value = _TENSORFLOW["weight"](value, layer)
+            result[f"b{match[1] or 4}.{layer}.{match[4]}"] = value
         elif value.numel() > 1:
             result[name] = value
     return from_nvidia_discriminator({name: value.contiguous() for name, value in result.items()})
@@ -234,7 +234,8 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
                 f"gives {key} the shape {tuple(state[key].shape)}, StyleGAN2 has {count} dimensions there"
             )
     levels, depth = _shape_of(state)
-    size, convs = 4 << min(levels, 20), len(_numbers(state, r"convs\.(\d+)\.conv\.weight"))
+    size = 4 << min(levels, 20)
+    convs = len(_indices(state, r"convs\.(\d+)\.conv\.weight"))
     widths = {4: int(state["input.input"].shape[1])}
     for level in range(levels):
         weight = state[f"convs.{2 * level}.conv.weight"]
@@ -243,10 +244,8 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
     if "embed.weight" in state:
         if state["embed.weight"].dim() != 2 or latent_dim <= style_dim:
             raise LayoutError("gives its classes shapes that do not fit the mapping network")
-        facts, latent_dim = (
-            {**facts, "num_classes": int(state["embed.weight"].shape[1])},
-            latent_dim - style_dim,
-        )
+        facts = {**facts, "num_classes": int(state["embed.weight"].shape[1])}
+        latent_dim -= style_dim
     if state["to_rgb1.conv.weight"].shape[1] != 3:
         raise LayoutError(
             f"draws pictures of {state['to_rgb1.conv.weight'].shape[1]} channels; only colour (3) is "
@@ -265,7 +264,7 @@ def infer_config(state: Mapping[str, Tensor], **facts: Any) -> StyleGAN2Config:
 
 def infer_discriminator_config(state: Mapping[str, Tensor]) -> StyleGAN2Config:
     """Architecture of a discriminator by the shapes of its weights, ours."""
-    levels = _consecutive(_numbers(state, r"convs\.(\d+)\.conv2\.1\.weight"), first=1)
+    levels = _consecutive(_indices(state, r"convs\.(\d+)\.conv2\.1\.weight"), first=1)
     keys = ["convs.0.0.weight", *(f"convs.{index}.conv2.1.weight" for index in range(1, levels + 1))]
     if not levels or any(key not in state or state[key].dim() != 4 for key in keys):
         raise LayoutError(
@@ -278,7 +277,8 @@ def infer_discriminator_config(state: Mapping[str, Tensor]) -> StyleGAN2Config:
 
 def infer_channels(widths: Mapping[int, int]) -> dict[str, int]:
     """Options of StyleGAN2Config that give these channels at these sides."""
-    size, top = max(widths), max(widths.values())
+    size = max(widths)
+    top = max(widths.values())
     if min(widths.values()) < 1 or top > 1 << 14:
         raise LayoutError(f"has impossible channels {dict(widths)} by side")
     published = [{"channel_multiplier": multiplier, "channel_max": top} for multiplier in (2, 1, 4, 8)]
@@ -303,7 +303,8 @@ def infer_channels(widths: Mapping[int, int]) -> dict[str, int]:
 
 def generator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a generator, ours, without building it."""
-    width, levels = config.style_dim, config.size.bit_length() - 3
+    width = config.style_dim
+    levels = config.size.bit_length() - 3
     shapes: dict[str, tuple[int, ...]] = {
         "latent_avg": (width,),
         "input.input": (1, config.channels(4), 4, 4),
@@ -318,7 +319,8 @@ def generator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
         shapes |= {"embed.weight": (width, config.num_classes), "embed.bias": (width,)}
     layers = [("conv1", config.channels(4), config.channels(4), 3), ("to_rgb1", config.channels(4), 3, 1)]
     for level in range(1, levels + 1):
-        below, own = config.channels(2 << level), config.channels(4 << level)
+        below = config.channels(2 << level)
+        own = config.channels(4 << level)
         layers += [(f"convs.{2 * level - 2}", below, own, 3), (f"convs.{2 * level - 1}", own, own, 3)]
         layers += [(f"to_rgbs.{level - 1}", own, 3, 1)]
     for name, num_in, num_out, side in layers:
@@ -327,10 +329,8 @@ def generator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
             f"{name}.conv.modulation.weight": (num_in, width),
         }
         shapes |= {f"{name}.conv.modulation.bias": (num_in,)}
-        rgb, plain = (
-            {f"{name}.bias": (1, 3, 1, 1)},
-            {f"{name}.noise.weight": (1,), f"{name}.activate.bias": (num_out,)},
-        )
+        rgb = {f"{name}.bias": (1, 3, 1, 1)}
+        plain = {f"{name}.noise.weight": (1,), f"{name}.activate.bias": (num_out,)}
         shapes |= rgb if "rgb" in name else plain
     for index in range(2 * levels + 1):
         shapes[f"noises.noise_{index}"] = (1, 1, 4 << (index + 1) // 2, 4 << (index + 1) // 2)
@@ -435,11 +435,11 @@ def _check_filters(state: Mapping[str, Tensor], ending: str, gain: float) -> Non
 
 def _shape_of(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Levels above 4 px, and mapping layers, of weights under our names."""
-    convs = _consecutive(_numbers(state, r"convs\.(\d+)\.conv\.weight"))
-    return convs // 2, _consecutive(_numbers(state, r"style\.(\d+)\.weight"), first=1)
+    convs = _consecutive(_indices(state, r"convs\.(\d+)\.conv\.weight"))
+    return convs // 2, _consecutive(_indices(state, r"style\.(\d+)\.weight"), first=1)
 
 
-def _numbers(state: Mapping[str, Tensor], pattern: str) -> set[int]:
+def _indices(state: Mapping[str, Tensor], pattern: str) -> set[int]:
     """Numbers that the keys that match have; each at most four digits long."""
     return {int(match[1]) for key in state if (match := re.fullmatch(pattern, key)) and len(match[1]) <= 4}
 

@@ -32,15 +32,13 @@ from zeroshift.files.unpickle import (
     Name,
     NumpyArray,
     NumpyType,
+    PickleLimits,
     Record,
     Refused,
     Storage,
 )
 
-MAX_HEADER = 4 << 20
-"""Bytes of a safetensors header or of a zip's table of contents. Files of known models have a tenth."""
-MAX_DEPTH = 100
-MAX_NODES = 300_000
+DEFAULT_LIMITS = PickleLimits()
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 Kind = Literal["safetensors", "torch", "torchscript", "pickle"]
@@ -58,18 +56,18 @@ class Content:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_tensors(path: str | Path) -> Content:
+def read_tensors(path: str | Path, limits: PickleLimits = DEFAULT_LIMITS) -> Content:
     """Content of a weights file. InputError says in one sentence why a file is not read: damaged, hostile,
-    another kind."""
+    another kind, or beyond one of the limits, which it names."""
     path = Path(path)
     data = _mapped(path)
     try:
         if data[8:9] == b"{":
-            return _read_safetensors(path, data)
+            return _read_safetensors(path, data, limits)
         if data[:2] == b"PK":
-            return _read_zip(data)
+            return _read_zip(data, limits)
         if data[:1] == b"\x80":
-            return _read_pickle(data)
+            return _read_pickle(data, limits)
     except Damaged as error:
         raise InputError(f"{path} is truncated or damaged ({error}). Copy or download it again.") from error
     except Refused as error:
@@ -127,12 +125,12 @@ def _mapped(path: Path) -> memoryview:
         raise InputError(f"cannot read {path}: {error}. Give the path of a weights file.") from error
 
 
-def _read_safetensors(path: Path, data: memoryview) -> Content:
+def _read_safetensors(path: Path, data: memoryview, limits: PickleLimits) -> Content:
     from safetensors import SafetensorError, safe_open
 
     length = struct.unpack("<Q", data[:8])[0]
-    if length > MAX_HEADER:
-        raise Damaged(f"a header of {length} bytes")
+    if length > limits.header_bytes:
+        raise Damaged(f"a header of {length} bytes, {limits.named('header_bytes')}")
     try:
         with safe_open(path, "pt") as file:
             return Content(
@@ -147,8 +145,10 @@ def _read_safetensors(path: Path, data: memoryview) -> Content:
 class _ShortReads(io.RawIOBase):
     """Bytes as a file that refuses long reads, so that no table of contents is longer than it should be."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, data: memoryview, limits: PickleLimits) -> None:
+        self.data = data
+        self.limits = limits
+        self.at = 0
 
     def seekable(self) -> bool:
         return True
@@ -164,16 +164,16 @@ class _ShortReads(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         end = len(self.data) if size < 0 else min(self.at + size, len(self.data))
-        if end - self.at > MAX_HEADER:
-            raise OSError("too long a table of contents")
+        if end - self.at > self.limits.header_bytes:
+            raise OSError(f"too long a table of contents, {self.limits.named('header_bytes')}")
         found = bytes(self.data[self.at : end])
         self.at = max(end, self.at)
         return found
 
 
-def _read_zip(data: memoryview) -> Content:
+def _read_zip(data: memoryview, limits: PickleLimits) -> Content:
     try:
-        with zipfile.ZipFile(_ShortReads(data)) as archive:  # pyright: ignore[reportArgumentType]  # reads, seeks and tells
+        with zipfile.ZipFile(_ShortReads(data, limits)) as archive:  # pyright: ignore[reportArgumentType]  # reads, seeks and tells
             members = {info.filename: info for info in archive.infolist()}
     except (
         zipfile.BadZipFile,
@@ -192,7 +192,8 @@ def _read_zip(data: memoryview) -> Content:
     ]
     if len(roots) != 1:
         raise Refused("is a zip archive without the weights of a torch file")
-    (root,), budget = roots, Budget(len(data))
+    (root,) = roots
+    budget = Budget(len(data), limits)
 
     def region(name: str) -> memoryview:
         if name not in members:
@@ -204,7 +205,7 @@ def _read_zip(data: memoryview) -> Content:
 
     def storage(key: tuple[Any, ...]) -> Storage:
         dtype, name, count = _storage_key(key)
-        return Storage(_numbers(region(f"{root}data/{name}"), dtype, count, budget))
+        return Storage(_tensor_of(region(f"{root}data/{name}"), dtype, count, budget))
 
     tree = _finish(Machine(region(f"{root}data.pkl"), 0, budget, storage).run(), budget)
     is_script = f"{root}constants.pkl" in members
@@ -234,7 +235,7 @@ def _storage_key(key: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
     return STORAGES[dtype.full], name, count
 
 
-def _numbers(region: memoryview, dtype: torch.dtype, count: int, budget: Budget) -> Tensor:
+def _tensor_of(region: memoryview, dtype: torch.dtype, count: int, budget: Budget) -> Tensor:
     """The first `count` numbers of some bytes, without a copy where they lie as the processor wants them."""
     if count * dtype.itemsize > len(region):
         raise Damaged(f"{count} numbers in {len(region)} bytes")
@@ -247,8 +248,8 @@ def _numbers(region: memoryview, dtype: torch.dtype, count: int, budget: Budget)
     return torch.frombuffer(bytearray(region[: count * dtype.itemsize]), dtype=dtype)
 
 
-def _read_pickle(data: memoryview) -> Content:
-    budget = Budget(len(data))
+def _read_pickle(data: memoryview, limits: PickleLimits) -> Content:
+    budget = Budget(len(data), limits)
 
     def refuse(_: tuple[Any, ...]) -> Storage:
         raise Refused("refers to weights outside itself")
@@ -304,8 +305,10 @@ def _read_legacy(data: memoryview, at: int, budget: Budget) -> Any:
         values = storages[name].values
         if len(data) - at < 8 or struct.unpack("<q", data[at : at + 8])[0] != len(values):
             raise Damaged("it ends too early")
-        at, length = at + 8, len(values) * values.element_size()
-        values.copy_(_numbers(data[at : at + length], values.dtype, len(values), Budget(length)))
+        at += 8
+        length = len(values) * values.element_size()
+        own = Budget(length, budget.limits)  # the space of these numbers was counted when it was made
+        values.copy_(_tensor_of(data[at : at + length], values.dtype, len(values), own))
         at += length
     return tree
 
@@ -325,13 +328,14 @@ class _Walk:
             return item, 1
         if id(item) in self.done:
             return self.done[id(item)][1:]
-        if depth > MAX_DEPTH or id(item) in self.open:
-            raise Damaged("containers within containers without end")
+        limits = self.budget.limits
+        if depth > limits.depth or id(item) in self.open:
+            raise Damaged(f"containers within containers without end, {limits.named('depth')}")
         self.budget.spend("steps", 1)
         self.open.add(id(item))
         result, nodes = self.convert(item, depth + 1)
-        if nodes > MAX_NODES:
-            raise Damaged("more values than any file of weights has")
+        if nodes > limits.values:
+            raise Damaged(f"more values than any file of weights has, {limits.named('values')}")
         self.open.discard(id(item))
         self.done[id(item)] = (item, result, nodes)
         return result, nodes

@@ -18,7 +18,6 @@ from zeroshift.files.checkpoints import (
     load_discriminator_file,
     load_generator_file,
     weights_file,
-    with_styles,
 )
 from zeroshift.files.hub import (
     Reference,
@@ -30,7 +29,7 @@ from zeroshift.files.hub import (
 )
 from zeroshift.files.unets import split_facts
 from zeroshift.files.writing import file_sha256
-from zeroshift.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 
 if TYPE_CHECKING:
     from zeroshift.clip.model import ClipModel
@@ -56,11 +55,11 @@ class SourceInfo:
     """Name of the world that it belongs to, where it says one."""
 
 
-def world_name(facts: Mapping[str, str]) -> str:
+def world_name(metadata: Mapping[str, str]) -> str:
     """Name of the world that a generator's metadata, or a run's record of its source generator, tell; empty
     where they tell none. Files of version 0.1.0 name their built-in source instead."""
-    source = facts.get("source_name") or facts.get("name")
-    return facts.get("world") or ("portraits" if source in GENERATORS else "")
+    source = metadata.get("source_name") or metadata.get("name")
+    return metadata.get("world") or ("portraits" if source in GENERATORS else "")
 
 
 def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
@@ -70,24 +69,21 @@ def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tupl
     A folder may be one of diffusers. Raises InputError that names the built-in generators if nothing is
     found, or says what is wrong with the file.
     """
-    name, (path, facts) = str(spec), locate(spec)
+    name = str(spec)
+    path, facts = locate(spec)
     generator, metadata = load_generator_file(path, facts)
     digest = file_sha256(weights_file(path))
     return generator.to(device).eval(), SourceInfo(name, path, digest, world_name(metadata))
 
 
-def load_styled(
-    spec: str | Path, doing: str, device: str | torch.device = "cpu"
-) -> tuple[StyleGAN2Generator, SourceInfo]:
-    """As `load_generator`, for what needs styles; InputError names what is done and says that a diffusion
-    model has none."""
-    generator, info = load_generator(spec, device)
-    return with_styles(generator, str(spec), doing), info
-
-
 def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> StyleGAN2Discriminator:
-    """Discriminator that ships with a built-in generator, or that of a file."""
-    path = _asset("portraits", "discriminator.safetensors") if str(spec) == "portraits" else Path(spec)
+    """Discriminator of the built-in generator "portraits", or of a file or hub reference in any layout that
+    holds one: ours, a training checkpoint's ("d"), and the pickles of NVIDIA's two programs.
+
+    Its weights may be trained on; none is frozen. InputError where nothing is found, or the file holds none.
+    """
+    is_built_in = str(spec) == "portraits"
+    path = _asset("portraits", "discriminator.safetensors") if is_built_in else find_generator(spec)
     return load_discriminator_file(path)[0].to(device)
 
 
@@ -106,14 +102,13 @@ def load_clip(
         raise InputError(f'"{name}" is a generator, not a CLIP. The built-in CLIPs are {", ".join(CLIPS)}.')
     if name in CLIPS:
         return load_clip_folder(_asset(name, CLIPS[name]), resize, name, activation).to(device)
-    path, known = Path(name), None
+    path = Path(name)
+    known = None
     if not path.exists() and not is_reference(name) and not is_hub_id(name):
         raise InputError(_not_found("CLIP", name, CLIPS))
     if not path.exists():
-        path, known = (
-            _from_hub("CLIP", name, CLIPS, _fetch_clip),
-            parse_reference(name).repository.split("/")[1],
-        )
+        path = _from_hub("CLIP", name, CLIPS, _fetch_clip)
+        known = parse_reference(name).repository.split("/")[1]
     load = load_clip_file if path.is_file() else load_clip_folder
     return load(path, resize, known, activation).to(device)
 
@@ -127,7 +122,8 @@ def locate(spec: str | Path) -> tuple[Path, dict[str, str]]:
 
 def find_generator(spec: str | Path) -> Path:
     """File of a generator, or its folder of diffusers; downloaded if `spec` is a hub id."""
-    name, path = str(spec), Path(spec)
+    name = str(spec)
+    path = Path(spec)
     if is_reference(spec):
         return fetch_generator(parse_reference(name), GENERATOR_FILES)
     if name in GENERATORS:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ CIFAR = (1, 2, 2, 2)
 """Widths, over that of the first, of the models of 32 px pictures, whose lowest level has 4 px."""
 
 BLOCKS = {
-    "down": {"": "DownBlock2D", "attention": "AttnDownBlock2D", "resnet": "ResnetDownsampleBlock2D"},
-    "up": {"": "UpBlock2D", "attention": "AttnUpBlock2D", "resnet": "ResnetUpsampleBlock2D"},
+    "down": {"plain": "DownBlock2D", "attention": "AttnDownBlock2D", "resnet": "ResnetDownsampleBlock2D"},
+    "up": {"plain": "UpBlock2D", "attention": "AttnUpBlock2D", "resnet": "ResnetUpsampleBlock2D"},
 }
 """diffusers' blocks of one level that are known here."""
 
@@ -130,15 +130,17 @@ def diffusers_generator(
         variance="learned" if learned else variance,  # pyright: ignore[reportArgumentType]  # one of the two above
         prediction=prediction,
     )
-    return filled(config, {modern_name(name): value for name, value in state.items()})
+    return generator_with(config, {modern_name(name): value for name, value in state.items()})
 
 
 def scheduled_betas(schedule: Mapping[str, Any]) -> Tensor:
     """Noise schedule of the settings of a diffusers scheduler; the published one where it says nothing."""
     if (trained := schedule.get("trained_betas")) is not None:
         return torch.tensor(trained, dtype=torch.float32)
-    count, first = int(schedule.get("num_train_timesteps", 1000)), float(schedule.get("beta_start", 1e-4))
-    last, kind = float(schedule.get("beta_end", 0.02)), str(schedule.get("beta_schedule", "linear"))
+    count = int(schedule.get("num_train_timesteps", 1000))
+    first = float(schedule.get("beta_start", 1e-4))
+    last = float(schedule.get("beta_end", 0.02))
+    kind = str(schedule.get("beta_schedule", "linear"))
     if not 2 <= count <= 100_000:
         raise LayoutError(f"has a schedule of {count} times")
     if kind == "linear":
@@ -157,14 +159,15 @@ def ddpm_options(state: Mapping[str, Tensor]) -> Options:
         [int(match[1]) for name in state if (match := re.match(r"down\.(\d{1,3})\.block\.", name))],
         default=-1,
     )
-    widths = tuple(_side(state, f"down.{level}.block.0.conv1.weight", 0) for level in range(levels))
+    widths = tuple(_length(state, f"down.{level}.block.0.conv1.weight", 0) for level in range(levels))
     attended = [f"down.{level}.attn.0.norm.weight" in state for level in range(levels)]
+    kinds = ["attention" if each else "plain" for each in attended]
     if levels > 1 and "down.0.downsample.conv.weight" not in state:
         raise LayoutError("has no convolutions between its levels, which is not supported")
     return {
         **_common(state, "conv_in.weight", "conv_out.weight", "temb.dense.0.weight", widths),
-        "down_block_types": tuple(BLOCKS["down"]["attention" * each] for each in attended),
-        "up_block_types": tuple(BLOCKS["up"]["attention" * each] for each in attended[::-1]),
+        "down_block_types": tuple(BLOCKS["down"][kind] for kind in kinds),
+        "up_block_types": tuple(BLOCKS["up"][kind] for kind in reversed(kinds)),
         "layers_per_block": sum(
             1 for name in state if re.fullmatch(r"down\.0\.block\.\d+\.norm1\.weight", name)
         ),
@@ -190,22 +193,22 @@ def guided_options(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> Opt
         for name in state
         if re.match(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight", name)
     }
-    levels, resized = (
-        1 + len(turns),
-        not any(re.match(r"output_blocks\.\d+\.[12]\.conv\.", name) for name in state),
-    )
+    levels = 1 + len(turns)
+    resized = not any(re.match(r"output_blocks\.\d+\.[12]\.conv\.", name) for name in state)
     per_level = (last + 1) // levels
     starts = [f"input_blocks.{1 + level * per_level}" for level in range(levels)]
-    widths = tuple(_side(state, f"{start}.0.out_layers.3.weight", 0) for start in starts)
-    kinds = ["attention" if f"{start}.1.qkv.weight" in state else "resnet" * resized for start in starts]
-    shifted = _side(state, "input_blocks.1.0.emb_layers.1.weight", 0) == 2 * widths[0]
-    heads, channels = _whole(facts, "heads"), _whole(facts, "head_channels")
+    widths = tuple(_length(state, f"{start}.0.out_layers.3.weight", 0) for start in starts)
+    usual = "resnet" if resized else "plain"
+    kinds = ["attention" if f"{start}.1.qkv.weight" in state else usual for start in starts]
+    shifted = _length(state, "input_blocks.1.0.emb_layers.1.weight", 0) == 2 * widths[0]
+    heads = _positive(facts, "heads")
+    channels = _positive(facts, "head_channels")
     if not heads and not channels:
         heads, channels = (None, HEAD_CHANNELS) if resized else (HEADS, None)
     return {
         **_common(state, "input_blocks.0.0.weight", "out.2.weight", "time_embed.0.weight", widths),
         "down_block_types": tuple(BLOCKS["down"][kind] for kind in kinds),
-        "up_block_types": tuple(BLOCKS["up"][kind] for kind in kinds[::-1]),
+        "up_block_types": tuple(BLOCKS["up"][kind] for kind in reversed(kinds)),
         "layers_per_block": per_level - 1,
         "downsample_padding": 1,
         "downsample_type": "resnet" if resized else "conv",
@@ -268,7 +271,8 @@ def modern_name(name: str) -> str:
 
 def to_ddpm(generator: DiffusionGenerator) -> State:
     """Weights in DDPM's names. InputError where that layout cannot say what the generator is."""
-    options, levels = generator.config.unet, len(generator.config.unet["block_out_channels"])
+    options = generator.config.unet
+    levels = len(options["block_out_channels"])
     attention = re.compile(r"(.*\.)?attn[._]\d+\.(q|k|v|proj_out)\.weight")
     named = {ddpm_name(name, levels): value for name, value in generator.unet.state_dict().items()}
     state = {
@@ -288,7 +292,8 @@ def to_guided(generator: DiffusionGenerator) -> State:
         if part == "q":
             heads = _heads(options, len(value))
             rows = [named[f"{base}.{each}.{end}"].reshape(heads, 1, -1, *value.shape[1:]) for each in "qkv"]
-            value, name = torch.cat(rows, dim=1).reshape(-1, *value.shape[1:]), f"{base}.qkv.{end}"
+            value = torch.cat(rows, dim=1).reshape(-1, *value.shape[1:])
+            name = f"{base}.qkv.{end}"
         elif part in ("k", "v"):
             continue
         state[name] = value[:, :, None] if re.search(r"\.1\.(qkv|proj_out)\.weight$", name) else value
@@ -298,11 +303,6 @@ def to_guided(generator: DiffusionGenerator) -> State:
         generator, options, lambda state: guided_options(state, told), state, "guided-diffusion's"
     )
     return state
-
-
-def config_text(config: DiffusionConfig) -> str:
-    """A config as JSON."""
-    return json.dumps(asdict(config))
 
 
 def config_of(text: str) -> DiffusionConfig:
@@ -316,7 +316,7 @@ def config_of(text: str) -> DiffusionConfig:
     )
 
 
-def filled(config: DiffusionConfig, state: Mapping[str, Tensor]) -> DiffusionGenerator:
+def generator_with(config: DiffusionConfig, state: Mapping[str, Tensor]) -> DiffusionGenerator:
     """A generator with these weights under our names, in float32. LayoutError where they do not fit."""
     options = config.unet
     for way, known in BLOCKS.items():
@@ -359,7 +359,7 @@ def _translated(
         facts.get("schedule", "linear"), facts.get("schedule", "linear")
     )
     learned = options["out_channels"] == 2 * options["in_channels"]
-    size = _whole(facts, "size") or usual_size(options["block_out_channels"])
+    size = _positive(facts, "size") or usual_size(options["block_out_channels"])
     config = DiffusionConfig(
         image_size=size,
         unet={**options, "sample_size": size},
@@ -371,7 +371,7 @@ def _translated(
         raise LayoutError(
             f"lacks {len(missing)} of {len(names)} tensors, first {missing[0]}; the file is incomplete"
         )
-    return filled(config, {names.get(name, name): value for name, value in state.items()})
+    return generator_with(config, {names.get(name, name): value for name, value in state.items()})
 
 
 def _names(config: DiffusionConfig) -> list[str]:
@@ -388,12 +388,12 @@ def _common(
     """Options that are read off in the same way in every layout."""
     if not widths or 0 in widths:
         raise LayoutError("lacks the blocks of one of its levels; the file is incomplete")
-    width = _side(state, time, 1)
+    width = _length(state, time, 1)
     return {
-        "in_channels": _side(state, first, 1),
-        "out_channels": _side(state, last, 0),
+        "in_channels": _length(state, first, 1),
+        "out_channels": _length(state, last, 0),
         "block_out_channels": widths,
-        "time_embedding_dim": _side(state, time, 0),
+        "time_embedding_dim": _length(state, time, 0),
         "norm_num_groups": 32,
         "act_fn": "silu",
         "center_input_sample": False,
@@ -401,7 +401,7 @@ def _common(
     }
 
 
-def _side(state: Mapping[str, Tensor], name: str, dimension: int) -> int:
+def _length(state: Mapping[str, Tensor], name: str, dimension: int) -> int:
     """One side of a tensor, 0 where there is none of the name."""
     value = state.get(name)
     return int(value.shape[dimension]) if value is not None and value.dim() > dimension else 0
@@ -413,7 +413,7 @@ def usual_size(widths: tuple[int, ...]) -> int:
     return (SMALLEST_SIDE // 2 if cifar else SMALLEST_SIDE) << (len(widths) - 1)
 
 
-def _whole(facts: Mapping[str, str], name: str) -> int | None:
+def _positive(facts: Mapping[str, str], name: str) -> int | None:
     """A fact that is a number above 0; None where it was not given."""
     if (told := facts.get(name)) is None:
         return None
@@ -487,13 +487,9 @@ def _check_expressible(
     said["time_embedding_dim"] = said.get("time_embedding_dim") or 4 * said["block_out_channels"][0]
     unlike = [name for name, value in reread.items() if said.get(name) != value]
     if generator.patch > 1 or generator.prediction != "epsilon" or unlike:
-        what = (
-            "blocks of pixels"
-            if generator.patch > 1
-            else unlike[0]
-            if unlike
-            else "the prediction of velocity"
-        )
+        what = unlike[0] if unlike else "the prediction of velocity"
+        if generator.patch > 1:
+            what = "blocks of pixels"
         raise InputError(
             f"{whose} layout has no words for {what} of this generator; convert it to safetensors."
         )

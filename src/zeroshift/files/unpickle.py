@@ -18,13 +18,46 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zeroshift.errors import printable
+from zeroshift.errors import InputError, printable
 
-MAX_STEPS = 300_000
-"""Instructions of one file: a checkpoint with all optimiser states of the largest encoders needs half."""
-MAX_TEXT = 64 << 20
-MAX_COPIED = 3 << 29
-MAX_INTEGER_BYTES = 32
+
+@dataclass(frozen=True, kw_only=True)
+class PickleLimits:
+    """What a file of weights may ask of its reader. A file that asks for more is refused with a message that
+    names the limit. The defaults let everything through that known programs write, and stop what is made to
+    exhaust memory or time; InputError where one is below 1.
+    """
+
+    instructions: int = 300_000
+    """Instructions of a pickle and containers that it makes: a checkpoint with all optimiser states of the
+    largest encoders needs half."""
+    text_bytes: int = 64 << 20
+    """Bytes of all texts."""
+    copied_bytes: int = 3 << 29
+    """Bytes of all numbers that must be copied out of the file, because they lie askew or in texts."""
+    copied_share: int = 3
+    """Bytes copied per byte of the file: bytes in old pickles are text first."""
+    tensor_share: int = 2
+    """Bytes of all tensors per byte of the file (and a page): weights may have two names."""
+    integer_bytes: int = 32
+    """Bytes of one whole number."""
+    name_characters: int = 500
+    """Characters of the name of a class or function, with its module."""
+    header_bytes: int = 4 << 20
+    """Bytes of a safetensors header or of a zip's table of contents. Files of known models have a tenth."""
+    depth: int = 100
+    """Containers within containers."""
+    values: int = 300_000
+    """Values of the tree that comes out, counted as often as they are reached."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}.")
+
+    def named(self, name: str) -> str:
+        """The end of a message about a file that asks for more than the limit of this name."""
+        return f"limit {name}: {getattr(self, name)}"
 
 
 class Refused(Exception):
@@ -48,22 +81,32 @@ class Record:
 class Budget:
     """What reading one file may cost, whatever it declares. Archives inside the file share it."""
 
-    def __init__(self, file_bytes: int) -> None:
-        # Weights may have two names, and bytes in old pickles are text first, so a multiple of the file is
-        # honest.
-        copied, tensors = min(3 * file_bytes, MAX_COPIED), 2 * file_bytes + 4096
-        self.left = {"steps": MAX_STEPS, "text": MAX_TEXT, "copied": copied, "tensors": tensors}
+    def __init__(self, file_bytes: int, limits: PickleLimits) -> None:
+        self.limits = limits
+        by_size = limits.copied_share * file_bytes
+        self.copied_limit = "copied_share" if by_size < limits.copied_bytes else "copied_bytes"
+        self.left = {
+            "steps": limits.instructions,
+            "text": limits.text_bytes,
+            "copied": min(by_size, limits.copied_bytes),
+            "tensors": limits.tensor_share * file_bytes + 4096,
+        }
 
     def spend(self, what: Literal["steps", "text", "copied", "tensors"], amount: int) -> None:
+        """Takes an amount, steps or bytes, from what is left; Refused where that is less."""
         self.left[what] -= amount
-        if self.left[what] < 0:
-            said = {"steps": "steps to be read", "text": "text", "copied": "numbers", "tensors": "numbers"}[
-                what
-            ]
-            raise Refused(
-                f"needs more {said} than a file of weights of its size does; it is damaged or made to "
-                "exhaust memory"
-            )
+        if self.left[what] >= 0:
+            return
+        wanted, limit = {
+            "steps": ("steps to be read", "instructions"),
+            "text": ("text", "text_bytes"),
+            "copied": ("numbers", self.copied_limit),
+            "tensors": ("numbers", "tensor_share"),
+        }[what]
+        raise Refused(
+            f"needs more {wanted} than a file of weights of its size does ({self.limits.named(limit)}); it "
+            "is damaged or made to exhaust memory"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +153,19 @@ class Machine:
         storage: Callable[[tuple[Any, ...]], Storage],
         inner: Callable[[memoryview], Storage] | None = None,
     ) -> None:
-        self.data, self.end, self.budget, self.storage, self.inner = data, at, budget, storage, inner
+        self.data = data
+        self.end = at
+        self.budget = budget
+        self.storage = storage
+        self.inner = inner
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         """The object that the pickle describes."""
-        data, left = self.data, self.budget.left
+        data = self.data
+        left = self.budget.left
         try:
             while (code := data[self.end]) != STOP:
                 self.end += 1
@@ -159,7 +207,7 @@ class Machine:
 
     def line(self) -> str:
         """Text up to the end of the line, without it."""
-        head = bytes(self.data[self.end : self.end + 1000])
+        head = bytes(self.data[self.end : self.end + 2 * self.budget.limits.name_characters])
         if b"\n" not in head:
             raise Damaged("a name does not end")
         line = head.partition(b"\n")[0]
@@ -168,8 +216,11 @@ class Machine:
 
     def name(self, module: object, name: object) -> Name:
         """A name that the tables know; every other one is refused."""
-        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > 500:
+        if not isinstance(module, str) or not isinstance(name, str):
             raise Damaged("a name that is none")
+        limits = self.budget.limits
+        if len(module) + len(name) > limits.name_characters:
+            raise Damaged(f"a name that is none, {limits.named('name_characters')}")
         full = f"{RENAMED.get(module, module)}.{name}"
         if "." in name or not (
             full in CALLS or full in CLASSES or full in STORAGES or full in PLAIN or _is_record(full)
@@ -195,7 +246,8 @@ class Machine:
         )
 
     def pop_to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marked.pop()
+        items = self.stack
+        self.stack = self.marked.pop()
         return items
 
     def set_items(self, pairs: list[Any]) -> None:
@@ -250,7 +302,8 @@ class Machine:
             raise Damaged("an array without bytes")
         self.budget.spend("copied", len(raw))
         raw = raw.encode("latin-1") if isinstance(raw, str) else raw
-        dtype, size = NUMPY_TYPES[kind.code], _sizes(shape)
+        dtype = NUMPY_TYPES[kind.code]
+        size = _sizes(shape)
         if math.prod(size) * dtype.itemsize != len(raw):
             raise Damaged(f"an array of shape {size} in {len(raw)} bytes")
         values = torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
@@ -262,8 +315,11 @@ class Machine:
         """Tensor cut out of a storage, within it and not longer than it."""
         if not isinstance(storage, Storage):
             raise Damaged("a tensor without numbers")
-        (start,), size, stride = _sizes((offset,)), _sizes(size), _sizes(stride)
-        values, count = storage.values, math.prod(size)
+        (start,) = _sizes((offset,))
+        size = _sizes(size)
+        stride = _sizes(stride)
+        values = storage.values
+        count = math.prod(size)
         last = start + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         if count > len(values) or (count and last >= len(values)):
             raise Damaged(f"a tensor of shape {size} in {len(values)} numbers")
@@ -294,8 +350,9 @@ def _is_record(full: str) -> bool:
 
 def _integer(machine: Machine, form: str) -> int:
     count = machine.number(form)
-    if count > MAX_INTEGER_BYTES:
-        raise Damaged(f"a whole number of {count} bytes")
+    limits = machine.budget.limits
+    if count > limits.integer_bytes:
+        raise Damaged(f"a whole number of {count} bytes, {limits.named('integer_bytes')}")
     return int.from_bytes(machine.take(count), "little", signed=True)
 
 

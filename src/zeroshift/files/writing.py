@@ -28,10 +28,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     from safetensors import SafetensorError
 
     path = Path(path)
-    part, opened = path.with_name(f".{path.name}.{os.getpid()}.part"), False
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    opened = False
     try:
         with open(part, "wb") as file:
-            opened, mode = True, os.fstat(file.fileno()).st_mode
+            opened = True
+            mode = os.fstat(file.fileno()).st_mode
         yield part
         os.chmod(part, mode & 0o777)  # safetensors makes files that only their owner can read
         with open(part, "rb+") as file:

@@ -1,1 +1,1 @@
-"""Did it work: networks, features, metrics, the collapse monitor, the report of a run."""
+"""Did it work: networks, features, metrics, the collapse monitor, and the report of a run."""

@@ -61,7 +61,9 @@ class Mixed(nn.Module):
         halve: bool = False,
     ) -> None:
         super().__init__()
-        self.maximum, self.halve, self.out = maximum, halve, 0
+        self.maximum = maximum
+        self.halve = halve
+        self.out = 0
         self.paths = [[tuple(name for name, _, _ in place) for place in branch] for branch in branches]
         for branch in branches:
             channels = width
@@ -185,7 +187,10 @@ class Taps(NamedTuple):
 
 
 def _vgg() -> Taps:
-    convolutions, pools, width, number = {}, [], 3, 0
+    convolutions = {}
+    pools = []
+    width = 3
+    number = 0
     for channels, times in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         if number:
             pools.append((number, 2))
@@ -218,7 +223,8 @@ class TappedNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Five maps BCHW, behind their ReLUs."""
-        maps, pools = [], dict(self.taps.pools)
+        maps = []
+        pools = dict(self.taps.pools)
         for number in self.taps.convolutions:
             if number in pools:
                 x = F.max_pool2d(x, pools[number], stride=2)

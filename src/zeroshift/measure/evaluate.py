@@ -1,11 +1,14 @@
 """Whether it worked: every metric that the given pictures and networks allow, with the record of how it was
 measured.
 
-1. subject: which pictures, before and after, and what they can be compared with
+1. inputs: which pictures, before and after, and what they can be compared with
 2. networks: what they are looked at through
-3. look: one pass over the pictures
+3. features: what the networks find, in one pass over the pictures
 4. numbers: the equations of `metrics`
 5. record: values, networks and their hashes, settings, and what could not be measured and why
+
+A new metric is one row of `METRICS`: its title, which way is better, the features it needs (names of
+`features.REQUIREMENTS`), and its equation. Rows of the attributes of a world are made from the world.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,14 +31,13 @@ from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_json
 from zeroshift.measure import metrics
-from zeroshift.measure.features import SIGHTS, Progress, Seen, look, role_of
-from zeroshift.measure.networks import WANTED, Networks, open_networks
-from zeroshift.measure.picture_sets import RESIZE, Subject, open_subject
+from zeroshift.measure.features import REQUIREMENTS, FeatureStore, Progress, extract_features, role_of
+from zeroshift.measure.networks import HOW_TO_GET, Networks, open_networks
+from zeroshift.measure.picture_sets import RESIZE, EvalInputs, TruePictures, open_inputs
 from zeroshift.measure.report import evaluation_rows, evaluation_settings, write_report
 from zeroshift.models.protocol import Generator
-from zeroshift.pictures.sample import Adapted
-from zeroshift.portraits import is_held_out
-from zeroshift.portraits.scene import CHOICES
+from zeroshift.pictures.runs import Adapted
+from zeroshift.worlds.world import World
 
 SCHEMA = 1
 REFERENCES = 10
@@ -47,221 +49,244 @@ CLUSTERS = 10
 # The numbers.
 
 
+Better = Literal["higher", "lower", "near 1"]
+
+
 class Number(NamedTuple):
-    """A value; `spread` is the standard deviation over pictures, splits, subsets or clusters; `note` tells
-    which."""
+    """What an equation gives."""
 
     value: float
     spread: float | None = None
+    """Standard deviation over pictures, splits, subsets or clusters; None where the value is of all at
+    once."""
     note: str = ""
+    """What the spread is over, or how many pictures of which kind the value is of."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the result: what it needs to have seen, and its equation."""
+    """One row of the result."""
 
     title: str
-    better: Literal["higher", "lower", "near 1"]
+    """What tables call it."""
+    better: Better
     needs: tuple[str, ...]
-    of: Callable[[Seen], Number]
-
-
-def _once(seen: Seen, name: str, make: Callable[[], Any]) -> Any:
-    if name not in seen:
-        seen[name] = make()
-    return seen[name]
+    """Features that it is computed of, by their names in `features.REQUIREMENTS`. The record says of the
+    metric the role of the first."""
+    of: Callable[[FeatureStore], Number]
+    """Its equation. InputError where the features are there and yet have no such number."""
 
 
 def _over_pictures(values: Tensor, note: str = "over pictures") -> Number:
+    """Mean and spread of values B, one per picture."""
     return Number(float(values.double().mean()), float(values.double().std(correction=0)), note)
 
 
-def _sets(seen: Seen, measure: Callable[[Tensor, Tensor], float]) -> Number:
-    made, real = seen["made features"], seen["real features"]
-    return Number(measure(made, real), None, f"{len(made)} pictures against {len(real)}")
+def _between_sets(found: FeatureStore, distance: Callable[[Tensor, Tensor], float]) -> Number:
+    """Distance of the features of the target's pictures to those of the reference."""
+    made, real = found["made features"], found["real features"]
+    return Number(distance(made, real), None, f"{len(made)} pictures against {len(real)}")
 
 
-def _kernel(seen: Seen) -> Number:
-    made, real = seen["made features"], seen["real features"]
+def _kernel(found: FeatureStore) -> Number:
+    made, real = found["made features"], found["real features"]
     mean, deviation = metrics.kernel_distance(real, made)
     size = min(len(made), len(real), 1000)
-    return Number(
-        mean,
-        deviation,
-        "all pictures at once" if size == len(made) == len(real) else f"100 subsets of {size}",
-    )
+    whole = size == len(made) == len(real)
+    return Number(mean, deviation, "all pictures at once" if whole else f"100 subsets of {size}")
 
 
-def _inception(seen: Seen) -> Number:
+def _inception(found: FeatureStore) -> Number:
     """Of several questions the geometric mean: the score of independent answers is the product of their
     scores."""
-    scores = [metrics.inception_score(seen[name]) for name in sorted(seen) if name.startswith("made classes")]
+    names = sorted(name for name in found if name.startswith("made classes"))
+    if not names:
+        raise InputError("the world has no attributes, so its judge puts pictures into no classes")
+    scores = [metrics.inception_score(found[name]) for name in names]
     mean = math.exp(sum(math.log(score.mean) for score in scores) / len(scores))
     deviation = sum(score.deviation for score in scores) / len(scores)
-    return Number(
-        mean,
-        deviation,
-        "10 splits" + (f", geometric mean of {len(scores)} attributes" if len(scores) > 1 else ""),
-    )
+    several = f", geometric mean of {len(scores)} attributes" if len(scores) > 1 else ""
+    return Number(mean, deviation, "10 splits" + several)
 
 
-def _single_image(seen: Seen) -> Number:
+def _single_image(found: FeatureStore) -> Number:
     made, real = (
-        metrics.Gaussians(seen[f"{which} mean"], seen[f"{which} covariance"]) for which in ("made", "real")
+        metrics.Gaussians(found[f"{which} mean"], found[f"{which} covariance"]) for which in ("made", "real")
     )
     references = metrics.Gaussians(real.mean[:REFERENCES], real.covariance[:REFERENCES])
     distances = metrics.single_image_frechet(references, made)
     return _over_pictures(distances.mean(dim=0), f"over pictures; references: the first {len(distances)}")
 
 
-def _overlap(seen: Seen) -> metrics.Overlap:
-    return _once(
-        seen, "overlap", lambda: metrics.precision_recall(seen["real features"], seen["made features"])
+def _overlap(found: FeatureStore) -> metrics.Overlap:
+    """Precision and recall, computed once for both."""
+    return found.once(
+        "overlap", lambda: metrics.precision_recall(found["real features"], found["made features"])
     )
 
 
-def _clusters(seen: Seen) -> metrics.Clusters:
-    return _once(seen, "clusters", lambda: metrics.k_medoids(seen["matrix"], CLUSTERS))
+def _clusters(found: FeatureStore) -> metrics.Clusters:
+    """Clusters of the target's pictures, computed once for both metrics that take them."""
+    return found.once("clusters", lambda: metrics.k_medoids(found["matrix"], CLUSTERS))
 
 
-def _within(found: metrics.Intra) -> Number:
-    return Number(found.mean, found.deviation, f"over {found.clusters} clusters")
+def _within(intra: metrics.Intra) -> Number:
+    return Number(intra.mean, intra.deviation, f"over {intra.clusters} clusters")
 
 
-def _all_pairs(seen: Seen) -> Number:
-    matrix: Tensor = seen["matrix"]
+def _all_pairs(found: FeatureStore) -> Number:
+    matrix: Tensor = found["matrix"]
     return Number(float(matrix.sum() / (len(matrix) * (len(matrix) - 1))))
 
 
-def _direction(seen: Seen) -> Number:
-    return _over_pictures(metrics.directional_similarity(seen["source"], seen["target"], seen["change"]))
+def _direction(found: FeatureStore) -> Number:
+    return _over_pictures(metrics.directional_similarity(found["source"], found["target"], found["change"]))
 
 
-def _by_words(seen: Seen, note: str) -> str:
-    return f"no reader: by the judge's words; {note}" if seen["by words"] else note
+def _read_by(found: FeatureStore, note: str) -> str:
+    return f"no reader: by the judge's words; {note}" if found["by words"] else note
 
 
-def _attributes(seen: Seen) -> Number:
+def _attributes(found: FeatureStore) -> Number:
     # Sums first: a domain hides some attributes, whose own ratio would be noise over noise.
-    made, true = (sum(each) for each in zip(*seen["attributes"].values(), strict=True))
-    return Number(
-        made / max(true, 1e-9),
-        None,
-        _by_words(seen, "attributes read right, over those on the true pictures"),
-    )
+    made, true = (sum(each) for each in zip(*found["attributes"].values(), strict=True))
+    note = _read_by(found, "attributes read right, over those on the true pictures")
+    return Number(made / max(true, 1e-9), None, note)
 
 
-def _attribute(seen: Seen, name: str) -> Number:
-    made, true = seen["attributes"][name]
+def _attribute(found: FeatureStore, name: str) -> Number:
+    made, true = found["attributes"][name]
     note = "the true pictures are not known" if true is None else f"{true:.3f} on the true pictures"
-    return Number(made, None, _by_words(seen, note))
+    return Number(made, None, _read_by(found, note))
 
 
-_TRUE = ("target", "truth")
-_ROWS: dict[str, tuple[str, Any, tuple[str, ...], Callable[[Seen], Number]]] = {
-    "fid": (
+METRICS: dict[str, Metric] = {
+    "fid": Metric(
         "Frechet distance (FID)",
         "lower",
         ("made", "real"),
-        lambda s: _sets(s, metrics.frechet_distance),
+        lambda found: _between_sets(found, metrics.frechet_distance),
     ),
-    "kid": ("kernel distance (KID)", "lower", ("made", "real"), _kernel),
-    "precision": (
+    "kid": Metric("kernel distance (KID)", "lower", ("made", "real"), _kernel),
+    "precision": Metric(
         "precision (improved)",
         "higher",
         ("made", "real"),
-        lambda s: Number(_overlap(s).precision, None, "3 neighbours"),
+        lambda found: Number(_overlap(found).precision, None, "3 neighbours"),
     ),
-    "recall": (
+    "recall": Metric(
         "recall (improved)",
         "higher",
         ("made", "real"),
-        lambda s: Number(_overlap(s).recall, None, "3 neighbours"),
+        lambda found: Number(_overlap(found).recall, None, "3 neighbours"),
     ),
-    "is": ("inception score (IS)", "higher", ("made",), _inception),
-    "sifid": ("single-image Frechet distance (SIFID)", "lower", ("made", "real"), _single_image),
-    "scs": ("structural consistency (SCS)", "higher", ("edges",), lambda s: _over_pictures(s["edges"])),
-    "identity": (
-        "identity similarity (ID)",
-        "higher",
-        ("identity",),
-        lambda s: _over_pictures(s["identity"]),
+    "is": Metric("inception score (IS)", "higher", ("made",), _inception),
+    "sifid": Metric("single-image Frechet distance (SIFID)", "lower", ("made", "real"), _single_image),
+    "scs": Metric(
+        "structural consistency (SCS)", "higher", ("edges",), lambda found: _over_pictures(found["edges"])
     ),
-    "intra_lpips_few_shot": (
+    "identity": Metric(
+        "identity similarity (ID)", "higher", ("identity",), lambda found: _over_pictures(found["identity"])
+    ),
+    "intra_lpips_few_shot": Metric(
         "Intra-LPIPS, few-shot (pairs around each shot)",
         "higher",
         ("matrix", "shots"),
-        lambda s: _within(metrics.intra_distance(s["matrix"], s["shots"].argmin(dim=1))),
+        lambda found: _within(metrics.intra_distance(found["matrix"], found["shots"].argmin(dim=1))),
     ),
-    "intra_lpips_zero_shot": (
+    "intra_lpips_zero_shot": Metric(
         "Intra-LPIPS, zero-shot (pairs within k-medoids)",
         "higher",
         ("matrix",),
-        lambda s: _within(metrics.intra_distance(s["matrix"], _clusters(s).labels)),
+        lambda found: _within(metrics.intra_distance(found["matrix"], _clusters(found).labels)),
     ),
-    "intra_lpips_medoid": (
+    "intra_lpips_medoid": Metric(
         "distance to the medoid (AIR's Intra-LPIPS)",
         "higher",
         ("matrix",),
-        lambda s: _within(metrics.medoid_distance(s["matrix"], *_clusters(s))),
+        lambda found: _within(metrics.medoid_distance(found["matrix"], *_clusters(found))),
     ),
-    "lpips_diversity": ("perceptual distance of all pairs", "higher", ("matrix",), _all_pairs),
-    "diversity": (
+    "lpips_diversity": Metric("perceptual distance of all pairs", "higher", ("matrix",), _all_pairs),
+    "diversity": Metric(
         "diversity over the source's",
         "near 1",
         ("target", "source"),
-        lambda s: Number(metrics.diversity_ratio(s["target"], s["source"])),
+        lambda found: Number(metrics.diversity_ratio(found["target"], found["source"])),
     ),
-    "clip_score": (
+    "clip_score": Metric(
         "CLIP score",
         "higher",
         ("target", "label"),
-        lambda s: _over_pictures(metrics.clip_score(s["target"], s["label"])),
+        lambda found: _over_pictures(metrics.clip_score(found["target"], found["label"])),
     ),
-    "direction": ("directional similarity", "higher", ("target", "source", "change"), _direction),
-    "truth.recognised": (
+    "direction": Metric("directional similarity", "higher", ("target", "source", "change"), _direction),
+    "truth.recognised": Metric(
         "recognised as the target",
         "higher",
-        _TRUE,
-        lambda s: Number(float(s["recognised"].mean())),
+        ("target", "truth"),
+        lambda found: Number(float(found["recognised"].mean())),
     ),
-    "truth.distance": (
+    "truth.distance": Metric(
         "distance to the true picture",
         "lower",
         ("pixels",),
-        lambda s: _over_pictures(s["pixels"]),
+        lambda found: _over_pictures(found["pixels"]),
     ),
-    "truth.perceptual": (
+    "truth.perceptual": Metric(
         "perceptual distance to the true picture",
         "lower",
         ("perceptual",),
-        lambda s: _over_pictures(s["perceptual"]),
+        lambda found: _over_pictures(found["perceptual"]),
     ),
-    "truth.frechet": (
+    "truth.frechet": Metric(
         "Frechet distance to the true domain",
         "lower",
-        _TRUE,
-        lambda s: Number(metrics.frechet_distance(s["target"], s["truth"])),
+        ("target", "truth"),
+        lambda found: Number(metrics.frechet_distance(found["target"], found["truth"])),
     ),
-    "truth.diversity": (
+    "truth.diversity": Metric(
         "diversity over the truth's",
         "near 1",
-        _TRUE,
-        lambda s: Number(metrics.diversity_ratio(s["target"], s["truth"])),
+        ("target", "truth"),
+        lambda found: Number(metrics.diversity_ratio(found["target"], found["truth"])),
     ),
-    "truth.attributes": ("attributes kept", "higher", ("true people",), _attributes),
+    "truth.attributes": Metric("attributes kept", "higher", ("true attributes",), _attributes),
 }
-_ROWS |= {
-    f"truth.{name}": (
-        f"{name.replace('_', ' ')} read right",
-        "higher",
-        ("people",),
-        partial(_attribute, name=name),
-    )
-    for name in CHOICES
-}
-METRICS = {name: Metric(*row) for name, row in _ROWS.items()}
-"""Name -> metric. Those of `truth.` need the built-in world."""
+"""Name -> metric. Those of `truth.` need a world; `metrics_of` adds one row per attribute of the world."""
+
+TRUTH = "truth."
+"""Prefix of the metrics that need a world."""
+
+
+def _attribute_metric(attribute: str) -> Metric:
+    """The share of pictures from which an attribute of a world is read right."""
+    title = f"{attribute.replace('_', ' ')} read right"
+    return Metric(title, "higher", ("attributes",), partial(_attribute, name=attribute))
+
+
+def metrics_of(world: World | None) -> dict[str, Metric]:
+    """Name -> metric, of all that can be measured in a world, attributes last; None: outside of any."""
+    rows = {f"{TRUTH}{name}": _attribute_metric(name) for name in (world.choices if world else ())}
+    if clash := sorted(METRICS.keys() & rows.keys()):
+        raise InputError(
+            f"an attribute of the world {world.name if world else ''} makes a second metric {clash[0]}; name "
+            "the attribute otherwise."
+        )
+    return METRICS | rows
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of a name that some record has, whatever its world: any `truth.ATTRIBUTE` is the row of an
+    attribute. InputError where there is no such metric."""
+    if name in METRICS:
+        return METRICS[name]
+    if not name.startswith(TRUTH) or name == TRUTH:
+        raise _no_metric(name, METRICS)
+    return _attribute_metric(name.removeprefix(TRUTH))
+
+
+def _no_metric(name: str, known: Mapping[str, Metric]) -> InputError:
+    return InputError(f"there is no metric {name!r}; there are {', '.join(known)}.")
 
 
 # The whole.
@@ -269,18 +294,22 @@ METRICS = {name: Metric(*row) for name, row in _ROWS.items()}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result. `record` is what evaluation.json holds; `path` where that is, None where nothing was
-    written."""
+    """What came out, with all that it depends on."""
 
     record: dict[str, Any]
+    """What evaluation.json holds: values, networks with their hashes, settings, and what is missing and
+    why."""
     path: Path | None = None
+    """Where evaluation.json is; None where nothing was written."""
 
     def value(self, name: str) -> float:
-        """Value of a metric; InputError says why it was not measured."""
+        """Value of a metric, None where it is not finite; InputError says why it was not measured."""
         if name in self.record["metrics"]:
             return self.record["metrics"][name]["value"]
-        why = self.record["missing"].get(name, f"there is no such metric; there are {', '.join(METRICS)}")
-        raise InputError(f"{name} was not measured: {why}.")
+        if name in self.record["missing"]:
+            raise InputError(f"{name} was not measured: {self.record['missing'][name]}.")
+        metric_named(name)
+        raise InputError(f"{name} was not measured: it was not asked for, or its world is another one.")
 
     def text(self) -> str:
         """A table for a terminal: values, how they were measured, and what was not."""
@@ -298,7 +327,7 @@ class Evaluation:
 
     def csv(self) -> str:
         """One line per metric, each with all that the value depends on."""
-        record, made = self.record, io.StringIO()
+        record = self.record
         settings = {name: value for name, value in record["settings"].items() if name != "resize"}
         shared = {
             "evaluated": record["evaluated"],
@@ -312,6 +341,7 @@ class Evaluation:
             table.append(
                 {"metric": name, **row, **network, **shared, **settings, "resize": network["resize"]}
             )
+        made = io.StringIO()
         writer = csv.DictWriter(made, table[0] if table else ["metric"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
@@ -335,44 +365,59 @@ def evaluate(
     asked for is missing.
     """
     config = _configured(config, overrides)
-    if unknown := [name for name in config.metrics if name not in METRICS]:
-        raise InputError(f"there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}.")
     device = resolve_device(config.device)
     # 1. which pictures
-    subject = open_subject(what, config, device)
+    inputs = open_inputs(what, config, device)
+    known = metrics_of(inputs.world)
+    if unknown := [name for name in config.metrics if name not in known]:
+        raise _no_metric(unknown[0], known)
     # 2. looked at through what
-    target = subject.labels[1] if subject.labels else "photo"
-    networks = open_networks(config.networks, subject.portraits, target, device)
-    # 3. look
-    chosen = {name: METRICS[name] for name in config.metrics or METRICS}
-    missing = {name: why for name, metric in chosen.items() if (why := _lacking(metric, subject, networks))}
+    networks = open_networks(
+        config.networks, inputs.world, inputs.labels[1] if inputs.labels else None, device
+    )
+    # 3. features
+    chosen = {name: known[name] for name in config.metrics or known}
+    missing = {
+        name: why for name, metric in chosen.items() if (why := _why_missing(metric, inputs, networks))
+    }
     if config.metrics and missing:
         name, why = next(iter(missing.items()))
         raise InputError(f"{name} cannot be measured: {why}.")
     possible = {name: metric for name, metric in chosen.items() if name not in missing}
     needs = {need for metric in possible.values() for need in metric.needs}
-    seen = look(subject, networks, needs, config.batch, device, progress or (lambda what, done, total: None))
+    found = extract_features(
+        inputs, networks, needs, config.batch, device, progress or (lambda what, done, total: None)
+    )
     # 4. numbers
-    numbers: dict[str, Number] = {}
-    for name, metric in possible.items():
-        try:
-            numbers[name] = metric.of(seen)
-        except InputError as error:
-            if config.metrics:
-                raise
-            missing[name] = str(error).rstrip(".")
+    numbers = _numbers(possible, found, missing, strict=bool(config.metrics))
     # 5. record
-    record = _record(subject, networks, config, numbers, missing)
+    record = _record(inputs, networks, config, numbers, missing)
     for text in record["warnings"]:
         warnings.warn(text, stacklevel=2)
     # Other labels than the run's would stand in its report as if they were its own.
-    if subject.folder is None or not save or config.metrics or config.labels:
+    if inputs.folder is None or not save or config.metrics or config.labels:
         return Evaluation(record)
-    path = subject.folder.path / "evaluation.json"
+    path = inputs.folder.path / "evaluation.json"
     write_json(path, record)
-    if subject.folder.finished:
-        write_report(subject.folder)
+    if inputs.folder.finished:
+        write_report(inputs.folder)
     return Evaluation(record, path)
+
+
+def _numbers(
+    possible: Mapping[str, Metric], found: FeatureStore, missing: dict[str, str], strict: bool
+) -> dict[str, Number]:
+    """What the equations give. A metric that too few pictures or the like leave without a number is added to
+    `missing`; where `strict`, its InputError is raised."""
+    numbers: dict[str, Number] = {}
+    for name, metric in possible.items():
+        try:
+            numbers[name] = metric.of(found)
+        except InputError as error:
+            if strict:
+                raise
+            missing[name] = str(error).rstrip(".")
+    return numbers
 
 
 def _configured(config: EvaluateConfig | None, overrides: dict[str, Any]) -> EvaluateConfig:
@@ -385,76 +430,76 @@ def _configured(config: EvaluateConfig | None, overrides: dict[str, Any]) -> Eva
     return EvaluateConfig(**tree)
 
 
-def _lacking(metric: Metric, subject: Subject, networks: Networks) -> str:
+def _why_missing(metric: Metric, inputs: EvalInputs, networks: Networks) -> str:
     """All that a metric lacks and how to get it; empty where it can be measured."""
-    labels = subject.labels
-    lacks: list[str] = []
-    known = (
-        {*subject.sets}
-        | ({"labels"} if labels else set())
-        | ({"change"} if labels and labels[0] != labels[1] else set())
-    )
-    known |= {"people"} if subject.people else set()
-    for role, sets in ((role_of(need, networks), SIGHTS[need][1]) for need in metric.needs):
-        lacks += [subject.gaps[name] for name in sets if name not in known]
-        lacks += [f"it needs {WANTED[role]}"] if role and getattr(networks, role) is None else []
-    return "; ".join(dict.fromkeys(lacks))
+    reasons: list[str] = []
+    for need in metric.needs:
+        role = role_of(need, networks)
+        absent = [name for name in REQUIREMENTS[need].inputs if name not in inputs.known]
+        reasons += [inputs.missing_reasons[name] for name in absent]
+        if role and getattr(networks, role) is None:
+            reasons.append(f"it needs {HOW_TO_GET[role]}")
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _record(
-    subject: Subject,
+    inputs: EvalInputs,
     networks: Networks,
     config: EvaluateConfig,
-    numbers: dict[str, Number],
-    missing: dict[str, str],
+    numbers: Mapping[str, Number],
+    missing: Mapping[str, str],
 ) -> dict[str, Any]:
     """All that the values depend on, as plain values, without folders of this computer."""
-    labels, truth, reference = (
-        subject.labels or ("", ""),
-        subject.sets.get("truth"),
-        subject.sets.get("reference"),
-    )
-    rows = {
-        name: {
-            "title": METRICS[name].title,
-            "value": value if math.isfinite(value) else None,
-            "spread": spread,
-            "better": METRICS[name].better,
-            "role": role_of(METRICS[name].needs[0], networks),
-            "note": note,
-        }
-        for name, (value, spread, note) in numbers.items()
-    }
-    told, judge = [], networks.judge
-    if judge is not None and judge.label.sha256 in subject.guides:
+    labels = inputs.labels or ("", "")
+    truth, reference = inputs.sets.get("truth"), inputs.sets.get("reference")
+    judge = networks.judge
+    told = []
+    if judge is not None and judge.record.sha256 in inputs.guides:
         told.append(
-            f"the judge {judge.label.name} guided this run, so its numbers flatter it; give another one "
+            f"the judge {judge.record.name} guided this run, so its numbers flatter it; give another one "
             "with --judge."
         )
-    drawn = subject.kind != "pictures"
     return {
         "schema": SCHEMA,
         "zeroshift": __version__,
-        "evaluated": subject.name,
-        "kind": subject.kind,
-        "sha256": subject.hashes,
+        "evaluated": inputs.name,
+        "kind": inputs.kind,
+        "sha256": inputs.hashes,
         "labels": {"source": labels[0], "target": labels[1]},
-        "domain": getattr(truth, "domain", ""),
-        "held_out": subject.portraits and is_held_out(labels[1]),
+        "domain": truth.domain if isinstance(truth, TruePictures) else "",
+        "held_out": inputs.world is not None and inputs.world.is_held_out(labels[1]),
         "reference": f"{reference.name}, {len(reference)} pictures" if reference is not None else "",
-        "settings": {
-            "pictures": len(subject.target),
-            "seeds": config.seeds if drawn else "",
-            "truncation": config.truncation
-            if (drawn or "source" in subject.hashes) and not subject.route
-            else None,
-            "noise": "the generators' own maps" if drawn and not subject.route else "",
-            "size": subject.target.size,
-            "resize": RESIZE,
-            **({"route": subject.route} if subject.route else {}),
-        },
-        "networks": {role: asdict(label) for role, label in networks.labels().items()},
-        "metrics": rows,
-        "missing": missing,
+        "settings": _settings(inputs, config),
+        "networks": {role: asdict(record) for role, record in networks.records().items()},
+        "metrics": {name: _row(name, number, networks) for name, number in numbers.items()},
+        "missing": dict(missing),
         "warnings": told,
+    }
+
+
+def _settings(inputs: EvalInputs, config: EvaluateConfig) -> dict[str, Any]:
+    """How the pictures were made: count, seeds, truncation, noise, size, resize filter and route."""
+    drawn = inputs.kind != "pictures"
+    truncated = (drawn or "source" in inputs.hashes) and not inputs.route
+    return {
+        "pictures": len(inputs.target),
+        "seeds": config.seeds if drawn else "",
+        "truncation": config.truncation if truncated else None,
+        "noise": "the generators' own maps" if drawn and not inputs.route else "",
+        "size": inputs.target.size,
+        "resize": RESIZE,
+        **({"route": inputs.route} if inputs.route else {}),
+    }
+
+
+def _row(name: str, number: Number, networks: Networks) -> dict[str, Any]:
+    """The row of a metric; a value that is not finite is left out as None."""
+    metric = metric_named(name)
+    return {
+        "title": metric.title,
+        "value": number.value if math.isfinite(number.value) else None,
+        "spread": number.spread,
+        "better": metric.better,
+        "role": role_of(metric.needs[0], networks),
+        "note": number.note,
     }

@@ -1,11 +1,15 @@
-"""What networks see in sets of pictures: features, maps and distances, in one pass, as tensors that the
-equations take."""
+"""What networks find in sets of pictures: features, maps and distances, collected in one pass, as tensors
+that the equations of `metrics` take.
+
+Metrics say which features they need by name; `REQUIREMENTS` says what each of these needs in turn. So no
+network runs and no set is drawn for a metric that was not asked for, and none twice.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +17,10 @@ from torch import Tensor
 from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.measure import metrics
-from zeroshift.measure.networks import Networks, SeesDetail, Sight, attribute_features
-from zeroshift.measure.picture_sets import PictureSet, Rendered, Subject
-from zeroshift.models.seeds import z_from_seeds
-from zeroshift.portraits import DOMAINS, LATENT_DIM, domain_of, sample_scene
-from zeroshift.portraits.scene import CHOICES, Scene
+from zeroshift.measure.networks import NetworkOutput, Networks, PerceptualNetwork, attribute_features
+from zeroshift.measure.picture_sets import EvalInputs, PictureSet, TruePictures
+from zeroshift.shapes import Feature
+from zeroshift.worlds.world import World
 
 BLOCK = 1 << 26
 """Numbers of perceptual vectors held at a time."""
@@ -25,100 +28,123 @@ BLOCK = 1 << 26
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""
 
-Seen = dict[str, Any]
-"""What was seen, by name; numbers that several metrics share are kept here too."""
 
-SIGHTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "target": ("judge", ()),
-    "source": ("judge", ("source",)),
-    "truth": ("judge", ("truth",)),
-    "label": ("judge", ("labels",)),
-    "change": ("judge", ("change",)),
-    "made": ("features", ()),
-    "real": ("features", ("reference",)),
-    "edges": ("edges", ("source",)),
-    "identity": ("identity", ("source",)),
-    "matrix": ("perceptual", ()),
-    "shots": ("perceptual", ("shots",)),
-    "perceptual": ("perceptual", ("truth",)),
-    "pixels": ("", ("truth",)),
-    "people": ("reader", ("people",)),
-    "true people": ("reader", ("people", "truth")),
+class FeatureStore(dict[str, Any]):
+    """What was found, by name: tensors on the CPU, one row per picture, and numbers that several metrics
+    share. Names are those of `REQUIREMENTS`, or begin with one of them ("made mean", "truth read hat")."""
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is kept under a name, made at the first call."""
+        if name not in self:
+            self[name] = make()
+        return self[name]
+
+
+class Requirement(NamedTuple):
+    """What must be there to find something in the target's pictures."""
+
+    role: str
+    """Role of the network that finds it; empty where none has to."""
+    inputs: tuple[str, ...] = ()
+    """Sets of pictures (source, truth, reference, shots) and facts (labels, change, latents) beside the
+    target's pictures, as `EvalInputs.known` names them."""
+
+
+REQUIREMENTS: dict[str, Requirement] = {
+    "target": Requirement("judge"),
+    "source": Requirement("judge", ("source",)),
+    "truth": Requirement("judge", ("truth",)),
+    "label": Requirement("judge", ("labels",)),
+    "change": Requirement("judge", ("change",)),
+    "made": Requirement("features"),
+    "real": Requirement("features", ("reference",)),
+    "edges": Requirement("edges", ("source",)),
+    "identity": Requirement("identity", ("source",)),
+    "matrix": Requirement("perceptual"),
+    "shots": Requirement("perceptual", ("shots",)),
+    "perceptual": Requirement("perceptual", ("truth",)),
+    "pixels": Requirement("", ("truth",)),
+    "attributes": Requirement("reader", ("latents",)),
+    "true attributes": Requirement("reader", ("latents", "truth")),
 }
-"""What can be seen -> the role of the network that sees it ("" for none), and what it needs beside the
-target's pictures."""
+"""What can be found -> what that requires.
+
+target, source, truth: the judge's features. label: of the target label; change: direction from the source
+label to it. made, real: features, classes and early maps of the target's pictures and of the reference's.
+edges, identity: agreement of each pair of source and target. matrix, shots: perceptual distances among the
+target's pictures, and to the few-shot ones. perceptual, pixels: distances of each picture to its true one.
+attributes: shares that are read right, and where the truth is known, on the true pictures too.
+"""
 
 
 def role_of(need: str, networks: Networks) -> str:
-    """Role of the network that sees something. Attributes that no reader knows in this domain are read by the
-    judge's words."""
-    role = SIGHTS[need][0]
+    """Role of the network that finds something. Where no reader knows the target's domain, the judge is asked
+    for attributes in words."""
+    role = REQUIREMENTS[need].role
     return "judge" if role == "reader" and networks.reader is None else role
 
 
 @torch.no_grad()
-def look(
-    subject: Subject,
+def extract_features(
+    inputs: EvalInputs,
     networks: Networks,
     needs: set[str],
     batch: int,
     device: str | torch.device,
     progress: Progress,
-) -> Seen:
-    """What `needs` asks to see, as tensors on the CPU, in one pass over target, source and truth, and one
-    over each other set."""
-    tally: dict[str, list[Tensor]] = defaultdict(list)
-    sets = subject.sets
-    if "true people" in needs or "people" in needs:
-        needs = needs | {"people"} | ({"target", "truth"} if networks.reader is None else set())
-    count, real = len(subject.target), sets["reference"] if "real" in needs else None
-    wanted = {name for need in needs for name in SIGHTS[need][1]} | (
-        {"truth"} if "people" in needs else set()
-    )
+) -> FeatureStore:
+    """Everything that `needs` names (keys of `REQUIREMENTS`), in one pass over target, source and truth, and
+    one over each other set. `batch` pictures are looked at together."""
+    sets = inputs.sets
+    if "true attributes" in needs or "attributes" in needs:
+        needs = needs | {"attributes"} | ({"target", "truth"} if networks.reader is None else set())
+    wanted = {name for need in needs for name in REQUIREMENTS[need].inputs}
+    wanted |= {"truth"} if "attributes" in needs else set()
     paired = [name for name in ("source", "truth") if name in wanted and name in sets]
+    real = sets["reference"] if "real" in needs else None
+    count = len(inputs.target)
     total = max(count, len(real) if real else 0)
+    rows_of: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, total, batch):
-        rows, parts = slice(start, start + batch), {}
+        rows = slice(start, start + batch)
+        pairs: dict[str, Tensor] = {}
         if start < count:
-            parts = {name: sets[name].part(rows).to(device) for name in paired}
-            for name, value in _glance(networks, needs, subject.target.part(rows).to(device), parts).items():
-                tally[name].append(value.cpu())
+            pairs = {name: sets[name].part(rows).to(device) for name in paired}
+            target = inputs.target.part(rows).to(device)
+            for name, value in _batch_features(networks, needs, target, pairs).items():
+                rows_of[name].append(value.cpu())
         if real is not None and start < len(real):
-            pictures = (
-                parts["truth"]
-                if real is sets.get("truth") and "truth" in parts
-                else real.part(rows).to(device)
-            )
+            # The reference is often the truth itself, which need not be made twice.
+            shared = pairs.get("truth") if real is sets.get("truth") else None
+            pictures = real.part(rows).to(device) if shared is None else shared
             assert networks.features is not None
-            for name, value in _described("real", networks.features.see(pictures)).items():
-                tally[name].append(value.cpu())
+            for name, value in _output_rows("real", networks.features.encode(pictures)).items():
+                rows_of[name].append(value.cpu())
         progress("looking at pictures", min(start + batch, total), total)
-    seen: Seen = {name: torch.cat(values) for name, values in tally.items()}
-    if networks.perceptual is not None and "matrix" in needs:
-        seen["matrix"] = perceptual_matrix(networks.perceptual, subject.target, None, batch, device, progress)
-    if networks.perceptual is not None and "shots" in needs:
-        seen["shots"] = perceptual_matrix(
-            networks.perceptual, subject.target, sets["shots"], batch, device, progress
-        )
-    return seen | _read(subject, networks, needs, seen)
+    store = FeatureStore({name: torch.cat(values) for name, values in rows_of.items()})
+    if networks.perceptual is not None:
+        for name, other in (("matrix", None), ("shots", sets.get("shots"))):
+            if name in needs:
+                store[name] = perceptual_matrix(
+                    networks.perceptual, inputs.target, other, batch, device, progress
+                )
+    _add_attributes(store, inputs, networks, needs)
+    _add_words(store, inputs, networks, needs)
+    return store
 
 
-def _glance(
-    networks: Networks, needs: set[str], target: Tensor, paired: dict[str, Tensor]
+def _batch_features(
+    networks: Networks, needs: set[str], target: Tensor, pairs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What is seen in one batch of pictures, and of the source and true pictures that pair with them."""
+    """What is found in one batch of pictures, and in the source's and the true ones that pair with them."""
     found: dict[str, Tensor] = {}
-    judge, features, source, truth = (
-        networks.judge,
-        networks.features,
-        paired.get("source"),
-        paired.get("truth"),
-    )
+    judge, features = networks.judge, networks.features
+    source, truth = pairs.get("source"), pairs.get("truth")
     if features is not None and "made" in needs:
-        sight = features.see(target)
-        found |= _described("made", sight)
+        output = features.encode(target)
+        found |= _output_rows("made", output)
         if features is judge:
-            found["target"] = sight.features
+            found["target"] = output.features
     if judge is not None:
         for name, pictures in (("target", target), ("source", source), ("truth", truth)):
             if name in needs and name not in found and pictures is not None:
@@ -132,44 +158,48 @@ def _glance(
             networks.edges.edges(source).cpu(), networks.edges.edges(target).cpu()
         )
     if networks.perceptual is not None and "perceptual" in needs and truth is not None:
-        vectors = [_vectors(networks.perceptual, each) for each in (target, truth)]
-        found["perceptual"] = (vectors[0] - vectors[1]).square().sum(dim=1)
-    if networks.reader is not None and "people" in needs:
-        shown = {"target read": target} | ({"truth read": truth} if truth is not None else {})
-        found |= {name: networks.reader.read(pictures) for name, pictures in shown.items()}
+        ours, theirs = (_vectors(networks.perceptual, each) for each in (target, truth))
+        found["perceptual"] = (ours - theirs).square().sum(dim=1)
+    if networks.reader is not None and "attributes" in needs:
+        for which, pictures in (("target", target), ("truth", truth)):
+            if pictures is not None:
+                read = networks.reader.read(pictures)
+                found |= {f"{which} read {name}": choices for name, choices in read.items()}
     if "pixels" in needs and truth is not None:
         found["pixels"] = metrics.pixel_distances(target.cpu(), truth.cpu())
     return found
 
 
-def _described(name: str, sight: Sight) -> dict[str, Tensor]:
-    """A sight as rows: features, probabilities of each question, and the Gaussian of the early map's
+def _output_rows(name: str, output: NetworkOutput) -> dict[str, Tensor]:
+    """Rows of one batch: features, probabilities of each question, and the Gaussian of the early map's
     positions."""
-    gaussians = metrics.position_gaussians(sight.early.cpu())
+    gaussians = metrics.position_gaussians(output.early_map.cpu())
     rows = {
-        f"{name} features": sight.features,
+        f"{name} features": output.features,
         f"{name} mean": gaussians.mean,
         f"{name} covariance": gaussians.covariance,
     }
-    return rows | {f"{name} classes {number}": each for number, each in enumerate(sight.classes)}
+    return rows | {f"{name} classes {number}": each for number, each in enumerate(output.classes)}
 
 
-def _vectors(network: SeesDetail, pictures: Tensor) -> Tensor:
+def _vectors(network: PerceptualNetwork, pictures: Tensor) -> Tensor:
     return metrics.perceptual_vectors(network.maps(pictures), network.weights)
 
 
 @torch.no_grad()
 def perceptual_matrix(
-    network: SeesDetail,
+    network: PerceptualNetwork,
     first: PictureSet,
     second: PictureSet | None,
     batch: int,
     device: str | torch.device,
     progress: Progress,
 ) -> Tensor:
-    """Perceptual distances of every picture of one set to every one of another, or of the same one; float64.
+    """Perceptual distances BN, in float64, of every picture of one set to every one of another, or of the
+    same one where `second` is None.
 
-    Pictures are seen in blocks, again for every block they meet, so that memory stays bounded at any size.
+    Pictures are looked at in blocks, again for every block they meet, so that memory stays bounded at any
+    size.
     """
     other = first if second is None else second
 
@@ -184,7 +214,7 @@ def perceptual_matrix(
         [range(at, min(at + block, len(each))) for at in range(0, len(each), block)]
         for each in (first, other)
     ]
-    matrix, done = torch.zeros(len(first), len(other), dtype=torch.float64), 0
+    matrix = torch.zeros(len(first), len(other), dtype=torch.float64)
     for rows in ranges[0]:
         ours = vectors(first, rows)
         for columns in ranges[1]:
@@ -195,49 +225,57 @@ def perceptual_matrix(
             matrix[rows.start : rows.stop, columns.start : columns.stop] = found
             if second is None:
                 matrix[columns.start : columns.stop, rows.start : rows.stop] = found.T
-        done = rows.stop
-        progress("comparing pairs", done, len(first))
+        progress("comparing pairs", rows.stop, len(first))
     return matrix.fill_diagonal_(0) if second is None else matrix
 
 
-def _read(subject: Subject, networks: Networks, needs: set[str], seen: Seen) -> Seen:
-    """What is said in words: the labels, whether pictures are recognised, and the attributes of the built-in
-    world."""
-    found: Seen = {}
-    if "people" in needs and subject.people:
-        found["attributes"], found["by words"] = _kept(subject, networks, seen), networks.reader is None
+def _add_words(store: FeatureStore, inputs: EvalInputs, networks: Networks, needs: set[str]) -> None:
+    """Adds what the judge makes of words: features of the labels, and which pictures it recognises."""
     if networks.judge is None:
-        return found
-    clip, labels, truth = networks.judge.clip, subject.labels, subject.sets.get("truth")
+        return
+    clip = networks.judge.clip
+    labels = inputs.labels
+    truth = inputs.sets.get("truth")
     if "label" in needs and labels:
-        found["label"] = normalize(template_features(clip, labels[1]).mean(dim=0, keepdim=True)).cpu()
+        store["label"] = normalize(template_features(clip, labels[1]).mean(dim=0, keepdim=True)).cpu()
     if "change" in needs and labels:
-        found["change"] = text_direction(clip, *labels).cpu()
-    if {"target", "truth"} <= needs and isinstance(truth, Rendered):
-        found["recognised"] = metrics.recognised(clip, seen["target"], truth.domain, DOMAINS)
-    return found
+        store["change"] = text_direction(clip, *labels).cpu()
+    if {"target", "truth"} <= needs and isinstance(truth, TruePictures):
+        store["recognised"] = metrics.recognised(clip, store["target"], truth.domain, truth.world.domains)
 
 
-def _kept(subject: Subject, networks: Networks, seen: Seen) -> dict[str, tuple[float, float | None]]:
-    """Attribute -> share of people whose attribute is read from their picture, and from their true picture
-    where it is known."""
-    assert subject.seeds is not None
-    scene = sample_scene(z_from_seeds(subject.seeds, LATENT_DIM))
+def _add_attributes(store: FeatureStore, inputs: EvalInputs, networks: Networks, needs: set[str]) -> None:
+    """Adds, per attribute of the world, the share of pictures from which it is read as the latent has it, and
+    the same share of the true pictures (None where they are not known)."""
+    if "attributes" not in needs or not inputs.latents_known:
+        return
+    world, seeds = inputs.world, inputs.seeds
+    assert world is not None and seeds is not None
+    wanted = world.attributes(world.latents(seeds))
 
     def shares(which: str) -> dict[str, float]:
         if networks.reader is not None:
-            read = dict(zip(CHOICES, seen[f"{which} read"].unbind(dim=1), strict=True))
-            return {name: metrics.share_right(read[name], scene.choice[name]) for name in CHOICES}
+            return {
+                name: metrics.share_right(store[f"{which} read {name}"], wanted[name])
+                for name in world.choices
+            }
         assert networks.judge is not None
-        label = subject.labels[1] if subject.labels else "photo"
-        return read_attributes(networks.judge.clip, seen[which], scene, domain_of(label) or label)
+        label = inputs.labels[1] if inputs.labels else world.source
+        return read_attributes(
+            networks.judge.clip, store[which], world, wanted, world.domain_of(label) or label
+        )
 
-    made, true = shares("target"), shares("truth") if "truth" in subject.sets else {}
-    return {name: (made[name], true.get(name)) for name in CHOICES}
+    made = shares("target")
+    true = shares("truth") if "truth" in inputs.sets else {}
+    store["attributes"] = {name: (made[name], true.get(name)) for name in world.choices}
+    store["by words"] = networks.reader is None
 
 
-def read_attributes(clip: ClipModel, images: Tensor, scene: Scene, label: str = "photo") -> dict[str, float]:
-    """How often a CLIP of the built-in world reads each attribute of people right, from its features BE of
-    their pictures."""
-    texts = attribute_features(clip, label)
-    return {name: metrics.attribute_accuracy(images, texts[name], scene.choice[name]) for name in CHOICES}
+def read_attributes(
+    clip: ClipModel, images: Feature, world: World, wanted: Mapping[str, Tensor], label: str | None = None
+) -> dict[str, float]:
+    """Attribute -> share of pictures from whose features BE a CLIP reads it right by the world's prompts.
+    `wanted` is what the pictures should show, as `World.attributes` gives it, and `label` says what they are
+    (None: the world's source)."""
+    texts = attribute_features(clip, world, label or world.source)
+    return {name: metrics.attribute_accuracy(images, texts[name], wanted[name]) for name in world.choices}

@@ -1,9 +1,9 @@
-"""Numbers about pictures as pure functions, one per equation: of features, of maps, of distances, of the
-pictures themselves.
+"""Numbers that say how good a result is, as pure functions, one per equation: of features, of maps, of
+distances, of the pictures themselves.
 
-Which network the features come from is not decided here (see `networks`); docs/metrics.md tells what each
-number means and where it misleads. Values that belong to pictures leave as one number per picture (B), so
-that means and spreads can be taken.
+Which network the features come from is not decided here (see `networks`), nor which metrics there are (see
+`evaluate.METRICS`); docs/metrics.md tells what each number means and where it misleads. Values that belong to
+pictures leave as one number per picture (B), so that means and spreads can be taken.
 
 Ranges. Pictures in [-1, 1] BCHW; features BE of any length, un-normalised where a function says so.
 """
@@ -44,7 +44,8 @@ def frechet_distance(first: Feature, second: Feature) -> float:
     distance is biased upwards: compare equal numbers only.
     """
     _two_sets(first, second)
-    means, centred = [], []
+    means = []
+    centred = []
     for features in (first.double(), second.double()):
         means.append(features.mean(dim=0))
         centred.append((features - means[-1]) / (len(features) - 1) ** 0.5)
@@ -77,7 +78,8 @@ def kernel_distance(
 
 
 class Overlap(NamedTuple):
-    """Improved precision and recall."""
+    """Improved precision (how many made pictures look real) and recall (how many real ones are reached), both
+    in [0, 1]."""
 
     precision: float
     recall: float
@@ -322,7 +324,8 @@ def k_medoids(distances: Tensor, clusters: int = 10) -> Clusters:
         gain = (nearest[:, None] - distances).clamp_min(0).sum(dim=0)
         gain[chosen] = -1
         chosen.append(int(gain.argmax()))
-    medoids, labels = torch.tensor(chosen), torch.zeros(count, dtype=torch.long)
+    medoids = torch.tensor(chosen)
+    labels = torch.zeros(count, dtype=torch.long)
     for _ in range(100):
         labels = distances[:, medoids].argmin(dim=1)
         labels[medoids] = torch.arange(clusters)
@@ -340,20 +343,6 @@ def k_medoids(distances: Tensor, clusters: int = 10) -> Clusters:
 
 
 @torch.no_grad()
-def style_accuracy(
-    judge: ClipModel,
-    pictures: Picture,
-    label: str,
-    labels: Sequence[str],
-    templates: TemplateBank | None = None,
-) -> float:
-    """Share of pictures that the judge finds closer to `label` than to any other of `labels`, by the mean
-    over its templates."""
-    images = torch.cat([judge.encode_image(part) for part in pictures.split(32)])
-    return float(recognised(judge, images, label, labels, templates).mean())
-
-
-@torch.no_grad()
 def recognised(
     judge: ClipModel,
     images: Feature,
@@ -361,8 +350,9 @@ def recognised(
     labels: Sequence[str],
     templates: TemplateBank | None = None,
 ) -> Tensor:
-    """1 for every picture feature that is closer to `label` than to any other of `labels`, else 0; B, in
-    float64."""
+    """1 for every picture whose feature (BE, of the judge) is closer to `label` than to any other of
+    `labels`, each by the mean over the judge's templates, else 0: B, in float64. InputError where `label` is
+    not among the labels."""
     if label not in labels or len(labels) < 2:
         raise InputError(f"labels must hold {label!r} and at least one other, got {list(labels)}.")
     words = torch.stack([template_features(judge, each, templates).mean(dim=0) for each in labels])
@@ -376,7 +366,7 @@ def attribute_accuracy(images: Feature, texts: Feature, truth: Tensor) -> float:
 
 
 def share_right(read: Tensor, truth: Tensor) -> float:
-    """Share of people whose attribute was read (B, long) as it is (B, long)."""
+    """Share of pictures from which an attribute was read (B, long) as it is (B, long). Range [0, 1]."""
     return float(read.eq(truth.to(read.device)).double().mean())
 
 

@@ -27,7 +27,6 @@ import torch
 from zeroshift.clip.features import normalize, template_features
 from zeroshift.config.schema import AdaptConfig, MonitorConfig
 from zeroshift.files.checkpoints import AnyGenerator, load_generator_file
-from zeroshift.files.registry import load_clip
 from zeroshift.measure.metrics import diversity_ratio, pairwise_diversity
 from zeroshift.measure.networks import Judge
 from zeroshift.shapes import Feature, Picture, UnitFeature
@@ -278,10 +277,11 @@ class Monitor:
         """What the world's judge is asked, where it knows the target and does not guide."""
         world = self.world
         domain = None if world is None else world.domain_of(self.config.target)
-        if world is None or domain is None or not world.judge:
+        clip = None if world is None else world.open_judge(device)
+        if world is None or domain is None or clip is None:
             return None
-        judge = Judge(load_clip(world.judge, device=device))
-        if judge.label.sha256 in self.guiding:
+        judge = Judge(clip)
+        if judge.record.sha256 in self.guiding:
             return None
         means = [template_features(judge.clip, each).mean(dim=0) for each in world.domains]
         texts = judge.clip.logit_scale * normalize(torch.stack(means))

@@ -1,7 +1,7 @@
-"""What is measured: sets of pictures, drawn by a generator, rendered, or read from a folder, and what they
-are compared with.
+"""What is measured: sets of pictures that a generator draws, that a world knows, or that lie in a folder, and
+what they are compared with.
 
-A set is seen part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its
+A set is made part by part, never all at once, as 8-bit pictures: a generator and the PNG files of its
 pictures measure alike.
 """
 
@@ -20,26 +20,27 @@ from zeroshift.config.schema import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
-from zeroshift.files.registry import GENERATORS, load_generator, locate
+from zeroshift.files.registry import GENERATORS, load_generator, locate, world_name
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
-from zeroshift.models.protocol import Generator
-from zeroshift.models.seeds import z_from_seeds
+from zeroshift.models.protocol import PictureGenerator
 from zeroshift.pictures.inversion import Route, translated
-from zeroshift.pictures.sample import Adapted, draw, is_run, load, parse_seeds
-from zeroshift.portraits import LATENT_DIM, domain_of, render
+from zeroshift.pictures.runs import Adapted, is_run, load
+from zeroshift.pictures.sample import draw, parse_seeds
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.known import world_named, world_of
+from zeroshift.worlds.world import World
 
 RESIZE = "bicubic, antialiased, centre square"
 """How a set whose pictures have another size is brought to the size of the evaluation."""
 
 
 class PictureSet(Protocol):
-    """Pictures in an order."""
+    """Pictures of one size in an order; two sets of equal length pair row by row."""
 
     @property
     def name(self) -> str:
-        """What they are."""
+        """What records call them."""
         ...
 
     @property
@@ -47,7 +48,9 @@ class PictureSet(Protocol):
         """Their side in pixels."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many they are."""
+        ...
 
     def part(self, rows: slice) -> Tensor:
         """Pictures BCHW in [-1, 1] of some rows, in steps of 1/127.5, on the CPU."""
@@ -56,9 +59,9 @@ class PictureSet(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of a generator, one per seed."""
+    """Pictures that a generator draws, one per seed, at the size of the evaluation."""
 
-    generator: Generator | DiffusionGenerator
+    generator: Any
     seeds: Sequence[int]
     truncation: float
     size: int
@@ -68,13 +71,14 @@ class Drawn:
         return len(self.seeds)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of the seeds of some rows."""
+        """Pictures that the generator draws of the seeds of some rows."""
         return eight_bit(fitted(draw(self.generator, self.seeds[rows], self.truncation), self.size))
 
 
 @dataclass(frozen=True)
 class Translated:
-    """Pictures that a run of a diffusion model makes of others; each is made once."""
+    """Pictures that a run of a diffusion model makes of others: inverted with the source, generated with the
+    target. Each is made once and kept."""
 
     pictures: PictureSet
     source: DiffusionGenerator
@@ -88,7 +92,7 @@ class Translated:
         return len(self.pictures)
 
     def part(self, rows: slice) -> Tensor:
-        """What is made of the pictures of some rows."""
+        """What is made of the given pictures of some rows, at the size of the evaluation."""
         numbers = range(len(self))[rows]
         if missing := [number for number in numbers if number not in self.made]:
             # Rows come in whole batches, so either all of one are missing or none.
@@ -105,24 +109,26 @@ class Translated:
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """True pictures of the built-in world in one of its domains, one per seed."""
+class TruePictures:
+    """True pictures of a world in one of its domains, one per seed."""
 
+    world: World
     seeds: Sequence[int]
     domain: str
     size: int
 
     @property
     def name(self) -> str:
-        """What they are."""
-        return f"the rendered truth, {self.domain}"
+        """What records call them."""
+        return f"the true pictures, {self.domain}"
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def part(self, rows: slice) -> Tensor:
-        """Renders of the people of some seeds."""
-        return eight_bit(render(z_from_seeds(self.seeds[rows], LATENT_DIM), self.domain, self.size))
+        """True pictures of the latents that the seeds of some rows draw."""
+        latents = self.world.latents(self.seeds[rows])
+        return eight_bit(self.world.truth(latents, self.domain, self.size))
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class Files:
         return len(self.paths)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of some files."""
+        """Pictures of the files of some rows, their middle squares brought to the size of the evaluation."""
         return eight_bit(
             torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]])
         )
@@ -171,82 +177,91 @@ def paired(target: Files, source: Files) -> Files:
     if missing := [path.name for path in target.paths if path.stem not in by_name]:
         raise InputError(
             f"the source {source.name} has no picture for {len(missing)} of {len(target)}, first "
-            f"{missing[0]}; pairs have the "
-            "same file name in both folders."
+            f"{missing[0]}; pairs have the same file name in both folders."
         )
     return Files(tuple(by_name[path.stem] for path in target.paths), target.size, source.name)
 
 
 @dataclass
-class Subject:
-    """The pictures, and what is known about them. `gaps` says why a kind of comparison is not possible."""
+class EvalInputs:
+    """The pictures to be measured, what they can be compared with, and what is known about them."""
 
     name: str
+    """What the record calls them."""
     kind: Literal["run", "generator", "pictures"]
     target: PictureSet
     sets: dict[str, PictureSet] = field(default_factory=dict)
     """source, truth, reference and shots, where there are any. Source and truth pair with the target, row by
     row."""
     labels: tuple[str, str] | None = None
+    """Source and target label."""
     seeds: Sequence[int] | None = None
-    portraits: bool = False
-    people: bool = False
-    """Whether the seeds name people of the built-in world, whose attributes are known in any domain."""
+    """Seed of every row; None where they are not known."""
+    world: World | None = None
+    world_name: str = ""
+    """Name of the world that the generator belongs to, also where that is not known here."""
+    latents_known: bool = False
+    """Whether every row shows the latent that its seed draws and the world knows attributes of latents, which
+    every domain keeps."""
     hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the weights of generator and source."""
     guides: tuple[str, ...] = ()
+    """SHA-256 of the CLIPs that guided the run."""
     folder: RunFolder | None = None
     route: str = ""
     """How a diffusion model made the pictures of others, in words."""
-    gaps: dict[str, str] = field(default_factory=dict)
+    missing_reasons: dict[str, str] = field(default_factory=dict)
+    """Why something that metrics require is not there, and how to give it."""
+
+    @property
+    def known(self) -> set[str]:
+        """What there is beside the target's pictures, by the names of `features.REQUIREMENTS`."""
+        found = set(self.sets)
+        if self.labels:
+            found |= {"labels"} | ({"change"} if self.labels[0] != self.labels[1] else set())
+        return found | ({"latents"} if self.latents_known else set())
 
 
-def open_subject(what: Any, config: EvaluateConfig, device: str | torch.device = "cpu") -> Subject:
-    """What a run, generator or picture folder (or a name of one) gives to measure."""
+def open_inputs(what: Any, config: EvaluateConfig, device: str | torch.device = "cpu") -> EvalInputs:
+    """What there is to measure about a run (or its folder), a generator (or its file, name or reference), or
+    a folder of pictures, and what a config compares it with. InputError where something that was named is
+    not there, is empty, or cannot be compared."""
     if isinstance(what, str | Path):
-        path = Path(what)
-        if path.is_dir() and not (path / "config.json").is_file() and picture_files(path):
-            subject = _of_pictures(path, config, device)
-        elif path.is_dir() and (path / "config.json").is_file() and is_run(path):
-            generator = None if _is_folder_of_pictures(config.source) else config.source
-            subject = _of_run(load(path, generator=generator, device=str(device)), config)
-        elif path.is_dir() and not any(path.iterdir()):
-            raise InputError(f"the folder {path} is empty: it has no pictures, no run and no generator.")
-        else:
-            subject = _of_file(str(what), config, device)
-    elif isinstance(what, Generator | DiffusionGenerator):
-        drawn = _drawn(what, config, "generator")
-        subject = Subject(
-            "generator",
-            "generator",
-            drawn,
-            seeds=drawn.seeds,
-            hashes={"generator": fingerprint(what.state())},
-        )
-        _add_source(subject, config, device)
+        inputs = _of_name(what, config, device)
+    elif isinstance(what, PictureGenerator):
+        inputs = _of_generator(what, config, device)
     else:
-        subject = _of_run(what, config)
+        inputs = _of_run(what, config)
     if config.labels:
-        subject.labels = (config.labels[0], config.labels[1])
-    _compare_with(subject, config)
-    return subject
+        inputs.labels = (config.labels[0], config.labels[1])
+    _add_truth(inputs, config)
+    _add_references(inputs, config)
+    return inputs
+
+
+def _of_name(name: str | Path, config: EvaluateConfig, device: str | torch.device) -> EvalInputs:
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file() and picture_files(path):
+        return _of_pictures(path, config, device)
+    if path.is_dir() and (path / "config.json").is_file() and is_run(path):
+        generator = None if _is_folder_of_pictures(config.source) else config.source
+        return _of_run(load(path, generator=generator, device=str(device)), config)
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"the folder {path} is empty: it has no pictures, no run and no generator.")
+    return _of_file(str(name), config, device)
 
 
 def _drawn(
-    generator: Generator | DiffusionGenerator,
-    config: EvaluateConfig,
-    name: str,
-    seeds: Sequence[int] | None = None,
+    generator: PictureGenerator, config: EvaluateConfig, name: str, seeds: Sequence[int] | None = None
 ) -> Drawn:
-    size = config.size or generator.image_size
-    return Drawn(
-        generator, parse_seeds(config.seeds) if seeds is None else seeds, config.truncation, size, name
-    )
+    """Pictures that a generator draws of the seeds of a config, unless others are given."""
+    chosen = parse_seeds(config.seeds) if seeds is None else seeds
+    return Drawn(generator, chosen, config.truncation, config.size or generator.image_size, name)
 
 
-def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
+def _of_run(run: Adapted, config: EvaluateConfig) -> EvalInputs:
     folder: RunFolder = getattr(run, "folder")  # noqa: B009  # every run has one; the protocol does not say so
-    made, options = folder.environment, folder.config
-    if isinstance(run.generator, DiffusionGenerator):
+    if run.generator.kind == "diffusion":
         return _of_diffusion_run(run, folder, config)
     if _is_folder_of_pictures(config.source):
         raise InputError(
@@ -254,160 +269,190 @@ def _of_run(run: Adapted, config: EvaluateConfig) -> Subject:
             "leave it out."
         )
     drawn = _drawn(run.generator, config, "the adapted generator")
-    subject = Subject(
-        folder.path.name,
-        "run",
-        drawn,
-        labels=(options.source, options.target),
-        seeds=drawn.seeds,
-        portraits=made["source"]["name"] in GENERATORS,
-        hashes={"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]},
-        guides=tuple(clip["sha256"] for clip in made["clips"]),
-        folder=folder,
-    )
+    inputs = EvalInputs(drawn.name, "run", drawn, seeds=drawn.seeds)
+    _add_facts(inputs, folder)
     try:
-        subject.sets["source"] = _drawn(run.source, config, "the source generator")
+        inputs.sets["source"] = _drawn(run.source, config, "the source generator")
     except InputError as error:
         if config.source is not None:
             raise
-        subject.gaps["source"] = (
+        inputs.missing_reasons["source"] = (
             f"the source generator of the run was not found; give it with --source ({error})"
         )
-    return subject
+    return inputs
 
 
-def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -> Subject:
-    """The adapted model's versions of pictures: of a folder, of the photos of people, or else of what the
-    source makes of seeds.
+def _of_diffusion_run(run: Adapted, folder: RunFolder, config: EvaluateConfig) -> EvalInputs:
+    """The adapted model's versions of pictures: of a folder, of the world's true pictures of the source
+    domain, or else of what the source makes of seeds.
 
-    A seed names no person to a diffusion model, but the photo of a person can be given to it.
+    A seed names no latent of a world to a diffusion model, but the true picture of that latent can be given
+    to it.
     """
-    made, options, size = folder.environment, folder.config, config.size or run.generator.image_size
-    portraits = made["source"]["name"] in GENERATORS
+    size = config.size or run.generator.image_size
+    world = world_of(folder.environment["source"])
     seeds: Any = parse_seeds(config.seeds)
     before: PictureSet
     if _is_folder_of_pictures(config.source):
-        files = read_folder(str(config.source), size)
-        before, seeds = files, files.seeds
-    elif portraits:
-        before = Rendered(seeds, "photo", size)
+        before = read_folder(str(config.source), size)
+        seeds = before.seeds
+        given = before.name
+    elif world is not None:
+        before = TruePictures(world, seeds, world.source, size)
+        given = f"true pictures ({world.source}) of the seeds"
     else:
         before = Drawn(run.source, seeds, 1.0, size, "the source generator")
-    route = Route.of(options.train.diffusion)
-    name, given = (
-        "the adapted generator",
-        "photos of the people" if isinstance(before, Rendered) else before.name,
+        given = before.name
+    route = Route.of(folder.config.train.diffusion)
+    after = Translated(
+        before, cast(DiffusionGenerator, run.source), run.generator, route, size, "the adapted generator"
     )
-    return Subject(
-        folder.path.name,
-        "run",
-        Translated(before, cast(DiffusionGenerator, run.source), run.generator, route, size, name),
-        sets={"source": before},
-        labels=(options.source, options.target),
-        seeds=seeds,
-        portraits=portraits,
-        hashes={"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]},
-        guides=tuple(clip["sha256"] for clip in made["clips"]),
-        folder=folder,
-        route=f"{given}, inverted to time {route.t0} on {route.invert_steps} points, generated in "
-        f"{route.steps} steps",
+    inputs = EvalInputs(after.name, "run", after, sets={"source": before}, seeds=seeds)
+    inputs.route = (
+        f"{given}, inverted to time {route.t0} on {route.invert_steps} points, generated in {route.steps} "
+        "steps"
     )
+    _add_facts(inputs, folder)
+    return inputs
+
+
+def _add_facts(inputs: EvalInputs, folder: RunFolder) -> None:
+    """Adds what the folder of a run tells about its pictures."""
+    made = folder.environment
+    config = folder.config
+    inputs.name = folder.path.name
+    inputs.folder = folder
+    inputs.labels = (config.source, config.target)
+    inputs.world = world_of(made["source"])
+    inputs.world_name = world_name(made["source"])
+    inputs.hashes = {"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]}
+    inputs.guides = tuple(clip["sha256"] for clip in made["clips"])
 
 
 def _is_folder_of_pictures(spec: str | None) -> bool:
     return spec is not None and Path(spec).is_dir() and bool(picture_files(Path(spec)))
 
 
-def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> Subject:
+def _of_generator(
+    generator: PictureGenerator, config: EvaluateConfig, device: str | torch.device
+) -> EvalInputs:
+    drawn = _drawn(generator, config, "generator")
+    inputs = EvalInputs("generator", "generator", drawn, seeds=drawn.seeds)
+    inputs.hashes["generator"] = fingerprint(generator.state())
+    _add_source(inputs, config, device)
+    return inputs
+
+
+def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> EvalInputs:
     path, facts = locate(spec)
-    generator, told = load_generator_file(path, facts)
+    generator, metadata = load_generator_file(path, facts)
     drawn = _drawn(generator.to(device).eval(), config, "the generator")
-    subject = Subject(
-        Path(spec).name,
-        "generator",
-        drawn,
-        seeds=drawn.seeds,
-        hashes={"generator": file_sha256(weights_file(path))},
-    )
-    if "source" in told and "target" in told:
-        subject.labels = (told["source"], told["target"])
-    elif told.get("world") == "portraits":
-        subject.labels = ("photo", "photo")
-    subject.portraits = told.get("world") == "portraits" or told.get("source_name") in GENERATORS
-    known = told.get("source_name") if told.get("source_name") in GENERATORS else None
-    _add_source(subject, config, device, known)
-    return subject
+    inputs = EvalInputs(Path(spec).name, "generator", drawn, seeds=drawn.seeds)
+    inputs.hashes["generator"] = file_sha256(weights_file(path))
+    inputs.world = world_of(metadata)
+    inputs.world_name = world_name(metadata)
+    adapted = "source" in metadata and "target" in metadata
+    if adapted:
+        inputs.labels = (metadata["source"], metadata["target"])
+    elif inputs.world is not None:
+        inputs.labels = (inputs.world.source, inputs.world.source)
+    # A built-in source is found by its name; others have to be given.
+    known = metadata.get("source_name")
+    _add_source(inputs, config, device, known if known in GENERATORS else None)
+    return inputs
 
 
-def _of_pictures(path: Path, config: EvaluateConfig, device: str | torch.device) -> Subject:
+def _of_pictures(path: Path, config: EvaluateConfig, device: str | torch.device) -> EvalInputs:
     files = read_folder(path, config.size)
-    subject = Subject(path.name, "pictures", files, seeds=files.seeds)
-    _add_source(subject, config, device)
-    return subject
+    inputs = EvalInputs(path.name, "pictures", files, seeds=files.seeds)
+    _add_source(inputs, config, device)
+    return inputs
 
 
 def _add_source(
-    subject: Subject, config: EvaluateConfig, device: str | torch.device, known: str | None = None
+    inputs: EvalInputs, config: EvaluateConfig, device: str | torch.device, known: str | None = None
 ) -> None:
-    """The source's pictures: of a folder by file names, of a generator by seeds."""
+    """Adds the source's pictures: those of a folder pair by file names, those of a generator by seeds."""
     spec = config.source or known
     if spec is None:
         return
-    if Path(spec).is_dir() and picture_files(Path(spec)):
-        if not isinstance(subject.target, Files):
+    if _is_folder_of_pictures(spec):
+        if not isinstance(inputs.target, Files):
             raise InputError(
                 f"the source {spec} is a folder of pictures, which pairs only with another one; give a "
                 "generator."
             )
-        subject.sets["source"] = paired(subject.target, read_folder(spec))
+        inputs.sets["source"] = paired(inputs.target, read_folder(spec))
         return
-    if subject.seeds is None:
+    if inputs.seeds is None:
         raise InputError(
             f"files must be named after their seeds (seed00012.png) to pair with the generator {spec}."
         )
     source, info = load_generator(spec, device)
-    drawn = _drawn(source, config, "the source generator", subject.seeds)
-    subject.sets["source"] = Drawn(
-        drawn.generator, drawn.seeds, drawn.truncation, subject.target.size, drawn.name
+    inputs.sets["source"] = Drawn(
+        source, inputs.seeds, config.truncation, inputs.target.size, "the source generator"
     )
-    subject.hashes["source"] = info.sha256
-    subject.portraits = subject.portraits or bool(info.world)
+    inputs.hashes["source"] = info.sha256
+    inputs.world = inputs.world or world_named(info.world)
+    inputs.world_name = inputs.world_name or info.world
 
 
-def _compare_with(subject: Subject, config: EvaluateConfig) -> None:
-    """Adds truth, reference and shots, or the reason why there are none."""
-    size, gaps = subject.target.size, subject.gaps
-    domain = domain_of(subject.labels[1]) if subject.labels and subject.portraits else None
-    drawing = (subject.target, subject.sets.get("source"))
-    nobody = any(isinstance(getattr(each, "generator", None), DiffusionGenerator) for each in drawing)
-    if not subject.portraits:
-        gaps["truth"] = "the truth is known only on the built-in portraits"
-    elif config.truncation != 1.0:
-        gaps["truth"] = f"the truth belongs to truncation 1, not {config.truncation:g}"
-    elif subject.seeds is None:
-        gaps["truth"] = "files must be named after their seeds (seed00012.png) to know their truth"
-    elif domain is None:
-        gaps["truth"] = (
-            "the built-in world does not draw this target, so its truth is not known (--labels SOURCE TARGET)"
+def _add_truth(inputs: EvalInputs, config: EvaluateConfig) -> None:
+    """Adds the true pictures of the seeds, or the reason why they are not known. Of a diffusion model, which
+    draws no latents of a world, they are only a reference."""
+    world, seeds = inputs.world, inputs.seeds
+    drawing = [each for each in (inputs.target, inputs.sets.get("source")) if isinstance(each, Drawn)]
+    draws_latents = all(each.generator.kind == "styles" for each in drawing)
+    domain = world.domain_of(inputs.labels[1]) if inputs.labels and world is not None else None
+    why = ""
+    if world is None and inputs.world_name:
+        why = (
+            f"the world {inputs.world_name!r} of the generator is not known here; install its package, or "
+            "register it (zeroshift.worlds.known.register)"
         )
-    elif nobody:
-        gaps["truth"] = "a seed names no person to a diffusion model"
-        subject.sets["reference"] = Rendered(subject.seeds, domain, size)
+    elif world is None:
+        why = "the truth is known only in a world, such as that of the built-in portraits"
+    elif config.truncation != 1.0:
+        why = f"the truth belongs to truncation 1, not {config.truncation:g}"
+    elif seeds is None:
+        why = "files must be named after their seeds (seed00012.png) to know their truth"
+    elif domain is None:
+        why = (
+            f"the world {world.name} does not draw this target, so its truth is not known (--labels SOURCE "
+            "TARGET)"
+        )
+    elif not draws_latents:
+        why = f"a seed names no latent of the world {world.name} to a diffusion model"
+        inputs.sets["reference"] = TruePictures(world, seeds, domain, inputs.target.size)
     else:
-        subject.sets["truth"] = Rendered(subject.seeds, domain, size)
-    if config.reference is not None:
-        subject.sets["reference"] = read_folder(config.reference, size)
-    elif "truth" in subject.sets:
-        subject.sets["reference"] = subject.sets["truth"]
-    if config.shots is not None:
-        subject.sets["shots"] = read_folder(config.shots, size)
-    subject.people = (
-        subject.portraits and subject.seeds is not None and config.truncation == 1.0 and not nobody
+        inputs.sets["truth"] = TruePictures(world, seeds, domain, inputs.target.size)
+    has_attributes = world is not None and bool(world.choices)
+    latents_known = seeds is not None and config.truncation == 1.0 and draws_latents
+    inputs.latents_known = has_attributes and latents_known
+    inputs.missing_reasons["truth"] = why
+    inputs.missing_reasons["latents"] = (
+        f"the world {world.name} has no attributes" if world is not None and not has_attributes else why
     )
-    gaps["people"] = gaps.get("truth", "")
-    gaps.setdefault("source", "there are no pictures before the change: --source GENERATOR or FOLDER")
-    gaps["reference"] = "there are no real pictures of the target domain: --reference FOLDER"
-    gaps["shots"] = "there are no few-shot pictures: --shots FOLDER"
-    gaps["labels"] = gaps["change"] = "the labels are not known: --labels SOURCE TARGET"
-    if subject.labels:
-        gaps["change"] = "source and target label are the same, so there is no direction"
+
+
+def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
+    """Adds real pictures of the target domain and few-shot pictures, and the reasons why others are not
+    there."""
+    size = inputs.target.size
+    if config.reference is not None:
+        inputs.sets["reference"] = read_folder(config.reference, size)
+    elif "truth" in inputs.sets:
+        inputs.sets["reference"] = inputs.sets["truth"]
+    if config.shots is not None:
+        inputs.sets["shots"] = read_folder(config.shots, size)
+    inputs.missing_reasons |= {
+        "reference": "there are no real pictures of the target domain: --reference FOLDER",
+        "shots": "there are no few-shot pictures: --shots FOLDER",
+        "labels": "the labels are not known: --labels SOURCE TARGET",
+        "change": "source and target label are the same, so there is no direction"
+        if inputs.labels
+        else "the labels are not known: --labels SOURCE TARGET",
+    }
+    inputs.missing_reasons.setdefault(
+        "source", "there are no pictures before the change: --source GENERATOR or FOLDER"
+    )

@@ -1,5 +1,8 @@
-"""report.html of a run: one self-contained file with pictures, curves, numbers, chosen layers and the whole
-record."""
+"""What a person looks at after a run: before_after.png, and report.html, one file that needs no other, with
+pictures, curves, numbers, chosen layers and the whole record.
+
+Everything comes from the run folder, so a report can be written again at any time, of an unfinished run too.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from zeroshift import __version__
 from zeroshift.config.schema import SECTIONS, to_dict
 from zeroshift.files.images import write_png
-from zeroshift.files.registry import GENERATORS
 from zeroshift.files.writing import write_bytes
-from zeroshift.pictures.sample import before_after, true_pictures
-from zeroshift.portraits import LATENT_DIM
+from zeroshift.pictures.sheets import before_after
 from zeroshift.training.run_folder import RunFolder
+from zeroshift.worlds.known import world_of
+from zeroshift.worlds.world import World
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -55,30 +58,36 @@ WATCHED = {
 """Series of monitor.jsonl, by their name there."""
 
 
-def conclude(folder: RunFolder, source: Any, target: Any) -> tuple[Path, Path]:
-    """Paths of before_after.png and report.html of a finished run; what is there already is kept."""
-    config, picture = folder.config, folder.path / "before_after.png"
+def write_report_files(folder: RunFolder, source: Any, target: Any) -> tuple[Path, Path]:
+    """Paths of before_after.png and report.html of a finished run; the one that is there already is kept, the
+    other is made of the run's generators."""
+    config = folder.config
+    picture = folder.path / "before_after.png"
     if not picture.is_file():
-        seeds = range(config.run.samples)
-        known = knows_truth(folder)
-        truth = true_pictures(seeds, LATENT_DIM, config.target, source.image_size) if known else None
-        labels, psi = (config.source, config.target), config.run.truncation
-        rows = before_after(source, target, labels, seeds, psi, truth, config.train.diffusion)
-        write_png(
-            picture,
-            rows,
-            {"seeds": f"0-{config.run.samples - 1}", "source": config.source, "target": config.target},
+        rows = before_after(
+            source,
+            target,
+            (config.source, config.target),
+            range(config.run.samples),
+            config.run.truncation,
+            world_of(folder.environment["source"]),
+            config.train.diffusion,
         )
+        told = {
+            "seeds": f"0-{config.run.samples - 1}",
+            "source": config.source,
+            "target": config.target,
+        }
+        write_png(picture, rows, told)
     report = folder.path / "report.html"
     return picture, report if report.is_file() else write_report(folder)
 
 
-def knows_truth(folder: RunFolder) -> bool:
-    """Whether the true pictures of the target domain are known: those of the built-in world in its own
-    domains."""
-    from zeroshift.portraits import domain_of
-
-    return folder.environment["source"]["name"] in GENERATORS and domain_of(folder.config.target) is not None
+def truth_of_run(folder: RunFolder) -> World | None:
+    """The world that knows the true pictures of a run's target; None where the source generator belongs to no
+    world, or to one without that domain."""
+    world = world_of(folder.environment["source"])
+    return world if world is not None and world.domain_of(folder.config.target) is not None else None
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -101,18 +110,19 @@ def template(name: str) -> Template:
 
 def _contents(folder: RunFolder) -> dict[str, Any]:
     """Everything that the template shows, by its names there."""
-    config, lines = folder.config, folder.metrics()
-    before_after = folder.path / "before_after.png"
+    config = folder.config
+    lines = folder.metrics()
+    picture = folder.path / "before_after.png"
     layers = layer_shares(lines)
     return {
         "title": f"{config.source} to {config.target}",
         "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
-        "numbers": _numbers(folder, lines),
-        "before_after": data_uri(before_after) if before_after.is_file() else "",
-        "before_after_text": _shown_text(folder),
+        "numbers": _key_figures(folder, lines),
+        "before_after": data_uri(picture) if picture.is_file() else "",
+        "before_after_text": _before_after_text(folder),
         "curves": _curves(lines, hidden={"domain_source"} if not config.mapper.lambda_source else set()),
         "watched": _watched(folder.monitor_records()),
-        "watched_text": _best(folder),
+        "watched_text": _monitor_text(folder),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
         "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
         "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
@@ -125,8 +135,10 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _numbers(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    status, config = folder.status, folder.config
+def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """State, seed, steps, last loss and training time: what stands on top."""
+    status = folder.status
+    config = folder.config
     last = [line for line in lines if line["stage"] == 2][-1:]
     rows = [
         ("state", status.state),
@@ -234,7 +246,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], hidden: set[str]) -> list[dict[s
 
 
 def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One curve per number of the collapse monitor."""
+    """One curve per number of the collapse monitor that was recorded more than once."""
     curves: list[dict[str, Any]] = []
     for name, title in WATCHED.items():
         points = [(int(look["step"]), float(look[name])) for look in looks if look.get(name) is not None]
@@ -243,9 +255,10 @@ def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return curves
 
 
-def _best(folder: RunFolder) -> str:
+def _monitor_text(folder: RunFolder) -> str:
     """Which look of the monitor was best, by which rule, and what became of it."""
-    looks, watch = folder.monitor_records(), folder.config.train.monitor
+    looks = folder.monitor_records()
+    watch = folder.config.train.monitor
     if not looks:
         return ""
     score = (
@@ -282,7 +295,9 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
         y = TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
         return f"{x:.1f},{y:.1f}"
 
-    mean, smooth, weight = thin[0][1], [], 1 - 1 / max(2.0, len(thin) / 12)
+    mean = thin[0][1]
+    smooth: list[str] = []
+    weight = 1 - 1 / max(2.0, len(thin) / 12)
     for step, value in thin:
         mean = weight * mean + (1 - weight) * value
         smooth.append(place(step, mean))
@@ -302,18 +317,19 @@ def curve(points: Sequence[tuple[int, float]], title: str) -> Markup:
     )
 
 
-def _shown_text(folder: RunFolder) -> str:
-    """What the rows of before_after.png are. On portraits a diffusion model translates photos of the people
-    of the seeds."""
-    config, known = folder.config, knows_truth(folder)
-    people = known and folder.diffuses
-    first = (
-        f"Photos of the people of seeds 0 to {config.run.samples - 1}"
-        if people
-        else f"The same seeds as {config.source}"
-    )
-    how = "translated by the adapted model" if people else "by the adapted generator"
-    return f"{first}, and as {config.target} {how}" + ("; the third row is the truth." if known else ".")
+def _before_after_text(folder: RunFolder) -> str:
+    """What the rows of before_after.png are. In a world a diffusion model translates true pictures of the
+    source domain."""
+    config = folder.config
+    world = truth_of_run(folder)
+    seeds = f"0 to {config.run.samples - 1}"
+    if world is not None and folder.diffuses:
+        first = f"True pictures ({world.source}) of seeds {seeds}"
+        how = "translated by the adapted model"
+    else:
+        first = f"Seeds {seeds} as {config.source}"
+        how = "by the adapted generator"
+    return f"{first}, and as {config.target} {how}" + ("; the third row is the truth." if world else ".")
 
 
 def _commands(folder: RunFolder) -> str:
@@ -323,7 +339,7 @@ def _commands(folder: RunFolder) -> str:
 
 
 def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Config by section, then the environment."""
+    """Headings with names and values: the config by section, then the environment."""
     tree = to_dict(folder.config)
     plain = {name: value for name, value in tree.items() if name not in SECTIONS}
     tables = [("What was asked", plain), *((f"Section {name}", tree[name]) for name in SECTIONS)]

@@ -14,7 +14,7 @@ from zeroshift.config.recipes import recipe, recipe_for
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
-from zeroshift.measure.report import conclude
+from zeroshift.measure.report import write_report_files
 from zeroshift.methods.backend import Given
 from zeroshift.methods.prompts import PromptMapper, load_mapper
 from zeroshift.methods.zero_shot import MAPPER_FILE, ZeroShotRun
@@ -116,7 +116,7 @@ def _reopened(config: AdaptConfig, given: Given) -> AdaptRun:
 
 def _concluded(run: AdaptRun) -> AdaptRun:
     """The run, with its picture and report in the folder."""
-    conclude(run.folder, run.source, run.generator)
+    write_report_files(run.folder, run.source, run.generator)
     return run
 
 

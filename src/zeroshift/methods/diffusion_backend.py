@@ -24,7 +24,7 @@ from zeroshift.methods.guidance import ClipObjective
 from zeroshift.models import layers
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
-from zeroshift.pictures.inversion import Route, inverted, made_pictures
+from zeroshift.pictures.inversion import Route, inverted, sampled
 from zeroshift.shapes import Feature, Picture, UnitFeature
 
 PART = {"cpu": 4}
@@ -127,7 +127,7 @@ class DiffusionBackend(Backend):
         """Pictures that the source makes of seeds of the run's own."""
         draw = rng("pictures", self.config.run.seed, label)
         seeds = torch.randint(2**31, (count,), generator=draw).tolist()
-        made = made_pictures(self.source, seeds, self.tuning.sample_steps, self._tell)
+        made = sampled(self.source, seeds, self.tuning.sample_steps, self._tell)
         return self._inverted_set(made.to(self.device, self.dtype), clips)
 
     @torch.no_grad()

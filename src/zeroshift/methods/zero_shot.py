@@ -164,7 +164,7 @@ class ZeroShotRun:
             )
         face = None
         if weights.identity:
-            face = open_identity(weights.identity_network, world_of(source) is not None, self.device)
+            face = open_identity(weights.identity_network, world_of(source), self.device)
             if face is None:
                 raise InputError(
                     "losses.identity needs a face network: give losses.identity_network, a file "

@@ -12,8 +12,9 @@ equal distance, and the published grids are rounded.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zeroshift.errors import InputError
-from zeroshift.models.protocol import Kind, Layer
+from zeroshift.models.mixing import Predictor, relay
+from zeroshift.models.protocol import Layer, Progress
 from zeroshift.models.seeds import rng
 
 NUM_STEPS = 1000
@@ -38,12 +40,8 @@ says."""
 Prediction = Literal["epsilon", "v_prediction"]
 """What the network predicts: the noise, or the velocity sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho,
 2022)."""
-Predictor = Callable[[Tensor, int], Tensor]
-"""Noise in x at time t."""
 StepNoise = Callable[[int], Tensor]
 """Fresh noise BCHW of step k."""
-Progress = Callable[[int, int], None]
-"""Told the steps done and their number."""
 
 
 def linear_betas(num_steps: int = NUM_STEPS, first: float = 1e-4, last: float = 0.02) -> Tensor:
@@ -89,14 +87,15 @@ class DiffusionConfig:
 
 class DiffusionGenerator(nn.Module):
     """A network that predicts noise, with its schedule: pictures BCHW in [-1, 1] <-> noisy pictures of the
-    same shape.
+    same shape. It has no styles, and refuses what needs some.
 
     `unet(x, t, return_dict=False)[0]` predicts noise (or what `prediction` says), or that and an
     interpolation of log-variances where it has twice the channels. With `patch` p it sees each p x p block of
     pixels as p^2 channels at 1/p of the side; outside it all stays pixels.
     """
 
-    kind: ClassVar[Kind] = "diffusion"
+    kind: Literal["diffusion"] = "diffusion"
+    file_format: ClassVar[str] = "zeroshift.diffusion.generator"
 
     def __init__(
         self,
@@ -112,7 +111,8 @@ class DiffusionGenerator(nn.Module):
         if image_size % patch:
             raise InputError(f"pictures of {image_size} px have no whole blocks of {patch} x {patch}.")
         options = _options(unet)
-        inputs, outputs = int(options["in_channels"]), int(options["out_channels"])
+        inputs = int(options["in_channels"])
+        outputs = int(options["out_channels"])
         if inputs % patch**2 or outputs not in (inputs, 2 * inputs):
             raise InputError(
                 f"a network of {inputs} to {outputs} channels predicts no noise of pictures in blocks of "
@@ -122,7 +122,9 @@ class DiffusionGenerator(nn.Module):
             raise InputError(
                 f"the variance is {variance!r}, but the network has {inputs} to {outputs} channels."
             )
-        self.unet, self.image_size, self.patch = unet, image_size, patch
+        self.unet = unet
+        self.image_size = image_size
+        self.patch = patch
         self.variance: Variance = variance
         self.prediction: Prediction = prediction
         self.channels = inputs // patch**2
@@ -133,7 +135,7 @@ class DiffusionGenerator(nn.Module):
 
     @property
     def config(self) -> DiffusionConfig:
-        """Everything but the weights."""
+        """Everything that makes up the generator but its weights."""
         betas = tuple(self.betas.tolist())
         return DiffusionConfig(
             self.image_size, _options(self.unet), betas, self.patch, self.variance, self.prediction
@@ -141,7 +143,7 @@ class DiffusionGenerator(nn.Module):
 
     @property
     def num_steps(self) -> int:
-        """Times of the schedule."""
+        """Number of times of the schedule; they run from 0 (nearly clean) to this less 1 (noise)."""
         return len(self.betas)
 
     @property
@@ -157,10 +159,9 @@ class DiffusionGenerator(nn.Module):
         is."""
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         blocks = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        found = self.unet(blocks.to(next(self.unet.parameters()).dtype), times, return_dict=False)[0].to(
-            x.dtype
-        )
-        parts = found.split(blocks.shape[1], dim=1)
+        precision = next(self.unet.parameters()).dtype
+        output = self.unet(blocks.to(precision), times, return_dict=False)[0].to(x.dtype)
+        parts = output.split(blocks.shape[1], dim=1)
         if self.patch > 1:
             parts = [F.pixel_shuffle(part, self.patch) for part in parts]
         eps = parts[0]
@@ -199,7 +200,8 @@ class DiffusionGenerator(nn.Module):
     ) -> Tensor:
         """x at t_next of x at t, up or down: one DDIM step. `eta` above 0 (only down) replaces a part of eps
         by `noise`."""
-        now, then = self.abar(t, x), self.abar(t_next, x)
+        now = self.abar(t, x)
+        then = self.abar(t_next, x)
         if not eta:
             return then.sqrt() * self.clean(x, t, eps) + (1 - then).sqrt() * eps
         if noise is None:
@@ -212,14 +214,10 @@ class DiffusionGenerator(nn.Module):
     ) -> Tensor:
         """x at t - 1 of x at t by DDPM's own step, without noise at t = 0. `place` is the second part of
         `predict`."""
-        beta, abar = _at(self.betas, t, x), self.abar(t, x)
-        mean = (x - beta / (1 - abar).sqrt() * eps) / (1 - beta).sqrt()
-        return (
-            mean
-            + _at((torch.arange(self.num_steps) > 0).float(), t, x)
-            * (0.5 * self.log_variance(t, x, place)).exp()
-            * noise
-        )
+        beta = _at(self.betas, t, x)
+        mean = (x - beta / (1 - self.abar(t, x)).sqrt() * eps) / (1 - beta).sqrt()
+        is_noisy = _at((torch.arange(self.num_steps) > 0).float(), t, x)
+        return mean + is_noisy * (0.5 * self.log_variance(t, x, place)).exp() * noise
 
     def log_variance(self, t: int | Tensor, like: Tensor, place: Tensor | None = None) -> Tensor:
         """Log-variance of an ancestral step; a learned one lies between those of posterior and forward
@@ -286,26 +284,55 @@ class DiffusionGenerator(nn.Module):
     def sample(
         self,
         seeds: Sequence[int] | range,
-        steps: int = SAMPLE_STEPS,
-        eta: float = 0.0,
+        steps: int | None = None,
+        eta: float | None = None,
         *,
+        truncation: float = 1.0,
         batch: int = 16,
         predict: Predictor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures BCHW in [-1, 1] on the CPU, one per seed. A seed's picture does not depend on the others
-        or on the batch. `predict` stands in for the network, as in `generate`.
+        """Pictures BCHW in [-1, 1] on the CPU, one per seed, in 50 `steps` and with `eta` 0 unless said
+        otherwise. A seed's picture depends neither on the others nor on the batch. `predict` stands in for
+        the network, as in `generate`. A `truncation` other than 1 is refused.
         """
-        place, parts = next(self.unet.parameters()).device, []
+        if truncation != 1.0:
+            raise InputError(
+                f"truncation {truncation:g} needs styles, which a diffusion model has not; leave it out."
+            )
+        steps = SAMPLE_STEPS if steps is None else steps
+        eta = 0.0 if eta is None else eta
+        if steps < 2:
+            raise InputError(f"steps must be at least 2, got {steps}; {SAMPLE_STEPS} is usual.")
+        if not 0 <= eta <= 1:
+            raise InputError(f"eta must be between 0 and 1, got {eta:g}; 0 is deterministic.")
+        device = next(self.unet.parameters()).device
         groups = [list(seeds[at : at + batch]) for at in range(0, len(seeds), batch)]
+        parts: list[Tensor] = []
         for index, group in enumerate(groups):
             tell = None if progress is None else _offset(progress, index * steps, len(groups) * steps)
-            x = self.latents(group).to(place)
-            made = self.generate(
-                x, None, steps, eta=eta, noise=self.step_noise(group), predict=predict, progress=tell
-            )
+            x = self.latents(group).to(device)
+            noise = self.step_noise(group)
+            made = self.generate(x, None, steps, eta=eta, noise=noise, predict=predict, progress=tell)
             parts.append(made.clamp(-1, 1).cpu())
         return torch.cat(parts)
+
+    def sample_adapted(
+        self,
+        source: DiffusionGenerator,
+        seeds: Sequence[int] | range,
+        strength: float = 1.0,
+        *,
+        t0: int,
+        truncation: float = 1.0,
+        steps: int | None = None,
+        eta: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Pictures of seeds as `sample` gives them, by the source down to time `t0`, by both mixed by
+        `strength` from there on: this model has learned nothing about times above `t0`."""
+        predict = relay(source, self, t0, strength)
+        return source.sample(seeds, steps, eta, truncation=truncation, predict=predict, progress=progress)
 
     def _walk(
         self,
@@ -386,6 +413,14 @@ class DiffusionGenerator(nn.Module):
         """Copies of all weights, on their device."""
         return {name: value.detach().clone() for name, value in self.state_dict().items()}
 
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Weights of the network by diffusers' names; not copied."""
+        return self.unet.state_dict()
+
+    def config_text(self) -> str:
+        """The `DiffusionConfig` as JSON."""
+        return json.dumps(asdict(self.config))
+
 
 def build_unet(options: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """diffusers' UNet2DModel, in training mode, its weights drawn from the seed.
@@ -396,21 +431,23 @@ def build_unet(options: Mapping[str, Any], seed: int = 0) -> nn.Module:
     from diffusers.models.embeddings import TimestepEmbedding
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    given = {name: value for name, value in options.items() if name not in ("num_heads", "time_width")}
-    heads, width = options.get("num_heads"), options.get("time_width")
+    own = ("num_heads", "time_width")
+    given = {name: value for name, value in options.items() if name not in own}
+    heads = options.get("num_heads")
+    width = options.get("time_width")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DModel(**given)
         if width is not None:
             inner = unet.time_embedding.linear_2.out_features
-            unet.time_proj.num_channels, unet.time_embedding = width, TimestepEmbedding(width, inner)
+            unet.time_proj.num_channels = width
+            unet.time_embedding = TimestepEmbedding(width, inner)
     if heads is not None:
         attentions: list[Any] = [module for module in unet.modules() if hasattr(module, "to_q")]
         for module in attentions:
-            module.heads, module.scale = heads, (module.to_q.out_features / heads) ** -0.5
-    unet.register_to_config(
-        **{name: options[name] for name in ("num_heads", "time_width") if options.get(name) is not None}
-    )
+            module.heads = heads
+            module.scale = (module.to_q.out_features / heads) ** -0.5
+    unet.register_to_config(**{name: options[name] for name in own if options.get(name) is not None})
     return unet
 
 

@@ -125,7 +125,8 @@ def score_layers(
     """
     count = _num_latents(generator)
     before = (w.unsqueeze(1).expand(-1, count, -1) if w.dim() == 2 else w).detach()
-    gradients, values = [], []
+    gradients = []
+    values = []
     for first in range(0, len(before), part or len(before)):
         rows = slice(first, first + (part or len(before)))
         leaf = before[rows].clone().requires_grad_()

@@ -51,6 +51,14 @@ def draw_noise(
     ]
 
 
+def check_truncation(psi: float) -> None:
+    """InputError for a truncation outside 0 to 1."""
+    if not 0 <= psi <= 1:
+        raise InputError(
+            f"truncation must be between 0 and 1, got {psi}; 1 is the full variety, 0 the average picture."
+        )
+
+
 def truncate(w: Tensor, average: Tensor, psi: float) -> Tensor:
     """Styles BS or BKS pulled towards the average (S, 1S or KS): average + psi (w - average). psi 1 changes
     nothing."""

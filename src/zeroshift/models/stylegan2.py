@@ -1,4 +1,4 @@
-"""StyleGAN2 generator and discriminator, with the parameter names of the widely used PyTorch checkpoints.
+"""StyleGAN2's generator, with the parameter names of the widely used PyTorch checkpoints.
 
 Karras et al., Analyzing and Improving the Image Quality of StyleGAN (2020). The numbers equal those of the
 common PyTorch implementation: the golden tests compare pictures, activations, logits and gradients.
@@ -7,9 +7,11 @@ common PyTorch implementation: the golden tests compare pictures, activations, l
 from __future__ import annotations
 
 import copy
+import json
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal, Self, overload
 
 import torch
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 
 from zeroshift.errors import InputError
 from zeroshift.models import ops
-from zeroshift.models.protocol import Kind, Layer, LayerKind, Noise
+from zeroshift.models.mixing import blend
+from zeroshift.models.protocol import Layer, LayerKind, Noise, Progress
+from zeroshift.models.seeds import check_truncation, truncate, z_from_seeds
 
 Modulation = Literal["auto", "scale", "grouped"]
 
@@ -79,7 +83,15 @@ def resolve_modulation(modulation: Modulation, device: torch.device) -> ops.Modu
     return FASTER.get(device.type, "scale") if modulation == "auto" else modulation
 
 
-class EqualLinear(nn.Module):
+class Resettable(nn.Module):
+    """A module that draws its own weights."""
+
+    @abstractmethod
+    def reset(self, rng: torch.Generator) -> None:
+        """Draws the weights anew; biases stay."""
+
+
+class EqualLinear(Resettable):
     """Linear layer, weight scaled at run time by learning-rate multiplier / sqrt(fan-in). Keeps the weight's
     precision."""
 
@@ -95,12 +107,15 @@ class EqualLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_out, num_in))
         self.bias = nn.Parameter(torch.full((num_out,), bias_init))
-        self.scale, self.lr_mul, self.activate = lr_mul / math.sqrt(num_in), lr_mul, activate
+        self.scale = lr_mul / math.sqrt(num_in)
+        self.lr_mul = lr_mul
+        self.activate = activate
 
     def reset(self, rng: torch.Generator) -> None:
         nn.init.normal_(self.weight, std=1.0 / self.lr_mul, generator=rng)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, num_out) of (B, num_in); with `activate` behind the scaled leaky ReLU."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.weight.dtype)
             if self.activate:
@@ -126,7 +141,7 @@ class Bias(nn.Module):
         return ops.scaled_leaky_relu(x, self.bias)
 
 
-class ModulatedConv2d(nn.Module):
+class ModulatedConv2d(Resettable):
     """Holds the weight and the style layer of a convolution, see `ops.modulated_conv2d`."""
 
     kernel: Tensor | None
@@ -143,12 +158,13 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, path: ops.ModulationPath) -> tuple[Tensor, Tensor, Tensor]:
         """Output before demodulation, the scaled weight and the style: the last two give the demodulation."""
-        weight, style = self.weight[0] * self.scale, self.modulation(w)
+        weight = self.weight[0] * self.scale
+        style = self.modulation(w)
         return ops.modulated_conv2d(x, weight, style, path, self.kernel), weight, style
 
 
 class NoiseInjection(nn.Module):
-    """A noise map times one learned strength."""
+    """A noise map (1 or B)1HW times one learned strength, 0 before training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,6 +187,7 @@ class StyledConv(nn.Module):
         self.activate = Bias(num_out)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, path: ops.ModulationPath) -> Tensor:
+        """BCHW of styles BS, twice as large where the layer enlarges; noise (1 or B)1HW of that side."""
         y, weight, style = self.conv(x, w, path)
         scaled_noise = None if noise is None else self.noise(noise)
         y = ops.styled_activation(y, ops.demodulation(weight, style), self.activate.bias, scaled_noise)
@@ -190,6 +207,7 @@ class ToRGB(nn.Module):
         self.register_buffer("kernel", ops.fir_kernel(gain=4.0), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, below: Tensor | None, path: ops.ModulationPath) -> Tensor:
+        """RGB picture B3HW of maps BCHW and styles BS; `below` has half the side, None at 4 px."""
         rgb = self.conv(x, w, path)[0].to(self.bias.dtype) + self.bias
         rgb = rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
         if below is None:
@@ -198,7 +216,7 @@ class ToRGB(nn.Module):
             return rgb + ops.fir_upsample(below, self.kernel)
 
 
-class ConstantInput(nn.Module):
+class ConstantInput(Resettable):
     """The learned 4x4 start of every picture."""
 
     def __init__(self, channels: int) -> None:
@@ -216,30 +234,36 @@ class StyleGAN2Generator(nn.Module):
     (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
     """
 
-    kind: ClassVar[Kind] = "styles"
+    kind: Literal["styles"] = "styles"
+    file_format: ClassVar[str] = "zeroshift.stylegan2.generator"
     latent_avg: Tensor
 
     def __init__(self, config: StyleGAN2Config, *, modulation: Modulation = "auto", seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.modulation: Modulation = modulation
-        self.image_size, self.latent_dim, self.style_dim = config.size, config.latent_dim, config.style_dim
+        self.image_size = config.size
+        self.latent_dim = config.latent_dim
+        self.style_dim = config.style_dim
         levels = int(math.log2(config.size)) - 2
         self.num_latents = 2 * levels + 2
         self.embed = EqualLinear(config.num_classes, config.style_dim) if config.num_classes else None
-        widths = [config.latent_dim + config.style_dim * bool(config.num_classes)] + [
-            config.style_dim
-        ] * config.mapping_depth
+        label_dim = config.style_dim if config.num_classes else 0
+        widths = [config.latent_dim + label_dim, *[config.style_dim] * config.mapping_depth]
         mapping = [
             EqualLinear(a, b, lr_mul=config.lr_mlp, activate=True)
             for a, b in zip(widths, widths[1:], strict=False)
         ]
         self.style = nn.Sequential(PixelNorm(), *mapping)
-        width, below, clamp = config.style_dim, config.channels(4), config.conv_clamp
+        width = config.style_dim
+        clamp = config.conv_clamp
+        below = config.channels(4)
         self.input = ConstantInput(below)
         self.conv1 = StyledConv(below, below, width, clamp=clamp)
         self.to_rgb1 = ToRGB(below, width, clamp=clamp)
-        self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
+        self.convs = nn.ModuleList()
+        self.to_rgbs = nn.ModuleList()
+        self.noises = nn.Module()
         for level in range(1, levels + 1):
             channels = config.channels(4 << level)
             self.convs.append(StyledConv(below, channels, width, up=True, clamp=clamp))
@@ -248,7 +272,7 @@ class StyleGAN2Generator(nn.Module):
             below = channels
         self.register_buffer("latent_avg", torch.zeros(width))
         rng = torch.Generator().manual_seed(seed)
-        _reset(self, rng)
+        initialise(self, rng)
         for index, shape in enumerate(self.noise_shapes()):
             self.noises.register_buffer(f"noise_{index}", torch.randn(shape, generator=rng))
 
@@ -273,8 +297,9 @@ class StyleGAN2Generator(nn.Module):
         if self.embed is None:
             return self
         made = StyleGAN2Generator(replace(self.config, num_classes=0), modulation=self.modulation)
-        state, width = self.state(), self.latent_dim
+        state = self.state()
         weight = state["style.1.weight"]
+        width = self.latent_dim
         # The class is constant, so its share of the first layer moves into the bias; the rest is scaled by
         # another fan-in.
         row = self.embed(self._label_rows(torch.tensor([label]), self.latent_avg[None]))
@@ -299,7 +324,8 @@ class StyleGAN2Generator(nn.Module):
         noise: "buffers" the registered maps, "off" none, or one map per convolution as `noise_shapes()` says
         (batch 1 or B). With `features` also the outputs of the styled convolutions (0 = conv1), in order.
         """
-        rows, maps = self._rows(w), self._noise_maps(noise, w.shape[0])
+        rows = self._rows(w)
+        maps = self._noise_maps(noise, w.shape[0])
         path = resolve_modulation(self.modulation, w.device)
         x = self.input.input.expand(w.shape[0], -1, -1, -1)
         if path == "scale" and w.device.type == "cpu":
@@ -320,10 +346,55 @@ class StyleGAN2Generator(nn.Module):
         """Pictures of noise BZ, un-truncated."""
         return self.synthesize(self.map(z), noise)
 
+    @torch.no_grad()
+    def sample(
+        self,
+        seeds: Sequence[int] | range,
+        truncation: float = 1.0,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        batch: int = 16,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Pictures BCHW in [-1, 1] on the CPU, one per seed, with the registered noise maps. `truncation` 1
+        is the full variety, 0 the average picture; `steps` and `eta` are refused."""
+        check_truncation(truncation)
+        if steps is not None or eta is not None:
+            raise InputError("steps and eta are for diffusion models; this generator draws in one step.")
+        z = z_from_seeds(seeds, self.latent_dim).to(self.latent_avg)
+        pictures: list[Tensor] = []
+        for part in z.split(batch):
+            w = truncate(self.map(part), self.latent_avg, truncation)
+            pictures += self.synthesize(w).float().clamp(-1, 1).cpu()
+            if progress is not None:
+                progress(len(pictures), len(z))
+        return torch.stack(pictures)
+
+    def sample_adapted(
+        self,
+        source: StyleGAN2Generator,
+        seeds: Sequence[int] | range,
+        strength: float = 1.0,
+        *,
+        t0: int = 0,
+        truncation: float = 1.0,
+        steps: int | None = None,
+        eta: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Pictures as `sample` gives them, of the weights between the source's (`strength` 0) and these (1)
+        or beyond (up to 2). `t0` means nothing here."""
+        between = blend(source, self, strength)
+        return between.sample(seeds, truncation, steps=steps, eta=eta, progress=progress)
+
     def noise_shapes(self) -> list[tuple[int, int, int, int]]:
         """Shapes of the noise maps: one of 4 px, then two per side."""
-        sides = [4 << ((index + 1) // 2) for index in range(self.num_latents - 1)]
-        return [(1, 1, side, side) for side in sides]
+        shapes = [(1, 1, 4, 4)]
+        for level in range(1, self.num_latents // 2):
+            side = 4 << level
+            shapes += [(1, 1, side, side), (1, 1, side, side)]
+        return shapes
 
     def layers(self) -> tuple[Layer, ...]:
         """Every parameter once, in the order of computation, each group with the latent that drives it."""
@@ -351,9 +422,18 @@ class StyleGAN2Generator(nn.Module):
         """Copies of all weights, noise maps and the average style, on their device."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Weights, noise maps and the average style under the names of `state`; not copied."""
+        return self.state_dict()
+
+    def config_text(self) -> str:
+        """The `StyleGAN2Config` as JSON."""
+        return json.dumps(asdict(self.config))
+
     def _label_rows(self, labels: Tensor | None, z: Tensor) -> Tensor:
         """Labels as rows of weights (B, classes)."""
-        count, batch = self.config.num_classes, z.shape[0]
+        count = self.config.num_classes
+        batch = z.shape[0]
         if labels is None:
             tried = "give labels, choose one with for_class(), or convert it with --label"
             raise InputError(f"this generator draws {count} classes, 0 to {count - 1}: {tried}.")
@@ -396,96 +476,9 @@ class StyleGAN2Generator(nn.Module):
         return list(noise)
 
 
-class EqualConv2d(nn.Module):
-    """Convolution whose weight is scaled at run time by 1 / sqrt(fan-in); no bias."""
-
-    def __init__(self, num_in: int, num_out: int, side: int, *, stride: int = 1, padding: int = 0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_out, num_in, side, side))
-        self.scale, self.stride, self.padding = 1.0 / math.sqrt(num_in * side * side), stride, padding
-
-    def reset(self, rng: torch.Generator) -> None:
-        nn.init.normal_(self.weight, generator=rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
-
-
-class Smooth(nn.Module):
-    """Low-pass filter before down-sampling."""
-
-    kernel: Tensor
-
-    def __init__(self, padding: int, stride: int = 1) -> None:
-        super().__init__()
-        self.padding, self.stride = padding, stride
-        self.register_buffer("kernel", ops.fir_kernel(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.fir_filter(x, self.kernel, self.padding, self.stride)
-
-
-class ResidualBlock(nn.Module):
-    """Half the side: (down-sampled two-convolution branch + down-sampled skip) / sqrt(2)."""
-
-    def __init__(self, num_in: int, num_out: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Sequential(EqualConv2d(num_in, num_in, 3, padding=1), Bias(num_in))
-        self.conv2 = nn.Sequential(
-            Smooth(padding=2), EqualConv2d(num_in, num_out, 3, stride=2), Bias(num_out)
-        )
-        # The filter takes the stride of the 1x1 convolution behind it: a quarter of the work, the same
-        # numbers.
-        self.skip = nn.Sequential(Smooth(padding=1, stride=2), EqualConv2d(num_in, num_out, 1))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first = self.conv1(x)
-        second = self.conv2(first)
-        return (second + self.skip(x)).mul_(1 / ops.SQRT2), first, second
-
-
-class StyleGAN2Discriminator(nn.Module):
-    """Pictures BCHW in [-1, 1] -> logits (B, 1); weights drawn from `seed` alone.
-
-    Note. The minibatch standard deviation couples the pictures of a batch: a logit depends on its neighbours.
-    """
-
-    def __init__(self, config: StyleGAN2Config, *, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
-        sides = [config.size >> k for k in range(int(math.log2(config.size)) - 1)]
-        widths = [config.channels(side) for side in sides]
-        blocks = [ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)]
-        self.convs = nn.Sequential(nn.Sequential(EqualConv2d(3, widths[0], 1), Bias(widths[0])), *blocks)
-        last = widths[-1]
-        self.final_conv = nn.Sequential(EqualConv2d(last + 1, last, 3, padding=1), Bias(last))
-        self.final_linear = nn.Sequential(EqualLinear(last * 16, last, activate=True), EqualLinear(last, 1))
-        _reset(self, torch.Generator().manual_seed(seed))
-
-    @overload
-    def forward(self, image: Tensor, *, features: Literal[False] = ...) -> Tensor: ...
-    @overload
-    def forward(self, image: Tensor, *, features: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
-    def forward(self, image: Tensor, *, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits; with `features` also the outputs of both convolutions of every residual block, in order."""
-        size = self.config.size
-        if image.dim() != 4 or image.shape[1:] != (3, size, size):
-            raise InputError(
-                f"pictures must have shape (batch, 3, {size}, {size}), got {tuple(image.shape)}."
-            )
-        # Channels last is the faster layout for the filters on CPUs (15 to 25 % of a step).
-        x = image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
-        x = self.convs[0](x)
-        maps: list[Tensor] = []
-        for block in list(self.convs)[1:]:
-            x, first, second = block(x)
-            maps += [first, second]
-        x = self.final_conv(ops.minibatch_std(x))
-        logits = self.final_linear(x.flatten(1))
-        return (logits, maps) if features else logits
-
-
-def _reset(module: nn.Module, rng: torch.Generator) -> None:
+def initialise(module: nn.Module, rng: torch.Generator) -> None:
+    """Draws every weight of a network anew, in the order of its parts: those with a `reset` know their own
+    distribution."""
     for part in module.modules():
-        if isinstance(part, EqualLinear | EqualConv2d | ModulatedConv2d | ConstantInput):
+        if isinstance(part, Resettable):
             part.reset(rng)

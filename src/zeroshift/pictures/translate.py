@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zeroshift.errors import InputError
 from zeroshift.files.images import fitted, labelled_rows, picture_files, read_picture, write_png
-from zeroshift.models.diffusion import DiffusionGenerator, Predictor
-from zeroshift.pictures.inversion import Progress, Route, between, drawn_into, mixture, translated
-from zeroshift.pictures.sample import STRENGTHS, Adapted, Run, load
+from zeroshift.models.diffusion import DiffusionGenerator
+from zeroshift.models.mixing import Predictor, between, check_strength, mixture
+from zeroshift.pictures.inversion import Progress, Route, brought_into_domain, translated
+from zeroshift.pictures.runs import Adapted, Run, load
 
 Pictures = Tensor | str | Path | Sequence[str | Path]
 """Pictures BCHW in [-1, 1], or files and folders of them."""
@@ -35,15 +36,12 @@ def translate(
 
     `strength` mixes the predictions of source (0) and adapted model (1), or goes beyond it (up to 2). `t0`
     and `steps` default to the run's. `unseen` pictures are first drawn into the source's domain that many
-    times, with the noise of `seed`. InputError where the run is of another kind of generator, or a picture
-    cannot be read.
+    times, with the noise of `seed`. A run given by its folder is loaded on a GPU where there is one.
+    InputError where the run is of another kind of generator, or a picture cannot be read.
     """
-    if not STRENGTHS[0] <= strength <= STRENGTHS[1]:
-        raise InputError(
-            f"strength must be between {STRENGTHS[0]:g} (source) and {STRENGTHS[1]:g}, got {strength}."
-        )
-    (source, target), route = _models(run, t0, steps)
-    return _made(source, pictures, route, between(source, target, strength), unseen, seed, progress)
+    check_strength(strength)
+    source, target, route = _models(run, t0, steps)
+    return _translate(source, pictures, route, between(source, target, strength), unseen, seed, progress)
 
 
 def translate_mixed(
@@ -65,21 +63,15 @@ def translate_mixed(
     """
     if not runs:
         raise InputError("runs is empty; give at least one run of a diffusion model.")
-    models, route = [], None
-    for run in runs:
-        (source, target), own = _models(run, t0, steps)
-        models.append((source, target))
-        route = route or own
-    assert route is not None
-    first = models[0][0]
-    if any(not _equal(first, source) for source, _ in models[1:]):
+    opened = [_models(run, t0, steps) for run in runs]
+    first, _, route = opened[0]
+    if any(not _same_model(first, source) for source, _, _ in opened[1:]):
         raise InputError(
             "the runs began from different source models, so their changes cannot be mixed; give runs of one."
         )
-    parts = schedule or {0: [1.0] * len(models)}
-    return _made(
-        first, pictures, route, mixture([target for _, target in models], parts), unseen, seed, progress
-    )
+    parts = schedule or {0: [1.0] * len(runs)}
+    predict = mixture([target for _, target, _ in opened], parts)
+    return _translate(first, pictures, route, predict, unseen, seed, progress)
 
 
 def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
@@ -89,7 +81,8 @@ def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
     for text in texts:
         time, colon, listed = text.partition(":")
         try:
-            at, ratios = int(time), [float(part) for part in listed.split(",")]
+            at = int(time)
+            ratios = [float(part) for part in listed.split(",")]
         except ValueError:
             raise InputError(
                 f"{text!r} is no part of a schedule; write TIME:RATIO,RATIO,... as in 300:1,0 0:0.2,0.8."
@@ -101,7 +94,8 @@ def parse_schedule(texts: Sequence[str], count: int) -> dict[int, list[float]]:
 
 
 def read_pictures(pictures: Pictures, size: int) -> tuple[Tensor, list[str]]:
-    """Pictures BCHW of a size, and their names. InputError where there are none or one cannot be read."""
+    """Pictures BCHW in [-1, 1] of a size, and a name for each, unique among them. InputError where there are
+    none or one cannot be read."""
     if isinstance(pictures, Tensor):
         if pictures.dim() != 4 or not len(pictures) or float(pictures.abs().max()) > 1.01:
             raise InputError(f"pictures must be BCHW in [-1, 1], got the shape {tuple(pictures.shape)}.")
@@ -121,9 +115,10 @@ def save_translated(
     """Paths of before_after.png and of one PNG per picture, named after it, with the options in their
     metadata."""
     given, names = read_pictures(pictures, made.shape[-1])
-    config, targets = runs[0].config, " + ".join(run.config.target for run in runs)
-    facts = {"method": config.method, "source": config.source, "target": targets}
-    facts |= {
+    config = runs[0].config
+    targets = " + ".join(run.config.target for run in runs)
+    metadata = {"method": config.method, "source": config.source, "target": targets}
+    metadata |= {
         name: value if isinstance(value, str) else f"{value:g}"
         for name, value in options.items()
         if value is not None
@@ -132,7 +127,7 @@ def save_translated(
     try:
         shown = [("before", given[:8]), (targets, made[:8])]
         for path, picture in zip(paths, [labelled_rows(shown), *made], strict=True):
-            write_png(path, picture, facts)
+            write_png(path, picture, metadata)
     except OSError as error:
         raise InputError(
             f"cannot write pictures to {folder}: {error.strerror}; choose another --out."
@@ -142,30 +137,32 @@ def save_translated(
 
 def _models(
     run: Adapted | str | Path, t0: int | None, steps: int | None
-) -> tuple[tuple[DiffusionGenerator, DiffusionGenerator], Route]:
+) -> tuple[DiffusionGenerator, DiffusionGenerator, Route]:
     """Source and adapted model of a run, and the route of its pictures."""
-    opened: Any = load(Path(run)) if isinstance(run, str | Path) else run
-    name = str(run) if isinstance(run, str | Path) else "what was given"
-    if isinstance(opened, DiffusionGenerator):
+    is_name = isinstance(run, str | Path)
+    opened: Any = load(Path(run)) if is_name else run
+    name = str(run) if is_name else "what was given"
+    generator: Any = getattr(opened, "generator", opened)
+    if generator.kind != "diffusion":
+        raise InputError(
+            f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is "
+            "no way back from a picture to a style here. Adapt a diffusion model with --generator "
+            "portraits-ddpm."
+        )
+    if generator is opened:
         raise InputError(
             f"translate needs a run, and {name} is a model that was not adapted; give the folder of a run "
             "of it."
         )
-    if not isinstance(getattr(opened, "generator", None), DiffusionGenerator):
-        raise InputError(
-            f"translate needs runs of diffusion models, and {name} is of a generator with styles: there is "
-            "no way back from a "
-            "picture to a style here. Adapt a diffusion model with --generator portraits-ddpm."
-        )
-    last = opened.generator.num_steps - 1
+    last = generator.num_steps - 1
     if t0 is not None and not 0 < t0 <= last:
         raise InputError(f"t0 must be a time between 1 and {last}, got {t0}.")
     if steps is not None and not 2 <= steps <= last + 1:
         raise InputError(f"steps must be between 2 and the {last + 1} times of the model, got {steps}.")
-    return (opened.source, opened.generator), Route.of(opened.config.train.diffusion, t0, steps)
+    return opened.source, generator, Route.of(opened.config.train.diffusion, t0, steps)
 
 
-def _made(
+def _translate(
     source: DiffusionGenerator,
     pictures: Pictures,
     route: Route,
@@ -174,16 +171,18 @@ def _made(
     seed: int,
     progress: Progress | None,
 ) -> Tensor:
+    """Pictures BCHW on the CPU that `predict` makes of the inverted pictures."""
     if unseen < 0:
         raise InputError(f"unseen must be 0 or more, got {unseen}.")
     given = read_pictures(pictures, source.image_size)[0].to(next(source.parameters()))
     if unseen:
-        given = drawn_into(source, given, seed, t0=route.t0, repeats=unseen)
+        given = brought_into_domain(source, given, seed, t0=route.t0, repeats=unseen)
     return translated(source, given, route, predict, progress).float().cpu()
 
 
-def _equal(first: DiffusionGenerator, second: DiffusionGenerator) -> bool:
-    ours, theirs = first.state(), second.state()
+def _same_model(first: DiffusionGenerator, second: DiffusionGenerator) -> bool:
+    """Whether two models compute the same."""
+    theirs = second.state()
     return first.config == second.config and all(
-        torch.equal(ours[name], cast(Tensor, theirs[name])) for name in ours
+        torch.equal(value, theirs[name]) for name, value in first.state().items()
     )

@@ -69,7 +69,8 @@ _EXTRA = (
 
 
 def domain_of(label: str) -> str | None:
-    """The built-in domain that a label names, or None."""
+    """The built-in domain that a label names in any of its spellings ("roman mosaic", whatever case and
+    spaces), or None."""
     wanted = " ".join(label.lower().split())
     return next((domain for domain, names in SYNONYMS.items() if wanted in names), None)
 

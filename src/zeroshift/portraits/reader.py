@@ -2,7 +2,7 @@
 encoder.
 
 What a head says depends on its domain's own renders alone, not on words, so that no CLIP decides what a
-picture shows. Its weights are learnt by `portraits.train_reader`.
+picture shows. Its weights are fitted by `pretrain/reader.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def encoder_features(network: IrSe, pictures: Picture) -> Feature:
 
 
 def split_choices(said: Tensor) -> dict[str, Tensor]:
-    """Columns of the choices of every attribute."""
+    """Attribute -> its columns BK of scores BC, whose columns are the choices of all attributes in the order
+    of scene.CHOICES."""
     widths = [len(choices) for choices, _ in CHOICES.values()]
     return dict(zip(CHOICES, said.split(widths, dim=1), strict=True))
 
@@ -88,7 +89,8 @@ def save_reader(path: str | Path, heads: Heads, encoder_sha256: str) -> None:
 def load_reader(path: str | Path, encoder: str | Path, device: str | torch.device = "cpu") -> Reader:
     """The reader of a file of heads and a file of the encoder. InputError where they do not belong
     together."""
-    content, (network, encoder_sha256) = read_tensors(path), load_ir_se(encoder)
+    content = read_tensors(path)
+    network, encoder_sha256 = load_ir_se(encoder)
     if content.metadata.get("format") != FORMAT:
         raise InputError(
             f"{path} holds no attribute reader. Give a file of `python -m zeroshift.pretrain reader`."
@@ -97,7 +99,8 @@ def load_reader(path: str | Path, encoder: str | Path, device: str | torch.devic
         raise InputError(
             f"{path} reads the features of another encoder than {encoder}. Train the reader again."
         )
-    tensors, width = flat_tensors(content.tree), sum(len(choices) for choices, _ in CHOICES.values())
+    tensors = flat_tensors(content.tree)
+    width = sum(len(choices) for choices, _ in CHOICES.values())
     heads = {}
     for domain in DOMAINS:
         if f"{domain}.weight" in tensors and f"{domain}.bias" in tensors:

@@ -189,7 +189,8 @@ class _Canvas:
     """A running z-buffer: each primitive overwrites where it is nearer."""
 
     def __init__(self, scene: Scene, size: int) -> None:
-        s, batch = scene.slider, len(scene)
+        s = scene.slider
+        batch = len(scene)
         self.rotation = _rotation(_lerp(-0.32, 0.32, s["yaw"]), _lerp(-0.1, 0.1, s["pitch"]))
         eyes = torch.tensor([0.0, 0.1, 0.78]).expand(batch, 3)
         centre = (self.rotation @ eyes[..., None])[..., 0] - torch.tensor([0.0, EYE_LINE, 0.0])
@@ -331,7 +332,8 @@ def _body(canvas: _Canvas, scene: Scene) -> None:
 
 
 def _head(canvas: _Canvas, scene: Scene) -> None:
-    v, s = torch.tensor, scene.slider
+    v = torch.tensor
+    s = scene.slider
     width, jaw = _lerp(0.88, 1.12, s["face_width"]), _lerp(0.86, 1.12, s["jaw"])
     one = torch.ones_like(width)
     canvas.ellipsoid("skin", v([0.0, 0.12, 0.0]), torch.stack([0.76 * width, 0.92 * one, 0.84 * one], 1))
@@ -347,7 +349,10 @@ def _head(canvas: _Canvas, scene: Scene) -> None:
 
 
 def _hair(canvas: _Canvas, scene: Scene) -> None:
-    v, s, style, hat = torch.tensor, scene.slider, scene.choice["hair"], scene.choice["hat"]
+    v = torch.tensor
+    s = scene.slider
+    style = scene.choice["hair"]
+    hat = scene.choice["hat"]
     volume = _lerp(0.92, 1.12, s["hair_volume"])
     width = _lerp(0.88, 1.12, s["face_width"]) * volume
     one = torch.ones_like(width)
@@ -388,7 +393,8 @@ def _hair(canvas: _Canvas, scene: Scene) -> None:
 
 
 def _hat(canvas: _Canvas, scene: Scene) -> None:
-    v, hat = torch.tensor, scene.choice["hat"]
+    v = torch.tensor
+    hat = scene.choice["hat"]
     width = _lerp(0.88, 1.12, scene.slider["face_width"])
     one = torch.ones_like(width)
 
@@ -466,7 +472,8 @@ def _glasses(canvas: _Canvas, scene: Scene) -> None:
 
 def _palette(scene: Scene) -> Tensor:
     """Albedo of every part of every person (B, parts, 3) in [0, 1]."""
-    batch, s = len(scene), scene.slider
+    batch = len(scene)
+    s = scene.slider
     tone = s["skin"][:, None]
     dark, middle, light = torch.tensor([[0.30, 0.18, 0.12], [0.70, 0.47, 0.33], [0.97, 0.79, 0.68]])
     skin = torch.where(

@@ -63,7 +63,9 @@ def _gloss(g: Buffers, power: float) -> Tensor:
 
 def _lines(g: Buffers, width: int = 1) -> Tensor:
     """Outlines (B, 1, N, N) in [0, 1] where part, depth or surface direction jumps; `width` in rays."""
-    part, depth, normal = g.part[:, None], g.depth[:, None], g.normal
+    part = g.part[:, None]
+    depth = g.depth[:, None]
+    normal = g.normal
     edge = torch.zeros_like(depth)
     for axis in (2, 3):
         jump = (part != part.roll(1, axis)) | ((depth - depth.roll(1, axis)).abs() > 0.16)

@@ -20,18 +20,15 @@ from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.faces import load_ir_se, save_ir_se
 from zeroshift.files.writing import file_sha256
 from zeroshift.measure.features import read_attributes
-from zeroshift.models import seeds as latent
-from zeroshift.models.diffusion import DiffusionGenerator
+from zeroshift.measure.metrics import distance_to_truth
+from zeroshift.models.seeds import average_style, z_from_seeds
 from zeroshift.models.stylegan2 import StyleGAN2Generator
 from zeroshift.portraits.reader import load_reader, save_reader
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, render
-from zeroshift.pretrain import clips as train_clip
-from zeroshift.pretrain import dataset
-from zeroshift.pretrain import ddpm as train_ddpm
-from zeroshift.pretrain import generator as train_generator
-from zeroshift.pretrain import identity as train_identity
-from zeroshift.pretrain import reader as train_reader
+from zeroshift.pretrain import clips, dataset, ddpm, identity, reader
+from zeroshift.pretrain.generator import GENERATOR_RECIPE, distil, finish, polish, regress
+from zeroshift.worlds.portraits import Portraits
 
 ASSETS = Path(__file__).parents[1] / "portraits" / "assets"
 TEST_SEEDS = range(512)  # training people come from another random stream, see dataset.shard_latents
@@ -42,17 +39,17 @@ def _eight_bit(pictures: Tensor) -> Tensor:
 
 
 def _test_people() -> tuple[Tensor, Tensor, Tensor]:
-    z = latent.z_from_seeds(TEST_SEEDS, LATENT_DIM)
+    z = z_from_seeds(TEST_SEEDS, LATENT_DIM)
     eight_bit = [_eight_bit(render(z, d)) for d in DOMAINS]
     return z, eight_bit[0], torch.stack(eight_bit[1:], 1)
 
 
 def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
     """Trains, measures and saves one built-in CLIP; returns its card."""
-    clip, seconds = train_clip.train(name, data, work)
+    clip, seconds = clips.train(name, data, work)
     clip.name = f"portraits-{name}"
     z, photos, domains = _test_people()
-    recipe = train_clip.RECIPES[name]
+    recipe = clips.RECIPES[name]
     card = {
         "model": clip.name,
         "data": "renders of 8000 people in 14 domains",
@@ -62,7 +59,7 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
         "attack_radius": recipe.attack,
         "seed": recipe.seed,
         "parameters": sum(p.numel() for p in clip.parameters()),
-        "quality": train_clip.measure(clip, photos, domains, z),
+        "quality": clips.measure(clip, photos, domains, z),
     }
     save_clip(clip, out / name)
     (out / name / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -72,25 +69,25 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
 @torch.no_grad()
 def _accuracies(judge: ClipModel, pictures: Tensor, z: Tensor) -> dict[str, float]:
     """How often the judge, trained on renders only, reads each attribute right."""
-    return read_attributes(
-        judge, torch.cat([judge.encode_image(part) for part in pictures.split(64)]), sample_scene(z)
-    )
+    images = torch.cat([judge.encode_image(part) for part in pictures.split(64)])
+    return read_attributes(judge, images, Portraits(), sample_scene(z).choice)
 
 
 @torch.no_grad()
 def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: range = TEST_SEEDS) -> dict:
     """Distance to the render of the same seed, sharpness, and attributes read by the judge, on test seeds."""
-    z = latent.z_from_seeds(seeds, LATENT_DIM)
+    z = z_from_seeds(seeds, LATENT_DIM)
     truth = render(z)
     made = torch.cat([generator.synthesize(generator.map(part)) for part in z.split(32)])
-    on_truth, on_made = _accuracies(judge, truth, z), _accuracies(judge, made.clamp(-1, 1), z)
+    on_truth = _accuracies(judge, truth, z)
+    on_made = _accuracies(judge, made.clamp(-1, 1), z)
     shares = {name: on_made[name] / on_truth[name] for name in on_truth}
 
     def edges(pictures: Tensor) -> float:
         return float(pictures.diff(dim=3).abs().mean() + pictures.diff(dim=2).abs().mean())
 
     return {
-        "mean_absolute_error": float((made - truth).abs().mean()),
+        "mean_absolute_error": distance_to_truth(made, truth),
         "edge_strength_over_render": edges(made) / edges(truth),
         "attribute_share_mean": sum(shares.values()) / len(shares),
         "attribute_share_min": min(shares.values()),
@@ -102,13 +99,13 @@ def measure_generator(generator: StyleGAN2Generator, judge: ClipModel, seeds: ra
 
 def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
     """Trains, measures and saves the built-in generator and its discriminator; returns the card."""
-    recipe = train_generator.RECIPE
-    model, first = train_generator.regress(data, work, shards)
-    generator, second = train_generator.distil(model, work)
-    generator, critic, third = train_generator.finish(generator, data, work, shards)
-    generator, fourth = train_generator.polish(model, generator, data, work, shards)
+    recipe = GENERATOR_RECIPE
+    model, first = regress(data, work, shards)
+    generator, second = distil(model, work)
+    generator, critic, third = finish(generator, data, work, shards)
+    generator, fourth = polish(model, generator, data, work, shards)
     with torch.no_grad():
-        generator.latent_avg.copy_(latent.average_style(generator))
+        generator.latent_avg.copy_(average_style(generator))
     card = {
         "model": "portraits",
         "data": f"renders of {shards * dataset.SHARD} people, photo only",
@@ -133,13 +130,13 @@ def make_generator(data: Path, work: Path, out: Path, shards: int) -> dict:
 
 def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu") -> dict:
     """Trains, measures and saves the built-in diffusion model; returns its card."""
-    recipe = train_ddpm.RECIPE
-    model, seconds = train_ddpm.train(data, work, shards, device=device)
+    recipe = ddpm.RECIPE
+    model, seconds = ddpm.train(data, work, shards, device=device)
     place = out / "ddpm.safetensors"
     save_generator(place, model.cpu().half(), {"name": "portraits-ddpm", "world": "portraits"})
     rounded, _ = load_generator_file(place)  # what is measured has the rounded weights of the file
     generator, _ = load_generator_file(out / "generator.safetensors")
-    assert isinstance(rounded, DiffusionGenerator) and isinstance(generator, StyleGAN2Generator)
+    assert rounded.kind == "diffusion" and generator.kind == "styles"
     card = {
         "model": "portraits-ddpm",
         "data": f"renders of {shards * dataset.SHARD} people, photo only",
@@ -149,9 +146,7 @@ def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "seed": recipe.seed,
         "parameters": sum(p.numel() for p in rounded.parameters()),
-        "quality": train_ddpm.measure(
-            rounded.eval().to(device), generator.eval(), load_clip_folder(out / "judge")
-        ),
+        "quality": ddpm.measure(rounded.eval().to(device), generator.eval(), load_clip_folder(out / "judge")),
     }
     (out / "ddpm.card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -159,8 +154,9 @@ def make_ddpm(data: Path, work: Path, out: Path, shards: int, device: str = "cpu
 
 def make_identity(data: Path, work: Path, out: Path) -> dict:
     """Trains, measures and saves the identity encoder; returns its card."""
-    network, seconds = train_identity.train(data, work)
-    place, recipe = out / "identity.safetensors", train_identity.RECIPE
+    network, seconds = identity.train(data, work)
+    place = out / "identity.safetensors"
+    recipe = identity.RECIPE
     save_ir_se(place, network, {"name": "portraits-identity", "world": "portraits"}, half=True)
     network, sha256 = load_ir_se(place)
     z, photos, domains = _test_people()
@@ -181,13 +177,11 @@ def make_identity(data: Path, work: Path, out: Path) -> dict:
         "parameters": sum(p.numel() for p in network.parameters()),
         "quality": {
             "people": len(z),
-            "renders": train_identity.measure(
+            "renders": identity.measure(
                 network, photos, dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))
             ),
-            "built_in_generator": train_identity.measure(network, photos, {"photo": _eight_bit(made)})[
-                "photo"
-            ],
-            "cosine_after_one_change": train_identity.measure_changes(network, z[:64]),
+            "built_in_generator": identity.measure(network, photos, {"photo": _eight_bit(made)})["photo"],
+            "cosine_after_one_change": identity.measure_changes(network, z[:64]),
         },
     }
     (out / "identity.card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -197,9 +191,9 @@ def make_identity(data: Path, work: Path, out: Path) -> dict:
 def make_reader(data: Path, work: Path, out: Path) -> dict:
     """Fits, measures and saves the attribute reader; returns its card."""
     network, encoder = load_ir_se(out / "identity.safetensors")
-    heads, seconds = train_reader.train(network, data, work)
+    heads, seconds = reader.train(network, data, work)
     save_reader(out / "reader.safetensors", heads, encoder)
-    reader = load_reader(out / "reader.safetensors", out / "identity.safetensors")
+    fitted = load_reader(out / "reader.safetensors", out / "identity.safetensors")
     z, photos, domains = _test_people()
     pictures = {"photo": photos} | dict(zip(DOMAINS[1:], domains.unbind(1), strict=True))
     card = {
@@ -208,8 +202,8 @@ def make_reader(data: Path, work: Path, out: Path) -> dict:
         "encoder_sha256": encoder,
         "data": "renders of 8000 people in 14 domains, half of them worn as generators wear pictures",
         "minutes": round(seconds / 60, 1),
-        "seed": train_reader.RECIPE.seed,
-        "quality": train_reader.measure(reader, load_clip_folder(out / "judge"), pictures, z),
+        "seed": reader.RECIPE.seed,
+        "quality": reader.measure(fitted, load_clip_folder(out / "judge"), pictures, z),
     }
     (out / "reader.card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -220,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *train_clip.RECIPES))
+    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *clips.RECIPES))
     parser.add_argument(
         "--data",
         type=Path,

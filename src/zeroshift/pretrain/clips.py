@@ -25,7 +25,7 @@ from zeroshift.portraits import captions
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
+from zeroshift.pretrain.resumable import run_resumably, warmup_cosine
 
 CLASSES = (*DOMAINS, captions.DISTORTED)
 ATTRIBUTES = tuple(CHOICES)
@@ -143,11 +143,14 @@ def draw_batch(people: dataset.People, n: int, seed: int, step: int, hard: bool)
     draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
     rows = torch.randint(len(people.domains), (n,), generator=draw)
     domain = torch.randint(len(DOMAINS) - 1, (n,), generator=draw)
-    photo, second = dataset.to_float(people.photo[rows]), dataset.to_float(people.domains[rows, domain])
+    photo = dataset.to_float(people.photo[rows])
+    second = dataset.to_float(people.domains[rows, domain])
     kind = torch.rand(n, generator=draw) if hard else torch.zeros(n)
     labels = F.one_hot(domain + 1, len(CLASSES)).float()
     share = torch.rand(n, generator=draw)
-    blend, beyond, broken = (kind > 0.58) & (kind <= 0.78), (kind > 0.78) & (kind <= 0.9), kind > 0.9
+    blend = (kind > 0.58) & (kind <= 0.78)
+    beyond = (kind > 0.78) & (kind <= 0.9)
+    broken = kind > 0.9
     # Between two pictures of a person: photo and domain, or (a quarter of them) two domains.
     other = torch.where(
         torch.rand(n, generator=draw) < 0.25, torch.randint(len(DOMAINS) - 1, (n,), generator=draw), -1
@@ -240,7 +243,8 @@ def _naming_loss(logits: Tensor, batch: Batch, attribute_weight: float) -> Tenso
     """Soft cross-entropy over classes plus the mean cross-entropy of the attributes: logits (2n, classes +
     choices)."""
     loss = -(batch.labels * logits[:, : len(CLASSES)].log_softmax(1)).sum(1).mean()
-    start, total = len(CLASSES), torch.zeros(())
+    start = len(CLASSES)
+    total = torch.zeros(())
     for attribute in ATTRIBUTES:
         width = len(CHOICES[attribute][0])
         each = F.cross_entropy(
@@ -280,7 +284,8 @@ def _caption_loss(logits: Tensor) -> Tensor:
 
 def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel, float]:
     """Trains one CLIP, or continues; returns it frozen in evaluation mode with the seconds spent."""
-    recipe, people = RECIPES[name], dataset.load(data, shards, shards)
+    recipe = RECIPES[name]
+    people = dataset.load(data, shards, shards)
     clip = build(recipe)
     student = Student(clip, recipe.widths[-1])
     with torch.no_grad():
@@ -293,7 +298,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         draw = torch.Generator().manual_seed(recipe.seed * 9973 + number)
         rng = random.Random(recipe.seed * 7919 + number)
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr)
+            group["lr"] = warmup_cosine(number, recipe.steps, recipe.peak_lr)
         # Clean pictures first, which is two times cheaper; then attacks of growing length.
         progress = number / recipe.steps
         batch = draw_batch(
@@ -329,7 +334,7 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         return {**terms, "radius": radius, "scale": scale, "domain_accuracy": accuracy}
 
     student.train()
-    seconds = training.run(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
+    seconds = run_resumably(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
     with torch.no_grad():
         clip.model.logit_scale.clamp_(max=4.6)
     clip.frozen = True
@@ -341,7 +346,8 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
 def measure(clip: ClipModel, photos: Tensor, domains: Tensor, z: Tensor) -> dict:
     """Quality on people never trained on: photos (n, 3, 64, 64), domains (n, D, 3, 64, 64) uint8, latents z
     (n, Z)."""
-    scene, rng = sample_scene(z), random.Random(5)
+    scene = sample_scene(z)
+    rng = random.Random(5)
 
     def unit(x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)

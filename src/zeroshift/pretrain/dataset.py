@@ -49,7 +49,9 @@ def make_shard(folder: Path, index: int, with_domains: bool, people: int | None 
         return
     folder.mkdir(parents=True, exist_ok=True)
     people = people or SHARD
-    z, photos, domains = shard_latents(index, people), [], []
+    z = shard_latents(index, people)
+    photos = []
+    domains = []
     for start in range(0, people, 20):
         buffers = cast(sample_scene(z[start : start + 20]), 2 * SIZE)
         photos.append(_bytes(shade(buffers, "photo", SIZE)))
@@ -94,7 +96,9 @@ class People:
 def load(folder: Path, shards: int, domain_shards: int) -> People:
     """Reads, and renders where missing, `shards` shards, of which the leading `domain_shards` carry every
     domain."""
-    z, photo, domains = [], [], []
+    z = []
+    photo = []
+    domains = []
     _make_missing(folder, {index: index < domain_shards for index in range(max(shards, domain_shards))})
     for index in range(max(shards, domain_shards)):
         with np.load(_path(folder, index)) as file:

@@ -21,13 +21,13 @@ from zeroshift.clip.features import normalize
 from zeroshift.clip.model import ClipModel
 from zeroshift.files.writing import atomic_path
 from zeroshift.measure import metrics
-from zeroshift.models import seeds as latent
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet
+from zeroshift.models.seeds import z_from_seeds
 from zeroshift.models.stylegan2 import StyleGAN2Generator
 from zeroshift.portraits.scene import LATENT_DIM
 from zeroshift.portraits.shading import render
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
+from zeroshift.pretrain.resumable import run_resumably
 
 Network = Callable[..., tuple[Tensor, ...]]
 
@@ -65,7 +65,7 @@ RECIPE = DdpmRecipe()
 
 
 def learning_rate(step: int, recipe: DdpmRecipe) -> float:
-    """Linear warm-up, constant, linear fall."""
+    """Rate of a step: a linear warm-up to the peak, then constant, then a linear fall to 0."""
     falling = (recipe.steps - step) / max(1.0, recipe.fall * recipe.steps)
     return recipe.peak_lr * min(1.0, (step + 1) / recipe.warmup, falling)
 
@@ -126,7 +126,7 @@ def train(
         return {"loss": loss, "norm": norm, "rate": learning_rate(number, recipe) * 1000}
 
     parts: dict = {"unet": unet, "average": average, "optimizer": optimizer}
-    seconds = training.run("ddpm", work, recipe.steps, parts, step)
+    seconds = run_resumably("ddpm", work, recipe.steps, parts, step)
     return wrap(average.eval()), seconds
 
 
@@ -168,17 +168,15 @@ def measure(
     is that of renders of other people. Pictures are made with fresh noise at every step (eta 1), and
     deterministically too.
     """
-    seen, others = range(count), range(10_000, 10_000 + count)
-    truth = render(latent.z_from_seeds(seen, LATENT_DIM))
+    seen = range(count)
+    others = range(10_000, 10_000 + count)
+    truth = render(z_from_seeds(seen, LATENT_DIM))
     began = time.perf_counter()
     made = model.sample(seen, steps, eta=1.0)
     seconds = time.perf_counter() - began
     shown = [
         torch.cat(
-            [
-                generator.synthesize(generator.map(part))
-                for part in latent.z_from_seeds(seeds, LATENT_DIM).split(32)
-            ]
+            [generator.synthesize(generator.map(part)) for part in z_from_seeds(seeds, LATENT_DIM).split(32)]
         )
         for seeds in (seen, others)
     ]
@@ -191,7 +189,7 @@ def measure(
         "frechet_generator": metrics.frechet_distance(_features(judge, shown[1]), real),
         "frechet_generator_same_people": metrics.frechet_distance(_features(judge, shown[0]), real),
         "frechet_renders_of_other_people": metrics.frechet_distance(
-            _features(judge, render(latent.z_from_seeds(others, LATENT_DIM))), real
+            _features(judge, render(z_from_seeds(others, LATENT_DIM))), real
         ),
         "diversity_over_renders": metrics.diversity_ratio(ours, real),
         "diversity_over_renders_deterministic": metrics.diversity_ratio(deterministic, real),

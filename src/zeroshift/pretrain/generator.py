@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroshift.models import ops
-from zeroshift.models import seeds as latent
+from zeroshift.models.discriminator import StyleGAN2Discriminator
+from zeroshift.models.seeds import average_style, mix, rng
 from zeroshift.models.stylegan2 import (
     EqualLinear,
     StyleGAN2Config,
-    StyleGAN2Discriminator,
     StyleGAN2Generator,
     resolve_modulation,
 )
 from zeroshift.portraits.scene import CHOICES, LATENT_DIM, SLIDERS, features, sample_scene
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
+from zeroshift.pretrain.resumable import run_resumably, warmup_cosine
 
 CONFIG = StyleGAN2Config(
     size=64, latent_dim=LATENT_DIM, style_dim=128, mapping_depth=5, channel_base=2048, channel_max=192
@@ -56,7 +56,7 @@ class GeneratorRecipe:
     r1_gamma: float = 0.6
 
 
-RECIPE = GeneratorRecipe()
+GENERATOR_RECIPE = GeneratorRecipe()
 
 
 class Regressor(nn.Module):
@@ -66,7 +66,8 @@ class Regressor(nn.Module):
         super().__init__()
         self.generator = StyleGAN2Generator(CONFIG, seed=11)
         self.embed = nn.Linear(NUM_FEATURES, CONFIG.style_dim)
-        self.hidden, self.bend = nn.Linear(NUM_FEATURES, 256), nn.Linear(256, CONFIG.style_dim)
+        self.hidden = nn.Linear(NUM_FEATURES, 256)
+        self.bend = nn.Linear(256, CONFIG.style_dim)
         draw = torch.Generator().manual_seed(12)
         nn.init.normal_(self.embed.weight, std=0.25, generator=draw)
         nn.init.normal_(self.hidden.weight, std=0.4, generator=draw)
@@ -104,7 +105,9 @@ def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
     return gap.abs().mean() + 4 * gap.square().mean() + 4 * (across.square().mean() + down.square().mean())
 
 
-def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE) -> tuple[Regressor, float]:
+def regress(
+    data: Path, work: Path, shards: int, recipe: GeneratorRecipe = GENERATOR_RECIPE
+) -> tuple[Regressor, float]:
     """Stage 1; returns the trained regressor and the seconds spent."""
     people = dataset.load(data, shards, 0)
     attributes = features(sample_scene(people.z))
@@ -113,7 +116,7 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
 
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.steps, recipe.peak_lr)
+            group["lr"] = warmup_cosine(number, recipe.steps, recipe.peak_lr)
         rows = torch.randint(
             len(people.z), (recipe.batch,), generator=torch.Generator().manual_seed(31 * number)
         )
@@ -137,14 +140,15 @@ def regress(data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIP
         error = (shown[-1].float() - F.avg_pool2d(wanted, 64 // side)).abs().mean()
         return {"loss": loss, "error": error, "side": side}
 
-    seconds = training.run("regress", work, recipe.steps, {"model": model, "optimizer": optimizer}, step)
+    seconds = run_resumably("regress", work, recipe.steps, {"model": model, "optimizer": optimizer}, step)
     return model, seconds
 
 
 def _init_thresholds(first: nn.Linear) -> None:
     """Pairs of hidden units around every quantile edge of the choices, so that steps need not be
     discovered."""
-    row, sharp = 0, 60.0  # softer edges leave every second person between two choices
+    row = 0
+    sharp = 60.0  # softer edges leave every second person between two choices
     with torch.no_grad():
         for column, (_, probabilities) in enumerate(CHOICES.values()):
             edges = torch.special.ndtri(
@@ -159,7 +163,7 @@ def _init_thresholds(first: nn.Linear) -> None:
 
 
 def distil(
-    model: Regressor, work: Path, recipe: GeneratorRecipe = RECIPE
+    model: Regressor, work: Path, recipe: GeneratorRecipe = GENERATOR_RECIPE
 ) -> tuple[StyleGAN2Generator, float]:
     """Stage 2: trains the mapping network so that map(z) equals the style of the person of z; sets the
     average style."""
@@ -177,7 +181,7 @@ def distil(
 
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.mapping_steps, 2e-3)
+            group["lr"] = warmup_cosine(number, recipe.mapping_steps, 2e-3)
         z = torch.randn(1024, LATENT_DIM, generator=torch.Generator().manual_seed(99_000_000 + number))
         with torch.no_grad():
             wanted = model.style(features(sample_scene(z)))
@@ -190,7 +194,7 @@ def distil(
         optimizer.step()
         return {"loss": loss, "relative": loss / wanted.var()}
 
-    seconds = training.run(
+    seconds = run_resumably(
         "distil", work, recipe.mapping_steps, {"layers": layers, "optimizer": optimizer}, step
     )
     with torch.no_grad():
@@ -198,7 +202,7 @@ def distil(
             assert isinstance(layer, EqualLinear)
             layer.weight.copy_(learnt.weight / layer.scale)
             layer.bias.copy_(learnt.bias / layer.lr_mul)
-        generator.latent_avg.copy_(latent.average_style(generator))
+        generator.latent_avg.copy_(average_style(generator))
     return generator, seconds
 
 
@@ -207,7 +211,7 @@ def _mixed(generator: StyleGAN2Generator, w: Tensor, anchored: int, draw: torch.
     latent."""
     cut = int(torch.randint(1, generator.num_latents, (1,), generator=draw))
     plain = w[:anchored, None].expand(-1, generator.num_latents, -1)
-    return torch.cat([plain, latent.mix(w[anchored:], w[anchored:].flip(0), cut, generator.num_latents)])
+    return torch.cat([plain, mix(w[anchored:], w[anchored:].flip(0), cut, generator.num_latents)])
 
 
 def _critic_loss(critic: StyleGAN2Discriminator, fake: Tensor, real: Tensor, r1: float) -> Tensor:
@@ -231,31 +235,40 @@ def _fooled(critic: StyleGAN2Discriminator, fake: Tensor) -> Tensor:
     return loss
 
 
+def _drawn(
+    generator: StyleGAN2Generator, people: dataset.People, batch: int, held: int, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Pictures BCHW of random people with random noise, of which all but the first `held` have two people's
+    styles; and the photos of these people."""
+    rows = torch.randint(len(people.z), (batch,), generator=draw)
+    w = _mixed(generator, generator.map(people.z[rows]), held, draw)
+    noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
+    with torch.autocast("cpu", torch.bfloat16):
+        pictures = generator.synthesize(w, noise)
+    return pictures.float(), dataset.to_float(people.photo[rows])
+
+
 def finish(
-    generator: StyleGAN2Generator, data: Path, work: Path, shards: int, recipe: GeneratorRecipe = RECIPE
+    generator: StyleGAN2Generator,
+    data: Path,
+    work: Path,
+    shards: int,
+    recipe: GeneratorRecipe = GENERATOR_RECIPE,
 ):
     """Stage 3: returns the averaged generator, its discriminator and the seconds spent."""
     people = dataset.load(data, shards, 0)
-    average, critic = generator.clone(), StyleGAN2Discriminator(CONFIG, seed=14)
+    average = generator.clone()
+    critic = StyleGAN2Discriminator(CONFIG, seed=14)
     moving = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
     of_generator = torch.optim.Adam(moving, lr=recipe.finish_lr, betas=(0.0, 0.99))
     of_critic = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.99))
     batch = recipe.finish_batch
     held = 2 * batch // 3  # the others mix two people's styles and have no render to be held to
 
-    def made(number: int, tag: str) -> tuple[Tensor, Tensor]:
-        draw = latent.rng("finish", tag, number)
-        rows = torch.randint(len(people.z), (batch,), generator=draw)
-        w = _mixed(generator, generator.map(people.z[rows]), held, draw)
-        noise = [torch.randn(batch, *shape[1:], generator=draw) for shape in generator.noise_shapes()]
-        with torch.autocast("cpu", torch.bfloat16):
-            pictures = generator.synthesize(w, noise)
-        return pictures.float(), dataset.to_float(people.photo[rows])
-
     def step(number: int) -> dict:
         with torch.no_grad():
-            fake, _ = made(number, "critic")
-        rows = torch.randint(len(people.z), (batch,), generator=latent.rng("finish", "real", number))
+            fake, _ = _drawn(generator, people, batch, held, rng("finish", "critic", number))
+        rows = torch.randint(len(people.z), (batch,), generator=rng("finish", "real", number))
         # Lazy regularisation: every 16th step, 16 times the weight.
         r1 = 16 * recipe.r1_gamma if number % 16 == 0 else 0.0
         loss_critic = _critic_loss(critic, fake, dataset.to_float(people.photo[rows]), r1)
@@ -265,8 +278,8 @@ def finish(
         if number < recipe.finish_steps // 7:  # the critic starts from nothing: its first opinions are noise
             return {"critic": loss_critic}
         for group in of_generator.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.finish_steps, recipe.finish_lr)
-        fake, wanted = made(number, "generator")
+            group["lr"] = warmup_cosine(number, recipe.finish_steps, recipe.finish_lr)
+        fake, wanted = _drawn(generator, people, batch, held, rng("finish", "generator", number))
         fool = _fooled(critic, fake)
         anchor = picture_loss(fake[:held], wanted[:held])
         of_generator.zero_grad(set_to_none=True)
@@ -289,7 +302,7 @@ def finish(
         "of_generator": of_generator,
         "of_critic": of_critic,
     }
-    seconds = training.run("finish", work, recipe.finish_steps, parts, step)
+    seconds = run_resumably("finish", work, recipe.finish_steps, parts, step)
     return average, critic, seconds
 
 
@@ -299,7 +312,7 @@ def polish(
     data: Path,
     work: Path,
     shards: int,
-    recipe: GeneratorRecipe = RECIPE,
+    recipe: GeneratorRecipe = GENERATOR_RECIPE,
 ):
     """Stage 4: a last, slow regression of the synthesis to the renders, without noise; returns the generator
     and the seconds."""
@@ -310,8 +323,8 @@ def polish(
 
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(number, recipe.polish_steps, recipe.polish_lr, warmup=100)
-        rows = torch.randint(len(people.z), (16,), generator=latent.rng("polish", number))
+            group["lr"] = warmup_cosine(number, recipe.polish_steps, recipe.polish_lr, warmup=100)
+        rows = torch.randint(len(people.z), (16,), generator=rng("polish", number))
         with torch.no_grad():
             w = model.style(attributes[rows])
         with torch.autocast("cpu", torch.bfloat16):
@@ -323,7 +336,7 @@ def polish(
         optimizer.step()
         return {"loss": loss, "error": (pictures - wanted).abs().mean()}
 
-    seconds = training.run(
+    seconds = run_resumably(
         "polish", work, recipe.polish_steps, {"generator": generator, "optimizer": optimizer}, step
     )
     return generator, seconds

@@ -20,7 +20,7 @@ from zeroshift.files.faces import IrSe, IrSeConfig
 from zeroshift.portraits.scene import CHOICES, SLIDERS, Scene, cast, sample_scene
 from zeroshift.portraits.shading import DOMAINS, shade
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
+from zeroshift.pretrain.resumable import run_resumably, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def contrast(features: Tensor, temperature: float) -> Tensor:
 
 def _reading_loss(said: Tensor, scene: Scene) -> Tensor:
     """Mean cross-entropy over choices plus mean squared error of the sliders, in units of their variance."""
-    start, total = 0, torch.zeros(())
+    start = 0
+    total = torch.zeros(())
     for name, (choices, _) in CHOICES.items():
         total = total + F.cross_entropy(said[:, start : start + len(choices)], scene.choice[name].repeat(2))
         start += len(choices)
@@ -138,20 +139,20 @@ def _reading_loss(said: Tensor, scene: Scene) -> Tensor:
 
 def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECIPE) -> tuple[IrSe, float]:
     """Trains the encoder, or continues; returns it frozen in evaluation mode with the seconds spent."""
-    people, student = dataset.load(data, shards, shards), Student(recipe)
+    people = dataset.load(data, shards, shards)
+    student = Student(recipe)
     student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # an overload that torch's types lack
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.peak_lr, weight_decay=0.02)
 
     def step(number: int) -> dict:
         for group in optimizer.param_groups:
-            group["lr"] = training.warmup_cosine(
-                number, recipe.steps, recipe.peak_lr, min(100, recipe.steps // 5)
-            )
+            group["lr"] = warmup_cosine(number, recipe.steps, recipe.peak_lr, min(100, recipe.steps // 5))
         pictures, scene = draw_batch(people, recipe, number)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed * 9973 + number)  # dropout draws from the global generator
             features, said = student(pictures)
-        contrastive, reading = contrast(features, recipe.temperature), _reading_loss(said, scene)
+        contrastive = contrast(features, recipe.temperature)
+        reading = _reading_loss(said, scene)
         optimizer.zero_grad(set_to_none=True)
         (contrastive + recipe.attribute_weight * reading).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
@@ -161,7 +162,9 @@ def train(data: Path, work: Path, shards: int = 8, recipe: IdentityRecipe = RECI
         return {"contrast": contrastive, "reading": reading, "found": found.float().mean()}
 
     student.train()
-    seconds = training.run("identity", work, recipe.steps, {"student": student, "optimizer": optimizer}, step)
+    seconds = run_resumably(
+        "identity", work, recipe.steps, {"student": student, "optimizer": optimizer}, step
+    )
     return student.network.eval().requires_grad_(False), seconds
 
 
@@ -177,10 +180,12 @@ def measure(network: IrSe, photos: Tensor, others: Mapping[str, Tensor]) -> dict
     def seen(pictures: Tensor) -> Tensor:
         return torch.cat([network.embed(dataset.to_float(part)) for part in pictures.split(64)])
 
-    known, rows = seen(photos), {}
+    known = seen(photos)
+    rows = {}
     for name, pictures in others.items():
         cosines = known @ seen(pictures).T
-        same, people = cosines.diagonal(), len(cosines)
+        same = cosines.diagonal()
+        people = len(cosines)
         rows[name] = {
             "rank_1": float((cosines.argmax(1) == torch.arange(people)).float().mean()),
             "cosine_same": float(same.mean()),
@@ -205,7 +210,8 @@ def measure_changes(network: IrSe, z: Tensor) -> dict[str, float]:
             [network.embed(shade(cast(part, 2 * dataset.SIZE), "photo", dataset.SIZE)) for part in parts]
         )
 
-    known, found = seen(people), {}
+    known = seen(people)
+    found = {}
     for name, (choices, _) in CHOICES.items():
         other = people.choice | {name: (people.choice[name] + 1) % len(choices)}
         found[name] = float((known * seen(Scene(other, people.slider))).sum(1).mean())

@@ -24,8 +24,9 @@ from zeroshift.portraits.reader import Heads, Reader, encoder_features, split_ch
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
 from zeroshift.pretrain import dataset
-from zeroshift.pretrain import resumable as training
 from zeroshift.pretrain.identity import worn
+from zeroshift.pretrain.resumable import run_resumably
+from zeroshift.worlds.portraits import Portraits
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def features_of(network: IrSe, pictures: Tensor, draw: torch.Generator | None = 
 def fit(features: Tensor, scene: Scene, recipe: ReaderRecipe = RECIPE) -> tuple[Tensor, Tensor]:
     """Weights KF and biases K with the least cross-entropy, mean over attributes, plus `decay` on
     standardised weights."""
-    mean, scale = features.mean(0), features.std(0) + 1e-4
+    mean = features.mean(0)
+    scale = features.std(0) + 1e-4
     rows = (features - mean) / scale
     choices = sum(len(each) for each, _ in CHOICES.values())
     weights = torch.zeros(choices, rows.shape[1], requires_grad=True)
@@ -112,7 +114,7 @@ def train(
             "accuracy": sum(share_right(read[name], scene.choice[name]) for name in CHOICES) / len(CHOICES)
         }
 
-    seconds = training.run("reader", work, len(DOMAINS), {"heads": kept}, step)
+    seconds = run_resumably("reader", work, len(DOMAINS), {"heads": kept}, step)
     return {domain: (kept.weights[i], kept.biases[i]) for i, domain in enumerate(DOMAINS)}, seconds
 
 
@@ -120,12 +122,14 @@ def train(
 def measure(reader: Reader, judge: ClipModel, pictures: Mapping[str, Tensor], z: Tensor) -> dict:
     """How often every attribute is read right on uint8 pictures of each domain of people z, beside chance and
     judge."""
-    scene, right, words = sample_scene(z), {}, {}
+    scene = sample_scene(z)
+    right = {}
+    words = {}
     for domain, shown in pictures.items():
         read = reader.read(features_of(reader.network, shown), domain)
         right[domain] = {name: share_right(read[name], scene.choice[name]) for name in CHOICES}
         seen = torch.cat([judge.encode_image(dataset.to_float(part)) for part in shown.split(64)])
-        words[domain] = _mean(read_attributes(judge, seen, scene, domain))
+        words[domain] = _mean(read_attributes(judge, seen, Portraits(), scene.choice, domain))
     common = {name: float(scene.choice[name].bincount().max()) / len(z) for name in CHOICES}
     return {
         "right_by_domain": right,

@@ -30,7 +30,7 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: int = 200) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, phase))))
 
 
-def run(
+def run_resumably(
     name: str,
     folder: Path,
     steps: int,
@@ -43,7 +43,8 @@ def run(
     Returns the seconds spent, over all starts. The draws of a step must depend on its number alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
+    path = folder / f"{name}.pt"
+    log = folder / f"{name}.jsonl"
     start, spent = 0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True, map_location="cpu")

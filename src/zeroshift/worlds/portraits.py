@@ -1,4 +1,4 @@
-"""The built-in world of people as a `World`."""
+"""The built-in world: people in fourteen domains, with their judge, face network and attribute reader."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from zeroshift import portraits
-from zeroshift.files.registry import ASSETS
+from zeroshift.files.registry import ASSETS, CLIPS
 from zeroshift.portraits.captions import attribute_prompts
 from zeroshift.portraits.reader import Reader, load_reader
-from zeroshift.portraits.scene import CHOICES, sample_scene
+from zeroshift.portraits.scene import CHOICES
 from zeroshift.shapes import Latent, Picture
+from zeroshift.worlds.roles import NetworkRecord, SobelEdges
 from zeroshift.worlds.world import World
 
 IDENTITY = ASSETS / "identity.safetensors"
@@ -21,33 +22,27 @@ READER = ASSETS / "reader.safetensors"
 
 @dataclass(frozen=True)
 class PortraitsReader:
-    """Which choice of every attribute the pictures of one domain show."""
+    """Which choice of every attribute the pictures of one domain show, by linear heads that were fitted to
+    renders of that domain alone."""
 
     reader: Reader
     domain: str
 
     @property
-    def name(self) -> str:
-        """What records call it."""
-        return f"portraits-reader ({self.domain})"
-
-    @property
-    def sha256(self) -> str:
-        """Hashes of its heads and of its encoder."""
-        return self.reader.sha256
-
-    @property
-    def resize(self) -> str:
-        """How it brings pictures to its own size, in words."""
-        return self.reader.network.resize
+    def record(self) -> NetworkRecord:
+        """Names the domain, and carries the hashes of the heads and of their encoder."""
+        return NetworkRecord(
+            f"portraits-reader ({self.domain})", self.reader.sha256, self.reader.network.resize
+        )
 
     def read(self, pictures: Picture) -> dict[str, Tensor]:
-        """Attribute -> choice (B, long)."""
+        """Attribute -> number (B, long) of the choice, attributes in the order of `CHOICES`."""
         return self.reader.read(self.reader.features(pictures), self.domain)
 
 
 class Portraits(World):
-    """People in fourteen domains, three of them held out."""
+    """People in fourteen domains, three of them held out. What a seed draws is a person, whose hair, glasses,
+    hat, ... are the same in every domain."""
 
     name = "portraits"
     latent_dim = portraits.LATENT_DIM
@@ -55,29 +50,33 @@ class Portraits(World):
     held_out = portraits.HELD_OUT
     choices = {name: values for name, (values, _) in CHOICES.items()}
     judge = "portraits-judge"
+    clips = tuple(CLIPS)
     identity = IDENTITY
-    coarse = True
 
     def domain_of(self, label: str) -> str | None:
-        """The domain that a label names, in any of its spellings."""
+        """The domain that a label names, in any of its spellings ("roman mosaic")."""
         return portraits.domain_of(label)
 
     def truth(self, z: Latent, label: str, size: int) -> Picture:
-        """Renders of people. ValueError for a label that names no domain."""
+        """Renders of the people of latents. ValueError for a label that names no domain."""
         return portraits.render(z, self.domain_of(label) or label, size)
 
     def attributes(self, z: Latent) -> dict[str, Tensor]:
-        """Attribute -> choice of every person."""
-        return sample_scene(z).choice
+        """Attribute -> number (B, long) of the choice of every person."""
+        return portraits.sample_scene(z).choice
 
     def prompts(self, attribute: str, label: str) -> list[str]:
-        """One sentence per choice of an attribute."""
+        """Sentences such as "a pencil sketch of a person with a hat"."""
         return attribute_prompts(attribute, f"a {label} of a person")
 
-    def reader(self, label: str, device: str | torch.device = "cpu") -> PortraitsReader | None:
-        """The attribute reader, where it knows the domain that a label names."""
+    def open_reader(self, label: str, device: str | torch.device = "cpu") -> PortraitsReader | None:
+        """The attribute reader, where it has heads for the domain that a label names."""
         domain = self.domain_of(label)
         if domain is None or not (READER.is_file() and IDENTITY.is_file()):
             return None
         reader = load_reader(READER, IDENTITY, device)
         return PortraitsReader(reader, domain) if domain in reader.heads else None
+
+    def open_edges(self, device: str | torch.device = "cpu") -> SobelEdges:
+        """Sobel's filter: at 64 px a published edge network sees only blur."""
+        return SobelEdges()
