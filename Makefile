@@ -9,7 +9,7 @@ PYTEST ?= -n 2 --dist loadfile
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.zeroshift-setup
 
-.PHONY: setup demo test test-fast lint bench golden
+.PHONY: setup demo test test-fast lint bench golden docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -48,3 +48,7 @@ golden: setup
 
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# Pages that are generated from the options: docs/verbs/ and tables of the README.
+docs: setup
+	$(BIN)/python docs/generate.py
