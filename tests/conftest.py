@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 import goldenlib
+from slowlist import SLOW, slow_lines, slow_names
 
 torch.set_num_threads(1)
 
@@ -43,36 +43,9 @@ def uncovered_groups(root: Path, tests: Path) -> list[str]:
     return sorted(group for group in groups if f'"{group}"' not in sources)
 
 
-SLOW = Path(__file__).parent / "slow.txt"
-"""Tests as `file::test`, and whole files, that `make test-fast` leaves out."""
-
-LONG, LONG_SETUP = 0.5, 2.0
-"""Seconds from which `--note-slow` lists a test, and a file for what it prepares."""
-
-
-def slow_names() -> set[str]:
-    """Entries of `slow.txt`."""
-    lines = SLOW.read_text(encoding="utf-8").splitlines()
-    return {line for line in lines if line and not line.startswith("#")}
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option that writes `slow.txt` anew, after a run of all tests."""
     parser.addoption("--note-slow", action="store_true", help="write tests/slow.txt from what tests took")
-
-
-def slow_lines(reports: list[pytest.TestReport]) -> list[str]:
-    """Entries of `slow.txt` for tests that took as long as in these reports."""
-    took, files = defaultdict[str, float](float), set[str]()
-    for report in reports:
-        file, _, test = report.nodeid.removeprefix("tests/").partition("::")
-        took[f"{file}::{test.partition('[')[0]}"] += report.duration
-        if report.when == "setup" and report.duration >= LONG_SETUP:
-            files.add(file)
-    long = {
-        test for test, seconds in took.items() if seconds >= LONG and test.partition("::")[0] not in files
-    }
-    return sorted(files | long)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeroshift.errors import InputError
 from zeroshift.files import layouts
+from zeroshift.methods.prompts import LatentMapper
 from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 
@@ -235,3 +237,33 @@ def every_layout(folder: Path, made: StyleGAN2Generator) -> dict[str, Path]:
     torch.save(layouts.to_nvidia(made.state()), files["nvidia state"])
     save_generator(files["ours"], made, {"target": "pencil sketch"})
     return files
+
+
+def mapper_from_official(state: Mapping[str, Tensor], num_words: int) -> LatentMapper:
+    """The mapper of the authors' checkpoints (`mapping.mapping.1.weight` ...). Raises InputError where the
+    keys are others."""
+    prefix = "mapping.mapping."
+    numbers = sorted({int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix)})
+    # Position 0 of the authors' network is the normalisation, which has no weights.
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        raise InputError(
+            f"no mapper under {prefix}1.weight ... in this state dict. Give the entry m of the authors' "
+            "mapper.pt."
+        )
+    first, last = state[f"{prefix}1.weight"], state[f"{prefix}{numbers[-1]}.weight"]
+    if len(last) % num_words:
+        raise InputError(
+            f"the mapper writes {len(last)} numbers, which {num_words} words do not divide. Check the "
+            "context's length."
+        )
+    mapper = LatentMapper(
+        first.shape[1], num_words, len(last) // num_words, hidden=len(first), depth=len(numbers)
+    ).to(first.dtype)
+    mapper.load_state_dict(
+        {
+            f"layers.{number - 1}.{kind}": state[f"{prefix}{number}.{kind}"]
+            for number in numbers
+            for kind in ("weight", "bias")
+        }
+    )
+    return mapper

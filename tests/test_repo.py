@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 from packaging.requirements import Requirement
 
-from conftest import slow_lines
+from slowlist import slow_lines
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "zeroshift"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zeroshift.files.describe import inspect as inspect
     from zeroshift.files.export import convert as convert
     from zeroshift.files.registry import load_clip as load_clip
+    from zeroshift.files.registry import load_discriminator as load_discriminator
     from zeroshift.files.registry import load_generator as load_generator
     from zeroshift.measure.evaluate import evaluate as evaluate
     from zeroshift.methods.adapt import adapt as adapt
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from zeroshift.pictures.sample import sample as sample
     from zeroshift.pictures.translate import translate as translate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "AdaptConfig": "config.schema",
@@ -43,6 +44,7 @@ _HOME = {
     "inspect": "files.describe",
     "load": "pictures.runs",
     "load_clip": "files.registry",
+    "load_discriminator": "files.registry",
     "load_generator": "files.registry",
     "plan": "methods.adapt",
     "push_to_hub": "app.publish",
@@ -63,6 +65,7 @@ __all__ = [
     "inspect",
     "load",
     "load_clip",
+    "load_discriminator",
     "load_generator",
     "plan",
     "portraits",

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from foreign import mapper_from_official
 from goldenlib import fill, load, one, params, sentences
 from zeroshift.clip.features import normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import TemplateBank, context_sentence, sentence
 from zeroshift.files.clip_layouts import from_openai_state, openai_sizes
 from zeroshift.methods import directions, losses
-from zeroshift.methods.prompts import mapper_from_official
 
 TOLERANCE = 1e-5
 Arrays = dict[str, np.ndarray]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -146,12 +144,3 @@ def test_fifty_steps_of_adam_from_equal_pictures_move_them() -> None:
 def test_a_divisor_that_is_hardly_bounded_poisons_adam() -> None:
     # The defect that the floor is for: one step is taken, then hardly any other.
     assert move(1e-8) < 0.25 * move(0.05)
-
-
-def test_a_picture_set_direction_goes_from_mean_to_mean() -> None:
-    target, source = draw(3, 6), draw(7, 6)
-    means = [
-        torch.stack([row / math.sqrt(float(row @ row)) for row in rows]).mean(0) for rows in (target, source)
-    ]
-    expected = (means[0] - means[1]) / (means[0] - means[1]).norm()
-    torch.testing.assert_close(directions.picture_set_direction(source, target), expected[None])

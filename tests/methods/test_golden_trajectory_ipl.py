@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import goldenlib
+from foreign import mapper_from_official
 from goldentrain import (
     Comparison,
     Done,
@@ -31,7 +32,6 @@ from goldentrain import (
 from zeroshift.clip.text import context_sentence
 from zeroshift.config.schema import configure
 from zeroshift.methods.backend import Given
-from zeroshift.methods.prompts import mapper_from_official
 
 NAME = "ipl_trajectory"
 

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
+from foreign import mapper_from_official
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import WordTokenizer
 from zeroshift.errors import InputError
-from zeroshift.methods.prompts import LatentMapper, PromptMapper, mapper_from_official, prompt_mapper
+from zeroshift.methods.prompts import LatentMapper, PromptMapper, prompt_mapper
 
 
 def clip_of(text_width: int) -> ClipModel:

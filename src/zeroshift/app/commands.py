@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Translate:
-    """Change pictures of one's own with a run of a diffusion model: into noise with the source, back with the
+    """Change your own pictures with a run of a diffusion model: into noise with the source, back with the
     adapted one."""
 
     run: Annotated[str, tyro.conf.Positional]

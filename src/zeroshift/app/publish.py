@@ -27,7 +27,7 @@ from zeroshift.files.hub import (
     parse_reference,
     say,
 )
-from zeroshift.files.registry import CLIPS, GENERATORS
+from zeroshift.files.registry import CLIPS, is_built_in
 from zeroshift.files.writing import write_bytes
 from zeroshift.measure.report import CURVES, duration, evaluation_rows, evaluation_settings, truth_of_run
 from zeroshift.training.run_folder import RunFolder
@@ -87,7 +87,7 @@ def push_to_hub(
             f"the run in {folder.path} is not finished ({folder.status.state}); run the command that began "
             "it again."
         )
-    licence_open = folder.environment["source"]["name"] not in GENERATORS
+    licence_open = not is_built_in(folder.environment["source"]["name"])
     if dry_run is not None:
         place = Path(dry_run)
         if place.exists() and (not place.is_dir() or any(place.iterdir())) and not overwrite:
@@ -156,7 +156,7 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
         repository=repository,
         rosinality=OTHER_WEIGHTS in names,
         styles=styles,
-        built_in=origin["name"] in GENERATORS,
+        built_in=is_built_in(origin["name"]),
         source_name=plain(public_name(origin["name"])),
         origin=_origin(run),
         numbers=_loss_rows(run.metrics(), hidden=() if config.mapper.lambda_source else ("domain_source",)),
@@ -176,7 +176,7 @@ def plain(text: str) -> str:
 def public_name(spec: str) -> str:
     """A model's name without the folders of this computer."""
     known = (
-        spec in GENERATORS
+        is_built_in(spec)
         or spec in CLIPS
         or is_reference(spec)
         or (is_hub_id(spec) and not Path(spec).exists())
@@ -203,7 +203,7 @@ def _hub_metadata(run: RunFolder) -> str:
 
     origin = run.environment["source"]["name"]
     config = run.config
-    built_in = origin in GENERATORS
+    built_in = is_built_in(origin)
     metadata = ModelCardData(
         library_name="zeroshift",
         license="mit" if built_in else "other",

@@ -84,7 +84,7 @@ def portraits_ddpm(target: str) -> AdaptConfig:
         ),
         # Larger weights hold the photo's colours: with 0.3 zombies are further from the truth than with 0.1
         # (docs/log.md).
-        losses=LossConfig(direction=3.0, pixel=0.1),
+        losses=LossConfig(direction=3.0, pixel=0.2),
         quirks=QuirkConfig(image_floor=1.0),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
     )

@@ -67,17 +67,17 @@ class MonitorConfig:
     trained."""
 
     every: Annotated[int, Field(ge=0)] = 25
-    """Steps between looks, the last step being one too; 0 never looks."""
+    """Steps between two records; the last step has one too. 0 turns the monitor off."""
     count: Annotated[int, Field(ge=2)] = 16
     """Pictures that are watched. Their latents belong to the seed of the run."""
     least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Share of the source's diversity below which a warning is given and a look cannot be the best. In the
+    """Share of the source's diversity below which a warning is given and a record cannot be the best. In the
     built-in world the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
     patience: Annotated[int, Field(ge=1)] = 4
-    """Looks in a row, none the best so far, after which the score has stopped rising."""
+    """Records in a row, none the best so far, after which the score has stopped rising."""
     least_gain: Annotated[float, Field(ge=0)] = 0.01
-    """How far a look's score must lie above that of the best so far to become the best. Scores lie between 0
-    and 1."""
+    """How far a record's score must lie above that of the best so far to become the best. Scores lie between
+    0 and 1."""
 
 
 @_config(section="train.diffusion")
@@ -137,7 +137,7 @@ class TrainConfig:
     """Decay per step of the averaged weights, which are the result of the run."""
     until: Annotated[Literal["steps", "converged"], tyro.conf.arg(aliases=("--until",))] = "steps"
     """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising.
-    The result is then the generator of the best look."""
+    The result is then the generator of the best record."""
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
     diffusion: FinetuneConfig = FinetuneConfig()

@@ -62,6 +62,11 @@ def world_name(metadata: Mapping[str, str]) -> str:
     return metadata.get("world") or ("portraits" if source in GENERATORS else "")
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a name is that of a generator that ships with the package, under the package's own licence."""
+    return name in GENERATORS
+
+
 def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
     """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or one on the
     hub, and its origin.

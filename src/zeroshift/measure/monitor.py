@@ -1,16 +1,16 @@
-"""The collapse monitor: what a run looks like from outside while stage 2 moves the generator, and when it is
-best or done.
+"""The collapse monitor: how a run looks from outside while stage 2 moves the generator, and when it is best
+or done.
 
 Every `train.monitor.every` steps, and at the last one, the same few pictures are drawn by the source and by
-the average of the target (keyed by the run's seed; of a generator with styles with its own noise maps).
-Nothing here touches what is trained.
+the average of the target (keyed by the run's seed; of a generator with styles with its own noise maps), and a
+record is made of them. Nothing here touches what is trained.
 
-The rule. The score of a look is what the judge says, where there is one (that of the source generator's
+The rule. The score of a record is what the judge says, where there is one (that of the source generator's
 world, in one of its domains, unless it guides): the mean probability that it gives the target among all
-domains. Elsewhere it is the agreement of directions. A look with less than `least_diversity` of the source's
-diversity has no score. A look becomes the best if its score is more than `least_gain` above that of the best
-so far: a late gain too small to see does not outweigh the diversity that it costs. With `train.until
-converged`, stage 2 ends when `patience` looks in a row have not become the best.
+domains. Elsewhere it is the agreement of directions. A record with less than `least_diversity` of the
+source's diversity has no score. A record becomes the best if its score is more than `least_gain` above that
+of the best so far: a late gain too small to see does not outweigh the diversity that it costs. With
+`train.until converged`, stage 2 ends when `patience` records in a row have not become the best.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _Question:
 
 
 class Monitor:
-    """Looks at a run at fixed steps, keeps the best generator, and says when to stop. Its state is
+    """Records a run at fixed steps, keeps the best generator, and says when to stop. Its state is
     monitor.jsonl alone."""
 
     def __init__(
@@ -176,11 +176,11 @@ class Monitor:
         found = (
             f"the best score is {best['score']:.4f} at step {best['step']}"
             if best
-            else "no look was diverse enough"
+            else "no record was diverse enough"
         )
         return (
             f"stopped early at step {self.records[-1]['step']}: {found}, and the last {watch.patience} "
-            "looks were "
+            "records were "
             f"not better by more than {watch.least_gain:g}"
         )
 
@@ -203,7 +203,7 @@ class Monitor:
         return None
 
     def after(self, step: int, last: bool, average: Any) -> None:
-        """Looks where a look is due: logs it, saves it if it is the best so far, and warns once of
+        """Makes a record where one is due: logs it, keeps the generator of the best so far, and warns once of
         collapse."""
         watch = self.config.train.monitor
         if not watch.every or (step % watch.every and not last):

@@ -47,7 +47,7 @@ CURVES = {
     "raster": "Raster",
     "identity": "Identity loss",
 }
-"""Series that are worth a look, by their name in metrics.jsonl."""
+"""Series that are drawn, by their name in metrics.jsonl."""
 
 WATCHED = {
     "agreement": "Agreement with the direction of the words",
@@ -245,28 +245,28 @@ def _curves(lines: Sequence[Mapping[str, Any]], hidden: set[str]) -> list[dict[s
     return curves
 
 
-def _watched(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _watched(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One curve per number of the collapse monitor that was recorded more than once."""
     curves: list[dict[str, Any]] = []
     for name, title in WATCHED.items():
-        points = [(int(look["step"]), float(look[name])) for look in looks if look.get(name) is not None]
+        points = [(int(each["step"]), float(each[name])) for each in records if each.get(name) is not None]
         if len(points) > 1:
             curves.append({"svg": curve(points, title), "text": f"{title}, by step"})
     return curves
 
 
 def _monitor_text(folder: RunFolder) -> str:
-    """Which look of the monitor was best, by which rule, and what became of it."""
-    looks = folder.monitor_records()
+    """Which record of the monitor was best, by which rule, and what became of it."""
+    records = folder.monitor_records()
     watch = folder.config.train.monitor
-    if not looks:
+    if not records:
         return ""
     score = (
-        "probability that the judge gives the target" if "judge" in looks[-1] else "agreement of directions"
+        "probability that the judge gives the target" if "judge" in records[-1] else "agreement of directions"
     )
     rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
     rule += f"{watch.least_gain:g} not counted"
-    found = [look for look in looks if look["step"] == looks[-1]["best"]]
+    found = [each for each in records if each["step"] == records[-1]["best"]]
     best = (
         f"Best at step {found[0]['step']} with {found[0]['score']:.4f} ({rule}); kept as best.safetensors."
         if found
@@ -275,7 +275,7 @@ def _monitor_text(folder: RunFolder) -> str:
     ended = f" The run {folder.status.message}." if folder.finished and folder.status.message else ""
     return (
         f"{watch.count} pictures, looked at every {watch.every} steps. "
-        + (best or f"No look was diverse enough ({rule}).")
+        + (best or f"No record was diverse enough ({rule}).")
         + ended
     )
 

@@ -237,7 +237,7 @@ class DiffusionBackend(Backend):
         return rate
 
     def most_at_once(self) -> int:
-        """A batch."""
+        """The batch of stage 2: nothing is selected here."""
         return self.config.train.batch
 
     # 3. What goes on from step to step.

@@ -81,11 +81,3 @@ def image_direction(source: Feature, target: Feature, floor: float = 0.05) -> Fe
     difference = normalize(target) - normalize(source)
     norm = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
     return difference / (norm.clamp_min(floor) if floor > 0 else norm)
-
-
-def picture_set_direction(source: Feature, target: Feature) -> UnitFeature:
-    """Eq. NADA with target pictures instead of words: n( mean_j n(target_j) - mean_i n(source_i) ), shape
-    1,E."""
-    return normalize(
-        normalize(target).mean(dim=0, keepdim=True) - normalize(source).mean(dim=0, keepdim=True)
-    )

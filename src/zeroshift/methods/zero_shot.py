@@ -263,7 +263,7 @@ class ZeroShotRun:
         self.backend.prepare(self.clips)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The backend's."""
+        """What the backend carries from one step to the next."""
         return self.backend.state()
 
     def resume(self, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -280,7 +280,7 @@ class ZeroShotRun:
             self.monitor.after(step, last, self.average)
 
     def stop_reason(self, stage: int) -> str:
-        """The monitor's."""
+        """Why the monitor ends stage 2; empty where it goes on."""
         return self.monitor.stop_reason if stage == 2 else ""
 
     def end_stage(self, stage: int) -> None:
@@ -289,7 +289,7 @@ class ZeroShotRun:
             save_mapper(self.loop.folder.path / MAPPER_FILE, self.mapper)
 
     def sample_grid(self) -> Picture:
-        """The backend's."""
+        """Pictures BCHW of the first seeds by the averaged generator."""
         return self.backend.sample_grid()
 
     def save_result(self, path: Path) -> None:
@@ -311,7 +311,7 @@ class ZeroShotRun:
         save_generator(path, self.average, made | facts)
 
     def memory_tip(self, stage: int) -> str:
-        """The backend's."""
+        """What to try where memory ran out, by the kind of generator."""
         return self.backend.memory_tip(stage)
 
     # 3. What the monitor asks.

@@ -14,7 +14,7 @@ from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import AnyGenerator, is_diffusers_folder
 from zeroshift.files.hub import is_reference
-from zeroshift.files.registry import GENERATORS, load_generator
+from zeroshift.files.registry import is_built_in, load_generator
 from zeroshift.files.unets import split_facts
 from zeroshift.models.protocol import PictureGenerator
 from zeroshift.training.run_folder import RunFolder
@@ -150,6 +150,6 @@ def load(run: str | Path, *, generator: str | None = None, device: str = "auto")
 def is_run(spec: str | Path) -> bool:
     """Whether a name can only mean a run folder: it is no file, no built-in name, no reference and no model
     of diffusers."""
-    if is_reference(spec) or str(spec) in GENERATORS or Path(split_facts(str(spec))[0]).is_file():
+    if is_reference(spec) or is_built_in(str(spec)) or Path(split_facts(str(spec))[0]).is_file():
         return False
     return not is_diffusers_folder(Path(spec))

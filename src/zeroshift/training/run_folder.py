@@ -5,10 +5,10 @@ moment.
     environment.json          versions, platform, threads, hashes of all models that the run began with
     status.json               running | stopped | failed | finished, stage and step
     metrics.jsonl             one line per logged step
-    monitor.jsonl             one line per look of the collapse monitor
+    monitor.jsonl             one line per record of the collapse monitor
     checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
     mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
-    best.safetensors          the generator (EMA) of the monitor's best look so far
+    best.safetensors          the generator (EMA) of the monitor's best record so far
     generator.safetensors     the adapted generator (EMA), written last
     evaluation.json           what `zeroshift evaluate` measured
     tensorboard/              scalars, where asked for
@@ -141,7 +141,7 @@ class RunFolder:
 
     @property
     def best_file(self) -> Path:
-        """The generator (EMA weights) of the monitor's best look."""
+        """The generator (EMA weights) of the monitor's best record."""
         return self.path / "best.safetensors"
 
     @property
@@ -295,7 +295,7 @@ class RunFolder:
         self._show(f"stage{line['stage']}", line)
 
     def log_monitor(self, line: Mapping[str, Any]) -> None:
-        """Appends one look of the monitor to monitor.jsonl and, where asked for, its numbers to
+        """Appends one record of the monitor to monitor.jsonl and, where asked for, its numbers to
         TensorBoard."""
         with self._told("monitor.jsonl"), open(self.path / "monitor.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
