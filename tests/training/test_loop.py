@@ -3,6 +3,7 @@ bit for bit."""
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+import zeroshift
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import Precision
 from zeroshift.errors import RunError
@@ -202,7 +204,7 @@ def test_the_total_is_the_weighted_sum_over_groups_and_terms() -> None:
     terms.group().add("c", values[3], 0.1)
     terms.group(7.0)
     total = terms.total()
-    assert float(total) == pytest.approx(0.5 * (2 * 1) + 3 * 3 + 0.1 * 4)
+    assert float(total.detach()) == pytest.approx(0.5 * (2 * 1) + 3 * 3 + 0.1 * 4)
     total.backward()
     assert [each.grad if each.grad is None else float(each.grad) for each in values] == [
         1.0,
@@ -226,3 +228,46 @@ def test_averages_move_what_can_differ_and_nothing_else() -> None:
     assert torch.equal(mean.weight, torch.full((2,), 0.75 * 1 + 0.25 * 5))
     assert torch.equal(mean.bias, torch.zeros(2))
     assert torch.equal(mean.running_mean, torch.full((2,), 0.75))
+
+
+def attributes(body: ast.AST) -> set[str]:
+    """Names that a piece of code assigns on `self`."""
+    return {
+        node.attr
+        for node in ast.walk(body)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training.loop",
+        "methods.zero_shot",
+        "methods.style_backend",
+        "methods.diffusion_backend",
+        "measure.monitor",
+    ],
+)
+def test_no_attribute_of_a_run_first_appears_outside_a_constructor(name: str) -> None:
+    path = Path(zeroshift.__file__).parent / f"{name.replace('.', '/')}.py"
+    backend = path.parent / "backend.py"
+    trees = [ast.parse(each.read_text("utf-8")) for each in (path, backend) if each.is_file()]
+    inherited: set[str] = set()
+    late: set[str] = set()
+    for tree in reversed(trees):
+        for made in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            methods = [node for node in made.body if isinstance(node, ast.FunctionDef)]
+            declared = {ast.unparse(node.target) for node in made.body if isinstance(node, ast.AnnAssign)}
+            first = [attributes(each) for each in methods if each.name == "__init__"]
+            known = inherited | declared | set().union(*first)
+            inherited |= known if made.name == "Backend" else set()
+            late |= set().union(*(attributes(each) for each in methods)) - known
+    assert late == set()
+
+
+def test_an_attribute_that_appears_late_is_found() -> None:
+    assert attributes(ast.parse("self.a = 1\nself.b.c = 2\nx.d = 3")) == {"a"}
