@@ -3,7 +3,7 @@ the gap between them.
 
     python benchmarks/cost.py [--worlds vit portraits] [--repeats 3] [--channel-multiplier 1] [--threads 2]
 
-The parts are those of the two loops in `zeroshift.methods.adapt`, called on its own trainer with the
+The parts are those of the two loops in `methods/ipl.py`, called on its own trainer with the
 models of `benchmarks/adapt.py`. A
 multiplication and an addition count as two; element-wise work counts as none, so the gap is what memory and
 overhead cost. The ceiling is the fastest of a matrix product and four convolutions of StyleGAN2's shapes.

@@ -1,4 +1,4 @@
-"""Golden trajectories through the product's own trainer: a json as config, start and latents, and what came
+"""Golden trajectories through the product's own `adapt`: a json as config, start and latents, and what came
 out beside it."""
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Done:
             self.events.append(event)
 
     def _scoring(self, plain: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Layer scores for the trainer, and for us the rounded ones of the very same selection."""
+        """Layer scores for the run, and for us the rounded ones of the very same selection."""
 
         def both(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
             self.rounded.append(plain(*args, **options, rounded=True)[0])
@@ -251,9 +251,7 @@ def options(names: Sequence[str], weights: Sequence[float], words: Json) -> Json
 
 def train_options(facts: Json, steps: int) -> Json:
     """Options of stage 2."""
-    assert facts["auto_layer_iters"] in (0, 1), (
-        "selection by several gradient steps is no option of the trainer"
-    )
+    assert facts["auto_layer_iters"] in (0, 1), "selection by several gradient steps is no option of a run"
     assert np.isclose(facts["lr_option"] * LEGACY, facts["adam"]["lr"])
     rest = {"steps": steps, "batch": facts["batch"], "lr": facts["lr_option"]}
     rest |= {"ema": facts["ema_decay"]} if "ema_decay" in facts else {}

@@ -21,7 +21,7 @@ Ranges. Pictures are float BCHW in [-1, 1] at every public door (a generator may
 CLIP features are un-normalised unless a name or a docstring says "unit".
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Picture = Float[Tensor, "B C H W"]
@@ -34,10 +34,6 @@ Styles = Float[Tensor, "B K S"]
 """One style per picture and style input (W+)."""
 Words = Float[Tensor, "B M D"]
 """Learned words, in the token space of one CLIP."""
-TokenIds = Int[Tensor, "B T"]
-"""Token ids, padded with zeros on the right."""
-TokenVectors = Float[Tensor, "T D"]
-"""Embedded tokens of one text."""
 Feature = Float[Tensor, "B E"]
 """CLIP features, un-normalised."""
 UnitFeature = Float[Tensor, "B E"]

@@ -490,3 +490,7 @@ def test_a_comparison_needs_no_option_of_adapt_and_has_no_dry_run(capsys: pytest
     words = ["compare", "--methods", "nada", "nonsense", "--targets", "neon"]
     assert cli.main(words) == 2 and "nonsense" in capsys.readouterr().err
     assert cli.main([*words, "--dry-run"]) == 2 and "no --dry-run" in capsys.readouterr().err
+    # Whether it is the default method or another one.
+    for method in ("ipl", "nada"):
+        assert cli.main([*words, "--method", method]) == 2
+        assert "method cannot be given for a comparison" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The trainer as a whole: it learns, moves only what it may, stops and resumes without a trace, and refuses
+"""`adapt` as a whole: it learns, moves only what it may, stops and resumes without a trace, and refuses
 in words."""
 
 from __future__ import annotations

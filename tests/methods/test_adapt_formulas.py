@@ -1,4 +1,4 @@
-"""The trainer against slow formulas in float64: whole trajectories of both stages, written out picture by
+"""`adapt` against slow formulas in float64: whole trajectories of both stages, written out picture by
 picture."""
 
 from __future__ import annotations

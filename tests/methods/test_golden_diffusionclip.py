@@ -1,4 +1,4 @@
-"""DiffusionCLIP through our own trainer against the authors' fine-tuning: both modes, every step, loss, rate
+"""DiffusionCLIP through our own `adapt` against the authors' fine-tuning: both modes, every step, loss, rate
 and weight."""
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Group:
         )
 
     def run(self, out: Path, hook: Any = None, rounds: int = 1, **tuning: Any) -> AdaptRun:
-        """The run by the product's trainer, for some rounds."""
+        """The run by the product's `adapt`, for some rounds."""
         meta, facts = self.meta, self.meta["hyper"]
         assert meta["adam"] == {"betas": [0.9, 0.999], "eps": 1e-8} and meta["id_loss_w"] == 0
         tuning = {

@@ -1,4 +1,4 @@
-"""IPL through our own trainer against trajectories of the authors' code: words of stage 1, generators of
+"""IPL through our own `adapt` against trajectories of the authors' code: words of stage 1, generators of
 stage 2."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""NADA through our own trainer against trajectories of the authors' code: one and two CLIPs, mixed losses, a
+"""NADA through our own `adapt` against trajectories of the authors' code: one and two CLIPs, mixed losses, a
 fixed phase."""
 
 from __future__ import annotations

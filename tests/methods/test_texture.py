@@ -1,4 +1,4 @@
-"""The texture loss as an option of the trainer, against its formula written out."""
+"""The texture loss as an option of `adapt`, against its formula written out."""
 
 from __future__ import annotations
 

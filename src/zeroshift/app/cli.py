@@ -105,7 +105,7 @@ def sample(command: Sample) -> int:
             json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]], "seeds": seeds})
         )
     else:
-        print(f"{len(seeds)} pictures in {folder}\n  grid     {paths[0]}")
+        print(f"{len(seeds)} picture{'s' * (len(seeds) != 1)} in {folder}\n  grid     {paths[0]}")
     return 0
 
 
@@ -138,7 +138,8 @@ def translate(command: Translate) -> int:
     if command.json:
         print(json.dumps({"sheet": str(paths[0]), "pictures": [str(path) for path in paths[1:]]}))
     else:
-        print(f"{len(paths) - 1} pictures in {paths[0].parent}\n  before and after  {paths[0]}")
+        count = len(paths) - 1
+        print(f"{count} picture{'s' * (count != 1)} in {paths[0].parent}\n  before and after  {paths[0]}")
     return 0
 
 

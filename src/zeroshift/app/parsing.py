@@ -95,7 +95,9 @@ def _shared(words: Sequence[str]) -> dict[str, Any]:
     if not isinstance(given, Adapt) or given.dry_run:
         raise InputError("compare has no --dry-run; --page-only runs nothing and shows what is there.")
     origin = Origin.of(words)
-    start = replace(origin, method="").config()  # a method given here is a change, which compare refuses
+    if origin.method:
+        raise InputError("method cannot be given for a comparison; use --methods.")
+    start = origin.config()
     named = {"recipe": origin.recipe, "compat": origin.compat, "generator": origin.generator}
     return named | changes(to_dict(start), to_dict(given.config))
 

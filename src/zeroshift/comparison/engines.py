@@ -71,7 +71,7 @@ class Watcher(Protocol[J_contra]):
 
 
 class Engine(Protocol):
-    """Carries out jobs."""
+    """What `compare` hands its runs to: this process, processes side by side, later a cluster."""
 
     def carry_out(self, jobs: Sequence[J], watcher: Watcher[J]) -> None:
         """Carries out all jobs, begun in their order. One that fails, or whose process dies, stops no other.

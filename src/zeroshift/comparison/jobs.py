@@ -106,7 +106,8 @@ class RunJob:
 
     def write_record(self, outcome: Mapping[str, Any]) -> None:
         """Writes the record of the run: what its folder says, and `outcome`."""
-        config, folder = self.config, self.folder
+        config = self.config
+        folder = self.folder
         environment = self._environment() or {}
         lines = folder.metrics()
         record: dict[str, Any] = {

@@ -33,7 +33,7 @@ class Procedure:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table."""
+    """What a method learns, what it moves, and where it is written."""
 
     title: str
     """Name as its paper writes it."""

@@ -196,7 +196,8 @@ def _vgg() -> Taps:
             pools.append((number, 2))
         for _ in range(times):
             convolutions[number] = (width, channels, 3, 1, 1)
-            width, number = channels, number + 2
+            width = channels
+            number += 2
         number += 1
     return Taps(convolutions, tuple(pools), (2, 7, 14, 21, 28))
 

@@ -54,7 +54,7 @@ Better = Literal["higher", "lower", "near 1"]
 
 
 class Number(NamedTuple):
-    """What an equation gives."""
+    """A measured value, with its spread and what was counted."""
 
     value: float
     spread: float | None = None
@@ -66,7 +66,7 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the result."""
+    """A metric: its title, which way is better, what it needs, and its equation."""
 
     title: str
     """What tables call it."""

@@ -138,7 +138,8 @@ def _batch_features(
 ) -> dict[str, Tensor]:
     """What is found in one batch of pictures, and in the source's and the true ones that pair with them."""
     found: dict[str, Tensor] = {}
-    judge, features = networks.judge, networks.features
+    judge = networks.judge
+    features = networks.features
     source, truth = pairs.get("source"), pairs.get("truth")
     if features is not None and "made" in needs:
         output = features.encode(target)
@@ -249,7 +250,8 @@ def _add_attributes(store: FeatureStore, inputs: EvalInputs, networks: Networks,
     the same share of the true pictures (None where they are not known)."""
     if "attributes" not in needs or not inputs.latents_known:
         return
-    world, seeds = inputs.world, inputs.seeds
+    world = inputs.world
+    seeds = inputs.seeds
     assert world is not None and seeds is not None
     wanted = world.attributes(world.latents(seeds))
 

@@ -20,7 +20,7 @@ from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
-from zeroshift.files.registry import GENERATORS, load_generator, locate, world_name
+from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import PictureGenerator
@@ -358,7 +358,7 @@ def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> E
         inputs.labels = (inputs.world.source, inputs.world.source)
     # A built-in source is found by its name; others have to be given.
     known = metadata.get("source_name")
-    _add_source(inputs, config, device, known if known in GENERATORS else None)
+    _add_source(inputs, config, device, known if known is not None and is_built_in(known) else None)
     return inputs
 
 
@@ -400,7 +400,8 @@ def _add_source(
 def _add_truth(inputs: EvalInputs, config: EvaluateConfig) -> None:
     """Adds the true pictures of the seeds, or the reason why they are not known. Of a diffusion model, which
     draws no latents of a world, they are only a reference."""
-    world, seeds = inputs.world, inputs.seeds
+    world = inputs.world
+    seeds = inputs.seeds
     drawing = [each for each in (inputs.target, inputs.sets.get("source")) if isinstance(each, Drawn)]
     draws_latents = all(each.generator.kind == "styles" for each in drawing)
     domain = world.domain_of(inputs.labels[1]) if inputs.labels and world is not None else None

@@ -57,7 +57,7 @@ class ClipObjective:
 
     @property
     def name(self) -> str:
-        """Name of the CLIP."""
+        """What records and messages call the CLIP."""
         return self.clip.name
 
     @property

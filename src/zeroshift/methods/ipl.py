@@ -45,8 +45,8 @@ def learn_words(run: ZeroShotRun) -> None:
         # 3. losses
         terms = Terms()
         for clip, clip_words, image in zip(run.clips, words, images, strict=True):
-            source_prompt = clip.prompt_features(clip_words, clip.source, 1)
-            target_prompt = clip.prompt_features(clip_words, clip.target, 1)
+            source_prompt = clip.prompt_features(clip_words, clip.source, stage=1)
+            target_prompt = clip.prompt_features(clip_words, clip.target, stage=1)
             added = terms.group(clip.weight)
             if run.shares_words:
                 # Words that all images share cannot tell them apart; CoOp classifies images as source, not

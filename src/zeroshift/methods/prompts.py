@@ -165,7 +165,8 @@ def prompt_mapper(
                 "of that "
                 'length, or prompt_init "random".'
             )
-        size, given = words or len(tokens_TD), tokens_TD if start == "tokens" else None
+        size = words or len(tokens_TD)
+        given = tokens_TD if start == "tokens" else None
         if shared:
             head = SharedWords(size, clip.text_width, context=given, seed=seed + number)
         else:
@@ -208,10 +209,8 @@ def load_mapper(path: Path) -> PromptMapper:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        shapes, state = (
-            json.loads(file.metadata()["heads"]),
-            {key: file.get_tensor(key) for key in file.keys()},
-        )
+        shapes = json.loads(file.metadata()["heads"])
+        state = {key: file.get_tensor(key) for key in file.keys()}
     heads = []
     for shape in shapes:
         if "style_dim" not in shape:

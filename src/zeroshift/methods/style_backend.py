@@ -231,7 +231,7 @@ class StyleBackend(Backend):
         return draw(self.average, range(self.config.run.samples), self.config.run.truncation)
 
     def probe(self, clips: Sequence[ClipObjective]) -> Style:
-        """One style."""
+        """Style 1,S of a latent of its own; only its shape matters."""
         return self._styles(None, 1, "stage2", 1)
 
     def memory_tip(self, stage: int) -> str:

@@ -14,7 +14,7 @@ from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import AnyGenerator, is_diffusers_folder
 from zeroshift.files.hub import is_reference
-from zeroshift.files.registry import is_built_in, load_generator
+from zeroshift.files.registry import GENERATORS, is_built_in, load_generator
 from zeroshift.files.unets import split_facts
 from zeroshift.models.protocol import PictureGenerator
 from zeroshift.training.run_folder import RunFolder
@@ -138,6 +138,10 @@ def load(run: str | Path, *, generator: str | None = None, device: str = "auto")
     place = resolve_device(device)
     if not is_run(run):
         return load_generator(run, place)[0]
+    if not Path(run).exists():
+        raise InputError(
+            f"there is no run, generator or file {run}; the built-in generators are {', '.join(GENERATORS)}."
+        )
     folder = RunFolder.load(run)
     if not folder.generator_file.is_file():
         raise InputError(

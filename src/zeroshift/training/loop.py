@@ -238,8 +238,7 @@ class Loop:
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss became {loss.item()} in stage {self.place.stage} at step {self.place.step + 1}; "
-                "the "
-                f"last checkpoint is intact. Try a lower {self.stage.section}.lr, or precision fp32."
+                f"the last checkpoint is intact. Try a lower {self.stage.section}.lr, or precision fp32."
             )
 
     # 2. The record.

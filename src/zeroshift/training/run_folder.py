@@ -6,8 +6,8 @@ moment.
     status.json               running | stopped | failed | finished, stage and step
     metrics.jsonl             one line per logged step
     monitor.jsonl             one line per record of the collapse monitor
-    checkpoint.safetensors    mapper, target, EMA and optimiser states of one step; replaced as a whole
-    mapper.safetensors        the learned mapper (ipl), written when stage 1 ends
+    checkpoint.safetensors    all models and optimiser states of one step; replaced as a whole
+    mapper.safetensors        and other files of the method, written when a stage ends
     best.safetensors          the generator (EMA) of the monitor's best record so far
     generator.safetensors     the adapted generator (EMA), written last
     evaluation.json           what `zeroshift evaluate` measured
@@ -219,7 +219,8 @@ class RunFolder:
         recorded hash."""
         from zeroshift.files.registry import load_generator
 
-        spec, expected = generator or self.config.generator, self.environment["source"]["sha256"]
+        spec = generator or self.config.generator
+        expected = self.environment["source"]["sha256"]
         try:
             source, info = load_generator(spec, device)
         except InputError as error:

@@ -43,7 +43,7 @@ class Terms:
         return made
 
     def total(self) -> Scalar:
-        """The loss."""
+        """The loss that is minimised, 0-dimensional; at least one term must have a weight."""
         parts = [(group.weight, group.total()) for group in self.groups]
         weighted = [weight * total for weight, total in parts if total is not None]
         assert weighted, "a step without any weighted term would learn nothing"
