@@ -245,7 +245,10 @@ class ZeroShotRun:
         return METHODS[self.config.method].words == "shared"
 
     def tell(self, terms: Terms, source: Picture | None = None, target: Picture | None = None) -> None:
-        """Tells hooks the losses of the CLIPs of a step, without their weights, and its pictures."""
+        """Tells a hook, where there is one, the losses of the CLIPs of a step, without their weights, and its
+        pictures."""
+        if self.loop.hook is None:
+            return
         self.step_log["per_clip"] = terms.per_group()
         if source is not None and target is not None:
             self.step_log["pictures"] = (source, target.detach())
