@@ -15,6 +15,7 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import PARTS, sentence
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import Precision
+from zeroshift.errors import InputError
 from zeroshift.methods import directions, losses
 from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature, Words
 
@@ -50,6 +51,9 @@ class ClipObjective:
     """Of the bare target label, 1,E: what selects layers."""
     target_sentence_feature: UnitFeature
     """Of "a {target}", 1,E: what the global loss compares with."""
+    length: float
+    """How far pictures are to go: distance of the two labels' mean template features, by the scale of the
+    CLIP."""
     part_directions: Tensor | None
     """Directions of the parts of a picture, one per row, for the patch loss."""
     words_mean: Feature | None = None
@@ -64,6 +68,12 @@ class ClipObjective:
     def logit_scale(self) -> float:
         """Factor on cosines in the contrastive loss."""
         return self.clip.logit_scale
+
+    @property
+    def floor(self) -> float:
+        """Smallest divisor of an image direction: that of the options, or the length."""
+        quirks = self.config.quirks
+        return quirks.image_floor if quirks.length == "floor" else self.length
 
     @property
     def global_scale(self) -> float:
@@ -115,7 +125,8 @@ class ClipObjective:
 def clip_objective(
     clip: ClipModel, weight: float, config: AdaptConfig, precision: Precision
 ) -> ClipObjective:
-    """The objective of a CLIP that is already on its device."""
+    """The objective of a CLIP that is already on its device. InputError where the labels must have a distance
+    and have none."""
     context = config.mapper.context or clip.context
     first: directions.Residual = "none" if config.quirks.residual == "none" else "corrected"
 
@@ -126,6 +137,12 @@ def clip_objective(
         return Label(text, features.mean(dim=0), (residuals[0], residuals[1]))
 
     source_PE, target_PE = (template_features(clip, text) for text in (config.source, config.target))
+    apart = float(torch.linalg.vector_norm((target_PE - source_PE).mean(dim=0)))
+    if not apart and config.quirks.length != "floor":
+        raise InputError(
+            f"{config.source!r} and {config.target!r} are the same to the CLIP {clip.name}, so there is no "
+            'distance to go; give other labels, or quirks.length "floor".'
+        )
     parts = zip(PARTS.sentences(config.source), PARTS.sentences(config.target), strict=True)
     return ClipObjective(
         clip=clip,
@@ -139,6 +156,7 @@ def clip_objective(
         label_direction=normalize((target_PE - source_PE).mean(dim=0, keepdim=True)),
         target_feature=normalize(clip.encode_text([config.target])),
         target_sentence_feature=normalize(clip.encode_text([sentence("a {}", config.target)])),
+        length=clip.length_scale * apart,
         part_directions=torch.cat([text_direction(clip, *pair) for pair in parts])
         if config.losses.patch
         else None,
