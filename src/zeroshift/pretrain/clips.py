@@ -48,7 +48,6 @@ class ClipRecipe:
     attribute_weight: float = 1.5  # of the attributes against the domains
     direction: float = 0.5  # weight of the loss that makes every photo-to-domain direction that of the labels
     label_last: float = 0.0  # share of the captions that name the domain after the attributes
-    progress: float = 3.0  # weight of the loss on how far pictures are
 
 
 RECIPES = {

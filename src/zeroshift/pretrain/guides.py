@@ -11,7 +11,7 @@ equal. No loss ties the directions of pictures to those of labels.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -200,7 +200,9 @@ def draw_examples(people: dataset.People, n: int, seed: int, step: int, hard: bo
     # Between two pictures of a person: photo and domain, or (a quarter of them) two domains.
     other = torch.randint(len(DOMAINS) - 1, (n,), generator=draw)
     other = other.where((torch.rand(n, generator=draw) < 0.25) & (blend | miss), torch.tensor(-1))
-    base = start.where((other < 0)[:, None, None, None], dataset.to_float(people.domains[rows, other.clamp_min(0)]))
+    base = start.where(
+        (other < 0)[:, None, None, None], dataset.to_float(people.domains[rows, other.clamp_min(0)])
+    )
     way = truth
     for chosen, picture in (
         (blend, base + share[:, None, None, None] * (truth - base)),
@@ -248,10 +250,17 @@ class Texts:
 def sentences(rng: random.Random, examples: Examples) -> Texts:
     """All sentences of a step. Captions name what a domain shows, and nothing else."""
     named = captions.label_prompts(CLASSES, rng)
-    prefixes = ("a photo of a person", "a person", "a picture of a person", f"a {rng.choice(DOMAINS)} of a person")
+    prefixes = (
+        "a photo of a person",
+        "a person",
+        "a picture of a person",
+        f"a {rng.choice(DOMAINS)} of a person",
+    )
     for attribute in ATTRIBUTES:
         prefix = rng.choice(prefixes)
-        named += [f"{prefix} {rng.choice(captions.PHRASES[attribute][each])}" for each in CHOICES[attribute][0]]
+        named += [
+            f"{prefix} {rng.choice(captions.PHRASES[attribute][each])}" for each in CHOICES[attribute][0]
+        ]
     texts = Texts(named, [], [], [], [])
     for i in range(len(examples)):
         domain = DOMAINS[int(examples.domain[i])]
@@ -260,7 +269,13 @@ def sentences(rng: random.Random, examples: Examples) -> Texts:
         def caption(label: str, hidden: frozenset[str], row: int = i, key: float = key, last: bool = last,
                     mirrored: bool = mirrored) -> str:  # fmt: skip
             return captions.full_caption(
-                examples.scene, row, label, random.Random(key), label_last=last, hidden=hidden, mirrored=mirrored
+                examples.scene,
+                row,
+                label,
+                random.Random(key),
+                label_last=last,
+                hidden=hidden,
+                mirrored=mirrored,
             )
 
         hidden = captions.HIDDEN.get(domain, frozenset())
@@ -279,10 +294,28 @@ class Seen:
     start: Tensor
     way: Tensor
     heads: Tensor
+    texts: TextFeatures
+    scale: Tensor
+
+
+@dataclass
+class TextFeatures:
+    """Unit features of a step's sentences, but for the talkative ones."""
+
     named: Tensor
     source: Tensor
     target: Tensor
-    scale: Tensor
+    steps: Tensor
+    """(n, E) from text to text, along which the progress of a picture is told: for half of the examples from
+    caption to caption, for the others from label to label."""
+
+    def detached(self) -> TextFeatures:
+        """The same without gradient."""
+        return TextFeatures(*(getattr(self, each.name).detach() for each in fields(self)))
+
+    def half(self) -> TextFeatures:
+        """Those of every second example."""
+        return TextFeatures(self.named, self.source[::2], self.target[::2], self.steps[::2])
 
 
 def naming_loss(logits: Tensor, examples: Examples, attribute_weight: float) -> Tensor:
@@ -298,16 +331,18 @@ def naming_loss(logits: Tensor, examples: Examples, attribute_weight: float) -> 
         width = len(CHOICES[attribute][0])
         wanted = examples.scene.choice[attribute].repeat(2)
         each = F.cross_entropy(logits[:, first : first + width], wanted, reduction="none")
-        total = total + EMPHASIS.get(attribute, 1.0) * (each * shown[:, column]).sum() / shown[:, column].sum()
+        total = (
+            total + EMPHASIS.get(attribute, 1.0) * (each * shown[:, column]).sum() / shown[:, column].sum()
+        )
         first += width
     return loss + attribute_weight * total / len(ATTRIBUTES)
 
 
 def score(seen: Seen) -> Tensor:
-    """How far the pictures on the way lie along their person's captions (n,): 0 at the start, 1 where the
-    picture has moved as far as the captions have."""
-    direction = seen.target - seen.source
-    return ((seen.way - seen.start) * direction).sum(1) / (direction.square().sum(1) + 0.02)
+    """How far the pictures on the way lie along the steps of their texts (n,): 0 at the start, 1 where the
+    picture has moved as far as the texts have."""
+    steps = seen.texts.steps
+    return ((seen.way - seen.start) * steps).sum(1) / (steps.square().sum(1) + 0.02)
 
 
 def progress_loss(seen: Seen, examples: Examples) -> Tensor:
@@ -320,7 +355,8 @@ def caption_loss(seen: Seen, examples: Examples, rng: random.Random) -> Tensor:
     """Cross-entropies of pictures with captions, both ways: each example's start or, where it is the true
     one, the picture on the way."""
     second = torch.tensor([bool(pure) and rng.random() < 0.6 for pure in examples.pure])[:, None]
-    logits = seen.scale * seen.way.where(second, seen.start) @ seen.target.where(second, seen.source).T
+    texts = seen.texts
+    logits = seen.scale * seen.way.where(second, seen.start) @ texts.target.where(second, texts.source).T
     truth = torch.arange(len(logits))
     return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
@@ -338,36 +374,50 @@ class Guide:
             self.student.parameters(), lr=recipe.peak_lr, weight_decay=0.02, betas=(0.9, 0.98)
         )
 
-    def see(self, examples: Examples, named: Tensor, source: Tensor, target: Tensor) -> Seen:
+    def see(self, examples: Examples, texts: TextFeatures) -> Seen:
         """Features of the pictures beside those of the texts."""
         image, heads = self.student.pictures(torch.cat([examples.start, examples.way]))
         scale = self.clip.model.logit_scale.clamp(max=4.6).exp()
         start, way = image.chunk(2)
-        return Seen(start, way, heads, named, source, target, scale)
+        return Seen(start, way, heads, texts, scale)
 
     def losses(self, seen: Seen, examples: Examples) -> tuple[Tensor, Tensor]:
         """The losses that an attack raises too: names, by text and by heads, and progress."""
         weight = self.recipe.attribute_weight
-        logits = seen.scale * torch.cat([seen.start, seen.way]) @ seen.named.T
+        logits = seen.scale * torch.cat([seen.start, seen.way]) @ seen.texts.named.T
         naming = naming_loss(logits, examples, weight)
         return naming + 0.5 * naming_loss(seen.heads, examples, weight), progress_loss(seen, examples)
 
-    def attacked(self, examples: Examples, texts: tuple[Tensor, Tensor, Tensor], radius: float, draw: torch.Generator) -> Examples:
+    def attacked(
+        self, examples: Examples, texts: TextFeatures, radius: float, draw: torch.Generator
+    ) -> Examples:
         """The examples, every second one with its pictures moved by a random L2 distance up to `radius` along
         the gradient of the losses."""
         half = part(examples, slice(None, None, 2))
         half.start.requires_grad_()
         half.way.requires_grad_()
-        named, source, target = texts
-        seen = self.see(half, named, source[::2], target[::2])
-        names, steps = self.losses(seen, half)
-        gradients = torch.autograd.grad(names + 3 * steps, [half.start, half.way])
+        names, steps = self.losses(self.see(half, texts.detached().half()), half)
+        gradients = torch.autograd.grad(names + PROGRESS * steps, [half.start, half.way])
         moved = replace(examples, start=examples.start.clone(), way=examples.way.clone())
         for pictures, gradient in zip((moved.start, moved.way), gradients, strict=True):
             length = radius * torch.rand(len(gradient), 1, 1, 1, generator=draw)
             norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
             pictures[::2] += length * gradient / norm
         return moved
+
+    def encoded(self, texts: Texts, examples: Examples, draw: torch.Generator) -> tuple[TextFeatures, Tensor]:
+        """Features of the texts; and of those that name what a domain hides, the mean distance 1 - cosine to
+        the captions that do not, which should be 0."""
+        n = len(examples)
+        named, source, target, talkative = self.student.texts(texts.all).split(
+            [NAMED, n, n, len(texts.talkative)]
+        )
+        by_label = torch.rand(n, 1, generator=draw) < 0.5
+        steps = (named[examples.domain] - named[:1]).where(by_label, target - source)
+        told = torch.zeros(())
+        if texts.talkative:
+            told = (1 - (talkative * target[texts.talkative_rows].detach()).sum(1)).mean()
+        return TextFeatures(named, source, target, steps), told
 
     def step(self, examples: Examples, number: int, rate: float, radius: float) -> dict[str, Tensor]:
         """One step of the optimiser; numbers for the log."""
@@ -376,27 +426,21 @@ class Guide:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         examples = with_noise(seen_askew(examples, draw), draw)
-        texts = sentences(rng, examples)
-        n = len(examples)
-        named, source, target, talkative = self.student.texts(texts.all).split(
-            [NAMED, n, n, len(texts.talkative)]
-        )
+        texts, told = self.encoded(sentences(rng, examples), examples, draw)
         if radius > 0:
-            fixed = (named.detach(), source.detach(), target.detach())
-            examples = self.attacked(examples, fixed, radius, draw)
-        seen = self.see(examples, named, source, target)
+            examples = self.attacked(examples, texts, radius, draw)
+        seen = self.see(examples, texts)
         naming, moved = self.losses(seen, examples)
         caption = caption_loss(seen, examples, rng)
-        # What a domain does not show is nothing that its texts should tell apart.
-        told = (1 - (talkative * target[texts.talkative_rows].detach()).sum(1)).mean() if texts.talkative else 0.0
-        loss = naming + caption + self.recipe.progress * moved + told
+        loss = naming + caption + PROGRESS * moved + told
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
         self.optimizer.step()
         wanted = progress(examples.way, examples.truth, examples.start)
         off = (score(seen).detach() - wanted).abs().mean()
-        return {"naming": naming, "caption": caption, "progress": moved, "off": off, "told": torch.as_tensor(told), "scale": seen.scale}
+        told_now = {"naming": naming, "caption": caption, "progress": moved, "told": told}
+        return told_now | {"off": off, "scale": seen.scale}
 
     def finished(self) -> ClipModel:
         """The CLIP, frozen, in evaluation mode."""
@@ -405,6 +449,13 @@ class Guide:
         self.clip.frozen = True
         self.clip.requires_grad_(False)
         return self.clip.eval()
+
+    def restore(self, path: Path) -> float:
+        """Goes on from a saved state; the seconds spent until then."""
+        saved = torch.load(path, weights_only=True)
+        self.student.load_state_dict(saved["student"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return saved["seconds"]
 
 
 def part(examples: Examples, rows: slice) -> Examples:
@@ -419,8 +470,17 @@ def part(examples: Examples, rows: slice) -> Examples:
     )  # fmt: skip
 
 
-def train(name: str, recipe: ClipRecipe, data: Path, work: Path, shards: int = 8) -> tuple[Guide, float]:
+RECIPES = {
+    "clip-a": ClipRecipe("resnet", (40, 80, 160), (2, 2, 2), "silu", 1, steps=1200, attack=3.0),
+    "clip-b": ClipRecipe("resnet", (32, 64, 128, 192), (1, 2, 2, 1), "gelu", 2, steps=1200, attack=3.0),
+}
+PROGRESS = 3.0
+"""Weight of the loss on how far pictures are."""
+
+
+def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[Guide, float]:
     """Trains one guide on renders, or continues; with the seconds spent."""
+    recipe = RECIPES[name]
     people = dataset.load(data, shards, shards)
     guide = Guide(recipe)
 
