@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from zeroshift import portraits
-from zeroshift.files.registry import ASSETS, CLIPS
+from zeroshift.files.registry import ASSETS, CLIPS, GENERATORS
 from zeroshift.portraits.captions import attribute_prompts
 from zeroshift.portraits.reader import Reader, load_reader
 from zeroshift.portraits.scene import CHOICES
@@ -40,6 +43,15 @@ class PortraitsReader:
         return self.reader.read(self.reader.features(pictures), self.domain)
 
 
+@cache
+def _oracle_ratios() -> dict[str, Mapping[str, float]]:
+    """SHA-256 of a built-in generator -> domain -> ratio, from the generators' cards."""
+    places = [(ASSETS / name).with_suffix(".card.json") for name in GENERATORS.values()]
+    cards = [json.loads(place.read_text("utf-8")) for place in places if place.is_file()]
+    entries = [card["oracle"] for card in cards if "oracle" in card]
+    return {entry["sha256"]: entry["ratio"] for entry in entries}
+
+
 class Portraits(World):
     """People in fourteen domains, three of them held out. What a seed draws is a person, whose hair, glasses,
     hat, ... are the same in every domain."""
@@ -60,6 +72,11 @@ class Portraits(World):
     def truth(self, z: Latent, label: str, size: int) -> Picture:
         """Renders of the people of latents. ValueError for a label that names no domain."""
         return portraits.render(z, self.domain_of(label) or label, size)
+
+    def oracle_ratio(self, generator: str, label: str) -> float | None:
+        """What the card of a built-in generator says, as `python -m zeroshift.pretrain oracle` measured
+        it."""
+        return _oracle_ratios().get(generator, {}).get(self.domain_of(label) or "")
 
     def attributes(self, z: Latent) -> dict[str, Tensor]:
         """Attribute -> number (B, long) of the choice of every person."""
