@@ -19,7 +19,7 @@ from zeroshift.methods.adapt import AdaptRun, adapt, open_run
 from zeroshift.methods.views import Views, draw_views, for_every_view, mean_feature, seen
 from zeroshift.models.seeds import rng
 
-STILL = {"zoom": 0.0, "shift": 0.0, "turn": 0.0, "flip": 0.0, "grain": 0.0}
+STILL: dict[str, Any] = {"zoom": 0.0, "shift": 0.0, "turn": 0.0, "flip": 0.0, "grain": 0.0}
 Event = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def test_a_matrix_is_a_flip_then_a_turn_and_a_zoom_and_a_shift() -> None:
 
 
 @pytest.mark.parametrize("options", [{"strength": 0.0}, STILL])
-def test_without_strength_every_view_is_the_picture(options: dict[str, float]) -> None:
+def test_without_strength_every_view_is_the_picture(options: dict[str, Any]) -> None:
     shown = pictures()
     views = drawn(**options)
     assert views.noise is None
@@ -105,7 +105,8 @@ def test_one_view_is_the_picture_itself() -> None:
 
 def test_a_flip_exchanges_left_and_right() -> None:
     shown = pictures()
-    views = drawn(**(STILL | {"flip": 1.0}))
+    options: dict[str, Any] = STILL | {"flip": 1.0}
+    views = drawn(**options)
     torch.testing.assert_close(seen(shown, views)[2:4], shown.flip(-1), rtol=0, atol=1e-12)
 
 
