@@ -15,11 +15,11 @@ from torch import Tensor
 import tiny
 from zeroshift.clip.features import normalize
 from zeroshift.config.schema import ViewsConfig
-from zeroshift.methods.adapt import AdaptRun, adapt, open_run
+from zeroshift.methods.adapt import AdaptRun, adapt, open_run, plan
 from zeroshift.methods.views import Views, draw_views, for_every_view, mean_feature, seen
 from zeroshift.models.seeds import rng
 
-STILL = {"zoom": 0.0, "shift": 0.0, "turn": 0.0, "flip": 0.0, "grain": 0.0}
+STILL: dict[str, Any] = {"zoom": 0.0, "shift": 0.0, "turn": 0.0, "flip": 0.0, "grain": 0.0}
 Event = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def test_a_matrix_is_a_flip_then_a_turn_and_a_zoom_and_a_shift() -> None:
 
 
 @pytest.mark.parametrize("options", [{"strength": 0.0}, STILL])
-def test_without_strength_every_view_is_the_picture(options: dict[str, float]) -> None:
+def test_without_strength_every_view_is_the_picture(options: dict[str, Any]) -> None:
     shown = pictures()
     views = drawn(**options)
     assert views.noise is None
@@ -105,7 +105,8 @@ def test_one_view_is_the_picture_itself() -> None:
 
 def test_a_flip_exchanges_left_and_right() -> None:
     shown = pictures()
-    views = drawn(**(STILL | {"flip": 1.0}))
+    options: dict[str, Any] = STILL | {"flip": 1.0}
+    views = drawn(**options)
     torch.testing.assert_close(seen(shown, views)[2:4], shown.flip(-1), rtol=0, atol=1e-12)
 
 
@@ -266,6 +267,22 @@ def test_diffusion_codes_stay_those_of_the_plain_picture(tmp_path: Path) -> None
         views = draw_views(ViewsConfig(count=3), shown, 0, "stage1", 0)
         torch.testing.assert_close(features, mean_feature(clip.encode_image, shown, views), rtol=0, atol=1e-5)
         assert not torch.allclose(codes, features, atol=1e-3)
+
+
+def test_views_count_in_the_estimate_of_memory_and_are_what_to_lower(tmp_path: Path) -> None:
+    train: dict[str, Any] = {"layers": "all", "batch": 1}
+    plans = [
+        plan(
+            tiny.config(tmp_path / str(count), method="nada", train=train | {"views": {"count": count}}),
+            state=tiny.given(),
+        )
+        for count in (1, 2, 3)
+    ]
+    needed = [each.memory_bytes for each in plans]
+    # Every further view needs the same again.
+    assert needed[2] - needed[1] == pytest.approx(needed[1] - needed[0], rel=0.5) and needed[1] > needed[0]
+    run = open_run(plans[2].config, tiny.given())
+    assert run.backend.memory_tip(2) == "try train.views.count 1"
 
 
 class Stop:

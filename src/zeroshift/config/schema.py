@@ -385,9 +385,26 @@ SECTIONS = sections(AdaptConfig)
 """The sections of AdaptConfig."""
 
 
+def _unseen(config: AdaptConfig) -> list[str]:
+    """What is wrong with what CLIPs are to see and compare."""
+    problems: list[str] = []
+    if config.losses.relation and config.train.batch < 2:
+        problems.append(
+            "losses.relation compares the pictures of a batch, and train.batch is 1; set it to 2 or more, or "
+            "losses.relation to 0."
+        )
+    views = config.train.views
+    if views.zoom * views.strength >= 1:
+        problems.append(
+            f"train.views.zoom times strength is {views.zoom * views.strength:g}, by which a view may shrink "
+            "to nothing; keep it below 1."
+        )
+    return problems
+
+
 def _conflicts(config: AdaptConfig) -> list[str]:
     """What is wrong with the values taken together, one sentence each."""
-    problems: list[str] = []
+    problems = _unseen(config)
     for name in ("source", "target"):
         if not getattr(config, name).strip():
             problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
@@ -410,17 +427,6 @@ def _conflicts(config: AdaptConfig) -> list[str]:
         problems.append("train.diffusion.backprop_steps is for train.diffusion.mode 'through'; leave it 0.")
     if config.losses.identity_network and not config.losses.identity:
         problems.append("losses.identity_network needs the weight losses.identity above 0.")
-    if config.losses.relation and config.train.batch < 2:
-        problems.append(
-            "losses.relation compares the pictures of a batch, and train.batch is 1; set it to 2 or more, or "
-            "losses.relation to 0."
-        )
-    views = config.train.views
-    if views.zoom * views.strength >= 1:
-        problems.append(
-            f"train.views.zoom times strength is {views.zoom * views.strength:g}, by which a view may shrink "
-            "to nothing; keep it below 1."
-        )
     if not any(value for value in to_dict(config.losses).values() if isinstance(value, float)):
         problems.append(
             "all weights of losses are 0, so nothing would be learned; set losses.direction to 1."
