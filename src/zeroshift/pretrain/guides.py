@@ -351,6 +351,13 @@ def progress_loss(seen: Seen, examples: Examples) -> Tensor:
     return F.smooth_l1_loss(score(seen), wanted, beta=0.2)
 
 
+def direction_loss(seen: Seen, examples: Examples) -> Tensor:
+    """Mean 1 - cosine between the step of a picture to the truth and that of its person's captions: what a
+    domain hides is lost in both. Labels have no part in it."""
+    moved = F.cosine_similarity(seen.way - seen.start, seen.texts.target - seen.texts.source, dim=1, eps=0.05)
+    return ((1 - moved) * examples.pure).sum() / examples.pure.sum().clamp_min(1)
+
+
 def caption_loss(seen: Seen, examples: Examples, rng: random.Random) -> Tensor:
     """Cross-entropies of pictures with captions, both ways: each example's start or, where it is the true
     one, the picture on the way."""
@@ -432,14 +439,21 @@ class Guide:
         seen = self.see(examples, texts)
         naming, moved = self.losses(seen, examples)
         caption = caption_loss(seen, examples, rng)
-        loss = naming + caption + PROGRESS * moved + told
+        direction = direction_loss(seen, examples)
+        loss = naming + caption + PROGRESS * moved + direction + told
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
         self.optimizer.step()
         wanted = progress(examples.way, examples.truth, examples.start)
         off = (score(seen).detach() - wanted).abs().mean()
-        told_now = {"naming": naming, "caption": caption, "progress": moved, "told": told}
+        told_now = {
+            "naming": naming,
+            "caption": caption,
+            "progress": moved,
+            "direction": direction,
+            "told": told,
+        }
         return told_now | {"off": off, "scale": seen.scale}
 
     def finished(self) -> ClipModel:

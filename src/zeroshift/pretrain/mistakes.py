@@ -1,5 +1,5 @@
 """Rounds in which the guides learn from their own mistakes: adapt under them, label what comes out by the
-truth, tune, and again.
+truth, tune, and again. An adaptation goes on over several rounds, so that guides learn from what comes late too.
 
 Only domains that are not held out are adapted to; people are those of training shards. Round r is three kinds
 of files below `work/mistakes`: the guides that it starts from, the pictures that adaptation made under them
@@ -48,15 +48,17 @@ NAMES = ("clip-a", "clip-b")
 class Rounds:
     """How often, and how long."""
 
-    rounds: int = 12
-    steps: int = 160
-    """Steps of every adaptation."""
-    snapshots: tuple[int, ...] = (15, 40, 80, 120, 160)
+    rounds: int = 20
+    steps: int = 60
+    """Steps that an adaptation goes on in a round."""
+    life: int = 5
+    """Rounds after which an adaptation begins anew from the source."""
+    snapshots: tuple[int, ...] = (15, 40, 60)
     people: int = 24
     """People whose pictures are kept at each snapshot, and once more from the averaged generator."""
     pool: int = 512
     """People among whom they are."""
-    tune: int = 160
+    tune: int = 120
     """Steps of tuning in a round."""
     fresh: int = 18
     """Examples from renders in a step of tuning."""
@@ -76,12 +78,12 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
     rate = (0.005, 0.003, 0.0075)[(3 * number + 2 * place) % 3]
     views = (4, 4, 1)[(number + place // 2) % 3]
     relation = (0.0, 0.2)[(number // 2 + place) % 2]
-    mean = ("label", "words")[(number + place) // 2 % 2]
+    mean = ("label", "words", "words")[(number + place) // 2 % 3]
     return configure(
         recipe("portraits", domain),
         method=method,
         out=out,
-        mapper={"steps": 60, "lr": 0.2, "pictures": 64, "mean": mean},
+        mapper={"steps": 80, "lr": 0.15, "pictures": 64, "mean": mean},
         train={"steps": ROUNDS.steps, "lr": rate, "views": {"count": views}, "monitor": {"every": 0}},
         losses={"relation": relation},
         quirks={"length": "labels"},
@@ -137,6 +139,9 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
         return json.loads(done.read_text(encoding="utf-8"))
     place = DOMAINS.index(domain)
     clips = [load_clip_folder(folder / name) for name in NAMES]
+    begun = folder.parent / f"{number - 1:02d}" / f"{domain}.target.pt"
+    goes_on = (number + place) % ROUNDS.life != 0 and begun.exists()
+    state = torch.load(begun, weights_only=True) if goes_on else None
     order = torch.randperm(ROUNDS.pool, generator=torch.Generator().manual_seed(1000 * number + place))
     rows = list(order.split(ROUNDS.people))
     found: list[tuple[Tensor, Tensor]] = []
@@ -152,15 +157,18 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
             if event["stage"] == 2 and event["step"] in ROUNDS.snapshots:
                 keep(run.target)
 
-        run = open_run(config, Given(clips=clips), hook)
+        run = open_run(config, Given(clips=clips, target=state, ema=state), hook)
         with run.loop.recorded():
             ipl.train(run)
         keep(run.average)
         others = torch.cat(rows[-4:])
         made = torch.cat([drawn(run.source, run.average, z) for z in world.people.z[others].split(32)])
     truth, start = world.truth(others, place), world.starts[others]
+    save_atomically(run.target.state_dict(), folder / f"{domain}.target.pt")
+    begun.unlink(missing_ok=True)
     record = {
         "round": number,
+        "goes_on": goes_on,
         "domain": domain,
         "method": config.method,
         "rate": config.train.lr,
