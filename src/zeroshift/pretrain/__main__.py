@@ -226,7 +226,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", "oracle", *clips.RECIPES))
+    parser.add_argument(
+        "model", choices=("generator", "ddpm", "identity", "reader", "oracle", *clips.RECIPES)
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -241,7 +243,10 @@ def main() -> None:
         "--shards", type=int, default=24, help="thousands of people that a generator learns from"
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where a diffusion model or an oracle is trained"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where a diffusion model or an oracle is trained",
     )
     parser.add_argument(
         "--generator", choices=tuple(GENERATORS), default="portraits", help="generator of the oracle"
