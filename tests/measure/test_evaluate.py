@@ -333,7 +333,9 @@ def test_the_truth_of_a_domain_is_rendered_for_the_same_people(photos: Evaluatio
 def test_photos_that_never_moved_have_gone_no_way_and_are_not_warned_about(photos: Evaluation) -> None:
     assert photos.value("truth.way") == pytest.approx(0.0, abs=1e-9) and photos.record["warnings"] == []
     ratio = Portraits().oracle_ratio(photos.record["sha256"]["source"], "cartoon")
-    assert ratio is not None and f"{ratio:.3f} after training" in photos.record["metrics"]["truth.way"]["note"]
+    assert (
+        ratio is not None and f"{ratio:.3f} after training" in photos.record["metrics"]["truth.way"]["note"]
+    )
     assert list(photos.record["metrics"])[0] == "truth.way"
 
 

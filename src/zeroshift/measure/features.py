@@ -75,9 +75,10 @@ REQUIREMENTS: dict[str, Requirement] = {
 target, source, truth: the judge's features. label: of the target label; change: direction from the source
 label to it. made, real: features, classes and early maps of the target's pictures and of the reference's.
 edges, identity: agreement of each pair of source and target. matrix, shots: perceptual distances among the
-target's pictures, and to the few-shot ones. perceptual, pixels: distances of each picture to its true one; source pixels: of the source's picture. oracle:
-share of the source's distance that training on the truth leaves. detail: energies of 1-px detail.
-attributes: shares that are read right, and where the truth is known, on the true pictures too.
+target's pictures, and to the few-shot ones. perceptual, pixels: distances of each picture to its true one;
+source pixels: of the source's picture. oracle: share of the source's distance that training on the truth
+leaves. detail: energies of 1-px detail. attributes: shares that are read right, and where the truth is known,
+on the true pictures too.
 """
 
 
