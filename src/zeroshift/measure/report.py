@@ -127,6 +127,7 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
         "evaluation_warnings": folder.evaluation.get("warnings", []) if folder.evaluation else [],
         "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
+        "agreement": _agreement(folder.agreement),
         "layers": layers,
         "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was "
         "free to move in.",
@@ -134,6 +135,16 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "tables": _tables(folder),
         "version": __version__,
     }
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row per CLIP: its name, and mean cosines with the true directions of the labels' direction, the
+    learned words', the captions', and the best that one direction for all could be."""
+    names = ("label", "words", "captions", "best")
+    return [
+        [row["clip"], *(f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names)]
+        for row in rows
+    ]
 
 
 def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

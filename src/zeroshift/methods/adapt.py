@@ -15,6 +15,7 @@ from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.measure.report import write_report_files
+from zeroshift.methods.agreement import write_agreement
 from zeroshift.methods.backend import Given
 from zeroshift.methods.prompts import PromptMapper, load_mapper
 from zeroshift.methods.views import draw_views, seen
@@ -67,6 +68,7 @@ def adapt(
     run = open_run(resolved, given, hook, progress)
     with run.loop.recorded():
         _method(resolved).train(run)
+        write_agreement(run)
     return _concluded(
         AdaptRun(
             folder=run.loop.folder,

@@ -308,6 +308,9 @@ class TextFeatures:
     steps: Tensor
     """(n, E) from text to text, along which the progress of a picture is told: for half of the examples from
     caption to caption, for the others from label to label."""
+    reach: Tensor
+    """(n,) how far along its step the true picture lies: 1 for captions; for labels, whose direction is
+    another one, what it was lately."""
 
     def detached(self) -> TextFeatures:
         """The same without gradient."""
@@ -315,7 +318,7 @@ class TextFeatures:
 
     def half(self) -> TextFeatures:
         """Those of every second example."""
-        return TextFeatures(self.named, self.source[::2], self.target[::2], self.steps[::2])
+        return TextFeatures(self.named, self.source[::2], self.target[::2], self.steps[::2], self.reach[::2])
 
 
 def naming_loss(logits: Tensor, examples: Examples, attribute_weight: float) -> Tensor:
@@ -342,20 +345,42 @@ def score(seen: Seen) -> Tensor:
     """How far the pictures on the way lie along the steps of their texts (n,): 0 at the start, 1 where the
     picture has moved as far as the texts have."""
     steps = seen.texts.steps
-    return ((seen.way - seen.start) * steps).sum(1) / (steps.square().sum(1) + 0.02)
+    return ((seen.way - seen.start) * steps).sum(1) / (steps.square().sum(1) + 0.02) / seen.texts.reach
+
+
+def miss(seen: Seen) -> Tensor:
+    """How far pictures on the way are from where their person's captions lead, by the length of the step of
+    the captions (n,): 1 at the start, 0 where the picture has moved as the captions have."""
+    told = seen.texts.target - seen.texts.source
+    return (seen.way - seen.start - told).norm(dim=1) / (told.norm(dim=1) + 0.1)
 
 
 def progress_loss(seen: Seen, examples: Examples) -> Tensor:
-    """How far the scores are from the progress that the truth says; infinitely far ones count linearly."""
+    """How far the scores are from the progress that the truth says, and the misses from what is left of the
+    way; infinitely far ones count linearly."""
     wanted = progress(examples.way, examples.truth, examples.start)
-    return F.smooth_l1_loss(score(seen), wanted, beta=0.2)
+    moved = F.smooth_l1_loss(score(seen), wanted, beta=0.2)
+    return moved + F.smooth_l1_loss(miss(seen), 1 - wanted, beta=0.2)
 
 
-def direction_loss(seen: Seen, examples: Examples) -> Tensor:
-    """Mean 1 - cosine between the step of a picture to the truth and that of its person's captions: what a
-    domain hides is lost in both. Labels have no part in it."""
-    moved = F.cosine_similarity(seen.way - seen.start, seen.texts.target - seen.texts.source, dim=1, eps=0.05)
-    return ((1 - moved) * examples.pure).sum() / examples.pure.sum().clamp_min(1)
+def step_loss(seen: Seen, examples: Examples) -> Tensor:
+    """Mean square distance of the step from start to truth from that of the person's captions, in squares of
+    their lengths: what a domain hides is lost in both, and near domains are near in both. Labels have no part
+    in it."""
+    moved = seen.way - seen.start
+    told = seen.texts.target - seen.texts.source
+    lengths = moved.norm(dim=1) * told.norm(dim=1)
+    off = (moved - told).square().sum(1) / lengths.detach().clamp_min(0.05)
+    return (off * examples.pure).sum() / examples.pure.sum().clamp_min(1)
+
+
+def length_loss(seen: Seen, examples: Examples) -> Tensor:
+    """Mean square difference of the distance of the labels from the length of the step to the truth, which is
+    given: labels have to say how far a domain is, and nothing of where."""
+    moved = (seen.way - seen.start).norm(dim=1).detach()
+    named = seen.texts.named
+    apart = (named[examples.domain] - named[:1]).norm(dim=1)
+    return ((apart - moved).square() * examples.pure).sum() / examples.pure.sum().clamp_min(1)
 
 
 def caption_loss(seen: Seen, examples: Examples, rng: random.Random) -> Tensor:
@@ -377,6 +402,8 @@ class Guide:
         self.student = Student(self.clip, recipe.widths[-1])
         with torch.no_grad():
             self.clip.model.logit_scale.fill_(2.66)
+        self.reach = torch.full((len(DOMAINS),), 0.6)
+        """How far the step to the truth reaches along that of the labels, by domain; a running mean."""
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=recipe.peak_lr, weight_decay=0.02, betas=(0.9, 0.98)
         )
@@ -419,12 +446,13 @@ class Guide:
         named, source, target, talkative = self.student.texts(texts.all).split(
             [NAMED, n, n, len(texts.talkative)]
         )
-        by_label = torch.rand(n, 1, generator=draw) < 0.5
-        steps = (named[examples.domain] - named[:1]).where(by_label, target - source)
+        by_label = torch.rand(n, generator=draw) < 0.5
+        steps = (named[examples.domain] - named[:1]).where(by_label[:, None], target - source)
+        reach = self.reach[examples.domain].where(by_label, torch.ones(()))
         told = torch.zeros(())
         if texts.talkative:
             told = (1 - (talkative * target[texts.talkative_rows].detach()).sum(1)).mean()
-        return TextFeatures(named, source, target, steps), told
+        return TextFeatures(named, source, target, steps, reach), told
 
     def step(self, examples: Examples, number: int, rate: float, radius: float) -> dict[str, Tensor]:
         """One step of the optimiser; numbers for the log."""
@@ -439,22 +467,35 @@ class Guide:
         seen = self.see(examples, texts)
         naming, moved = self.losses(seen, examples)
         caption = caption_loss(seen, examples, rng)
-        direction = direction_loss(seen, examples)
-        loss = naming + caption + PROGRESS * moved + direction + told
+        step = step_loss(seen, examples)
+        length = length_loss(seen, examples)
+        loss = naming + caption + PROGRESS * moved + step + 2 * length + told
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
         self.optimizer.step()
+        self._follow(seen, examples)
         wanted = progress(examples.way, examples.truth, examples.start)
         off = (score(seen).detach() - wanted).abs().mean()
         told_now = {
             "naming": naming,
             "caption": caption,
             "progress": moved,
-            "direction": direction,
+            "step": step,
+            "length": length,
             "told": told,
         }
         return told_now | {"off": off, "scale": seen.scale}
+
+    @torch.no_grad()
+    def _follow(self, seen: Seen, examples: Examples) -> None:
+        """Moves the running means of `reach` by the true pictures of a step."""
+        named = seen.texts.named
+        labels = named[examples.domain] - named[:1]
+        reached = ((seen.way - seen.start) * labels).sum(1) / (labels.square().sum(1) + 0.02)
+        for row in examples.pure.nonzero()[:, 0].tolist():
+            domain = int(examples.domain[row])
+            self.reach[domain] = (0.9 * self.reach[domain] + 0.1 * reached[row]).clamp(0.2, 1.5)
 
     def finished(self) -> ClipModel:
         """The CLIP, frozen, in evaluation mode."""
@@ -469,6 +510,7 @@ class Guide:
         saved = torch.load(path, weights_only=True)
         self.student.load_state_dict(saved["student"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.reach.copy_(saved.get("reach", self.reach))
         return saved["seconds"]
 
 

@@ -1,5 +1,6 @@
 """Rounds in which the guides learn from their own mistakes: adapt under them, label what comes out by the
-truth, tune, and again. An adaptation goes on over several rounds, so that guides learn from what comes late too.
+truth, tune, and again. An adaptation goes on over several rounds, so that guides learn from what comes late
+too.
 
 Only domains that are not held out are adapted to; people are those of training shards. Round r is three kinds
 of files below `work/mistakes`: the guides that it starts from, the pictures that adaptation made under them
@@ -58,7 +59,7 @@ class Rounds:
     """People whose pictures are kept at each snapshot, and once more from the averaged generator."""
     pool: int = 512
     """People among whom they are."""
-    tune: int = 120
+    tune: int = 150
     """Steps of tuning in a round."""
     fresh: int = 18
     """Examples from renders in a step of tuning."""
@@ -78,15 +79,15 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
     rate = (0.005, 0.003, 0.0075)[(3 * number + 2 * place) % 3]
     views = (4, 4, 1)[(number + place // 2) % 3]
     relation = (0.0, 0.2)[(number // 2 + place) % 2]
-    mean = ("label", "words", "words")[(number + place) // 2 % 3]
+    mean = ("words", "words", "label")[(number + place) // 3 % 3]
     return configure(
         recipe("portraits", domain),
         method=method,
         out=out,
-        mapper={"steps": 80, "lr": 0.15, "pictures": 64, "mean": mean},
+        mapper={"steps": 80, "lr": 0.3, "pictures": 64, "mean": mean},
         train={"steps": ROUNDS.steps, "lr": rate, "views": {"count": views}, "monitor": {"every": 0}},
         losses={"relation": relation},
-        quirks={"length": "labels"},
+        quirks={"length": ("point", "point", "labels")[(number + place) // 2 % 3], "residual": "none"},
         run={"seed": 50_000 + number, "grid_every": 0, "checkpoint_every": 10_000},
     )
 
@@ -175,6 +176,7 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
         "views": config.train.views.count,
         "relation": config.losses.relation,
         "mean": config.mapper.mean,
+        "length": config.quirks.length,
         "ratio": round(float(guides.distance(made, truth).mean() / guides.distance(start, truth).mean()), 3),
         "grain": round(float(grain(made).mean() / grain(truth).mean()), 3),
         "truth_above": [round(above(clip, domain, start, made, truth), 3) for clip in clips],
@@ -289,6 +291,7 @@ def _lay_down(name: str, guide: Guide, world: World, folder: Path, seconds: floa
     calibrate(clip, world)
     save_clip(clip, folder / name)
     state = {"student": guide.student.state_dict(), "optimizer": guide.optimizer.state_dict()}
+    state |= {"reach": guide.reach}
     save_atomically(state | {"seconds": seconds}, folder / f"{name}.pt")
 
 

@@ -186,6 +186,12 @@ class RunFolder:
         """The record of `zeroshift evaluate`; None before the first."""
         return self.read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
+    @property
+    def agreement(self) -> list[dict[str, Any]]:
+        """How well text directions agree with the true ones, a row per CLIP; empty where the truth is not
+        known."""
+        return self.read_json("directions.json") if (self.path / "directions.json").is_file() else []
+
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""
         return self._lines("metrics.jsonl")
