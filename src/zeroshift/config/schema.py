@@ -16,6 +16,7 @@ from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
 from zeroshift.config.overrides import override, sections
+from zeroshift.config.targets import Target, target_parts
 
 if TYPE_CHECKING:
     MethodName = str
@@ -249,8 +250,9 @@ class RunConfig:
 class AdaptConfig:
     """One adaptation: a source generator, two labels, a method, and how to run it."""
 
-    target: str
-    """Label of the domain to move to, such as "pencil sketch"."""
+    target: Target
+    """Label of the domain to move to, such as "pencil sketch"; or several with weights, whose directions are
+    mixed: "pencil sketch:0.6" zombie:0.4."""
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
     identity."""
@@ -330,9 +332,10 @@ def _conflicts(config: AdaptConfig) -> list[str]:
     for name in ("source", "target"):
         if not getattr(config, name).strip():
             problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
-    if config.source.strip() and config.source.strip().lower() == config.target.strip().lower():
+    labels = [part.label for part in target_parts(config.target)]
+    if same := [each for each in labels if each.strip().lower() == config.source.strip().lower() != ""]:
         problems.append(
-            f"source and target are both {config.target!r}, so there is no direction; change one of them."
+            f"source and target are both {same[0]!r}, so there is no direction; change one of them."
         )
     if not config.generator.strip():
         problems.append("generator is empty; give a built-in name such as 'portraits', a file, or a hub id.")
