@@ -327,8 +327,9 @@ class ZeroShotRun:
         """Watched pictures BCHW."""
         return self.backend.monitor_pictures(generator, codes)
 
+    @torch.no_grad()
     def text_directions(self, codes: Any) -> list[UnitFeature]:
-        """For every CLIP the text directions of the watched pictures."""
+        """For every CLIP the text directions of codes: B,E of each picture's words, or 1,E of the labels."""
         words = self.words(codes)
         return [clip.text_direction(each) for clip, each in zip(self.clips, words, strict=True)]
 
