@@ -50,7 +50,7 @@ class EvaluateConfig:
     """Folder of real pictures of the target domain; unset: the rendered truth, where it is known."""
     shots: Path | None = None
     """Folder of the few pictures that few-shot Intra-LPIPS assigns to; unset: without it."""
-    labels: tuple[str, ...] = ()
+    labels: tuple[Annotated[str, pydantic.BeforeValidator(canonical_target)], ...] = ()
     """Source and target label, two texts; empty: those of the run."""
     size: Annotated[int | None, Field(ge=8)] = None
     """Side in pixels at which all pictures are compared; unset: that of the evaluated pictures."""

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import pydantic
 from tyro.constructors import PrimitiveConstructorSpec
 
+from zeroshift.errors import InputError
+
 _PLUS = re.compile(r"(?<=[\d.])\s*\+\s*(?=\S)|\s+\+\s+")
 _WEIGHTED = re.compile(r"(.*?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
 
@@ -32,7 +34,7 @@ def target_parts(target: str) -> tuple[TargetPart, ...]:
 
     A hybrid is LABEL:WEIGHT + LABEL:WEIGHT with any positive weights; its canonical text has the shares as
     weights. A colon without a number behind it belongs to the label, and so does a plus where nothing has a
-    weight. ValueError where only some have one, a weight is not positive, or a label is empty or named twice.
+    weight. InputError where only some have one, a weight is not positive, or a label is empty or named twice.
     """
     pieces = [piece.strip() for piece in _PLUS.split(target.strip())]
     read = [_WEIGHTED.fullmatch(piece) for piece in pieces]
@@ -40,22 +42,22 @@ def target_parts(target: str) -> tuple[TargetPart, ...]:
         return (TargetPart(target, 1.0),)
     for piece, found in zip(pieces, read, strict=True):
         if found is None:
-            raise ValueError(
+            raise InputError(
                 f"target {target!r} gives {piece!r} no weight; a hybrid is LABEL:WEIGHT + LABEL:WEIGHT, such as "
                 "'pencil sketch:0.6 + zombie:0.4'."
             )
     weighted = [(found[1].strip(), float(found[2])) for found in read if found]
     for label, weight in weighted:
         if not label:
-            raise ValueError(f"target {target!r} has a weight without a label before it; write LABEL:WEIGHT.")
+            raise InputError(f"target {target!r} has a weight without a label before it; write LABEL:WEIGHT.")
         if not 0 < weight < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"the weight of {label!r} in target {target!r} must be above 0, got {weight:g}; leave the label "
                 "out instead."
             )
     twice = [name for name, count in Counter(label.lower() for label, _ in weighted).items() if count > 1]
     if twice:
-        raise ValueError(f"target {target!r} names {twice[0]!r} twice; give it once, with the sum of the weights.")
+        raise InputError(f"target {target!r} names {twice[0]!r} twice; give it once, with the sum of the weights.")
     total = sum(weight for _, weight in weighted)
     return tuple(TargetPart(label, weight / total) for label, weight in weighted)
 
@@ -65,17 +67,22 @@ def is_hybrid(target: str) -> bool:
     return len(target_parts(target)) > 1
 
 
+def spoken_target(target: str) -> str:
+    """A target as a sentence can hold it: "pencil sketch and zombie"."""
+    return " and ".join(part.label for part in target_parts(target))
+
+
 def canonical_target(target: Any) -> Any:
     """The text of a target as configs hold it: shares of six digits in place of weights, a label alone without
     one, several texts joined. What is no text comes back as it is, for the config to refuse.
 
-    ValueError as `target_parts`, and for several texts without weights, which may be one label without quotes.
+    InputError as `target_parts`, and for several texts without weights, which may be one label without quotes.
     """
     texts = [target] if isinstance(target, str) else target
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(each, str) for each in texts):
         return target
     if len(texts) > 1 and not any(_WEIGHTED.fullmatch(each.strip()) for each in texts):
-        raise ValueError(
+        raise InputError(
             f"several targets were given without weights ({', '.join(map(repr, texts))}); put quotes around a "
             f"label of several words ({' '.join(texts)!r}), or mix domains by LABEL:WEIGHT, such as "
             f"'{texts[0]}:0.5' '{texts[1]}:0.5'."

@@ -176,7 +176,7 @@ def _activations(run: ZeroShotRun) -> int:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             if stage == 1:
                 for clip, words in zip(run.clips, run.words(code), strict=True):
-                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, clip.target)]
+                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, *clip.targets)]
                 batch = run.config.mapper.batch
             else:
                 picture = run.backend.pictures(run.target, code, 1)

@@ -105,7 +105,7 @@ def other_clip_terms(run: ZeroShotRun, added: Group, clip: ClipObjective, look: 
         global_clip = losses.global_clip(target_unit, clip.target_sentence_feature, clip.global_scale)
         added.add("global_clip", global_clip, weights.global_clip)
     if weights.manifold:
-        cosine = normalize(clip.source.template_mean) @ normalize(clip.target.template_mean)
+        cosine = normalize(clip.source.template_mean) @ normalize(clip.target_mean)
         added.add("manifold", losses.manifold(source_unit, target_unit, cosine), weights.manifold)
 
 
