@@ -16,7 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from zeroshift.errors import InputError
 
-_PLUS = re.compile(r"(?<=[\d.])\s*\+\s*(?=\S)|\s+\+\s+")
+_PLUS = re.compile(r"(?<=[\d.])\s*\+\s*|\s+\+\s+")
 _WEIGHTED = re.compile(r"(.*?)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
 
 
@@ -25,21 +25,22 @@ class TargetPart:
     """One domain of a target."""
 
     label: str
+    weight: float
+    """As it was given; 1 where none was."""
     share: float
-    """Its part of the direction; over all parts 1."""
+    """Its part of the direction: the weight over the sum of all."""
 
 
 def target_parts(target: str) -> tuple[TargetPart, ...]:
     """The domains that a target text names, with shares that sum to 1; an ordinary label is the only one.
 
-    A hybrid is LABEL:WEIGHT + LABEL:WEIGHT with any positive weights; its canonical text has the shares as
-    weights. A colon without a number behind it belongs to the label, and so does a plus where nothing has a
+    A hybrid is LABEL:WEIGHT + LABEL:WEIGHT with any positive weights. A colon without a number behind it belongs to the label, and so does a plus where nothing has a
     weight. InputError where only some have one, a weight is not positive, or a label is empty or named twice.
     """
     pieces = [piece.strip() for piece in _PLUS.split(target.strip())]
     read = [_WEIGHTED.fullmatch(piece) for piece in pieces]
     if not any(read):
-        return (TargetPart(target, 1.0),)
+        return (TargetPart(target, 1.0, 1.0),)
     for piece, found in zip(pieces, read, strict=True):
         if found is None:
             raise InputError(
@@ -59,7 +60,7 @@ def target_parts(target: str) -> tuple[TargetPart, ...]:
     if twice:
         raise InputError(f"target {target!r} names {twice[0]!r} twice; give it once, with the sum of the weights.")
     total = sum(weight for _, weight in weighted)
-    return tuple(TargetPart(label, weight / total) for label, weight in weighted)
+    return tuple(TargetPart(label, weight, weight / total) for label, weight in weighted)
 
 
 def is_hybrid(target: str) -> bool:
@@ -73,8 +74,8 @@ def spoken_target(target: str) -> str:
 
 
 def canonical_target(target: Any) -> Any:
-    """The text of a target as configs hold it: shares of six digits in place of weights, a label alone without
-    one, several texts joined. What is no text comes back as it is, for the config to refuse.
+    """The text of a target as configs hold it: several texts joined, a label alone without a weight. What is no
+    text comes back as it is, for the config to refuse.
 
     InputError as `target_parts`, and for several texts without weights, which may be one label without quotes.
     """
@@ -90,7 +91,7 @@ def canonical_target(target: Any) -> Any:
     parts = target_parts(" + ".join(texts))
     if len(parts) == 1:
         return parts[0].label
-    return " + ".join(f"{part.label}:{part.share:g}" for part in parts)
+    return " + ".join(f"{part.label}:{part.weight:.12g}" for part in parts)
 
 
 def _as_words(text: Any) -> list[str]:
