@@ -101,12 +101,10 @@ def config(out: Path, **overrides: Any) -> AdaptConfig:
     base = AdaptConfig(target="zombie", clip=("tiny-1", "tiny-2"), out=out)
     sections: dict[str, Any] = {
         "mapper": {"steps": 4, "batch": 4, "lr": 0.02},
-        "train": {"steps": 5, "batch": 2, "lr": 0.01, "select_batch": 2},
+        "train": {"steps": 5, "batch": 2, "lr": 0.01, "adaptive": {"batch": 2}},
         "run": {"device": "cpu", "grid_every": 0, "checkpoint_every": 2, "samples": 2},
     }
-    for name, values in sections.items():
-        overrides[name] = values | overrides.get(name, {})
-    return configure(base, **overrides)
+    return configure(base, sections, overrides)
 
 
 def given(**parts: Any) -> Given:

@@ -100,7 +100,7 @@ def test_options_of_a_variant_come_after_the_shared_ones_and_keep_their_kind() -
     made = variant_config(variant, shared, "neon", 3, Path("x"))
     assert (made.method, made.target, made.run.seed, made.out) == ("ipl", "neon", 3, Path("x"))
     assert (made.clip, made.mapper.context) == (("a", "b"), "5")
-    assert (made.train.free_rgb, made.train.top_k, made.train.steps) == (False, 4, 7)
+    assert (made.train.free_rgb, made.train.adaptive.top_k, made.train.steps) == (False, 4, 7)
     assert (made.train.monitor.every, made.train.monitor.count) == (0, 5)
     assert made.quirks.image_floor == zs.recipe("portraits", "neon").quirks.image_floor
 
@@ -379,7 +379,7 @@ def test_the_command_line_compares_and_tells_programs_where_everything_is(
         "3",
         "--lr",
         "0.02",
-        "--train.select-batch",
+        "--train.adaptive.batch",
         "2",
         "--device",
         "cpu",

@@ -13,6 +13,7 @@ from zeroshift.config.schema import (
     OFFICIAL_QUIRKS,
     SECTIONS,
     AdaptConfig,
+    AdaptiveConfig,
     FinetuneConfig,
     MapperConfig,
     TrainConfig,
@@ -40,7 +41,7 @@ def test_the_defaults_are_the_published_settings() -> None:
         0.99,
     )
     assert (config.mapper.lambda_domain, config.mapper.lambda_source) == (1.0, 0.0)
-    assert (config.train.layers, config.train.select_every, config.train.select_batch) == ("adaptive", 1, 8)
+    assert config.train.layers == "adaptive" and config.train.adaptive == AdaptiveConfig(every=1, batch=8)
 
 
 @pytest.mark.parametrize("made", [AdaptConfig, *SECTIONS.values()])
@@ -118,7 +119,7 @@ def test_a_missing_target_is_named() -> None:
 
 def test_an_override_finds_the_one_section_that_has_it() -> None:
     config = configure(target="zombie", seed=3, residual="published", top_k=4)
-    assert (config.run.seed, config.quirks.residual, config.train.top_k) == (3, "published", 4)
+    assert (config.run.seed, config.quirks.residual, config.train.adaptive.top_k) == (3, "published", 4)
 
 
 def test_an_option_of_several_sections_must_name_one() -> None:
@@ -155,6 +156,17 @@ def test_compat_official_is_only_a_bundle_of_quirks() -> None:
 def test_a_config_survives_json() -> None:
     config = configure(target="zombie", clip=("a", "b"), clip_weights=(1.0, 0.5), out=Path("runs/x"), top_k=2)
     assert from_dict(to_dict(config)) == config
+
+
+def test_a_config_of_an_earlier_version_is_read_by_its_old_names() -> None:
+    tree = to_dict(configure(target="zombie", train={"steps": 7}))
+    del tree["train"]["adaptive"]
+    tree["train"] |= {"top_k": 3, "select_every": 10, "select_batch": 4}
+    expected = TrainConfig(steps=7, adaptive=AdaptiveConfig(top_k=3, every=10, batch=4))
+    assert from_dict(tree).train == expected
+    assert tree["train"]["top_k"] == 3, "the values that were read stay as they are"
+    with pytest.raises(InputError, match="unknown option train.select_pictures"):
+        from_dict(tree | {"train": {"select_pictures": 4}})
 
 
 def test_differences_name_option_old_and_new() -> None:

@@ -115,8 +115,8 @@ def test_every_way_of_giving_options_yields_the_same(data: st.DataObject) -> Non
 @pytest.mark.parametrize(
     "made, text, value",
     [
-        ("train.top_k", "None", None),
-        ("train.top_k", "4", 4),
+        ("train.adaptive.top_k", "None", None),
+        ("train.adaptive.top_k", "4", 4),
         ("train.free_rgb", "false", False),
         ("train.lr", "1e-3", 0.001),
         ("clip", "a b", ("a", "b")),

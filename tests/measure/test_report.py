@@ -71,7 +71,7 @@ def test_the_report_shows_every_option_and_the_environment(folder: RunFolder) ->
     text = page(folder)
     for name in (
         "lambda_domain",
-        "select_every",
+        "free_rgb",
         "image_floor",
         "layer_map",
         "checkpoint_every",

@@ -68,7 +68,7 @@ class Runs:
         name = str(sorted(changes.items()))
         if name not in self.known:
             quirks = {"noise": "off", "image_floor": 0.0, **changes.pop("quirks", {})}
-            train = {"steps": 3, "top_k": 2, "lr": 0.05, **changes.pop("train", {})}
+            train = {"steps": 3, "adaptive": {"top_k": 2}, "lr": 0.05, **changes.pop("train", {})}
             config = tiny.config(
                 self.folder / str(len(self.known)),
                 **{"clip": self.clips, "mapper": {"steps": 2}, "losses": {"global_clip": 0.5}, **changes},

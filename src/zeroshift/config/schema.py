@@ -1,6 +1,7 @@
 """Every option of `adapt`, as frozen, keyword-only dataclasses; the docstring under a field is its help text
 everywhere."""
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,18 @@ class FinetuneConfig:
     """Mode through: how many of the last steps the gradient goes back through; 0: all, as published."""
 
 
+@_config(section="train.adaptive")
+class AdaptiveConfig:
+    """Adaptive selection of layers in stage 2, by generators with styles."""
+
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """Layers that adaptive selection frees; unset: two thirds of them."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Pictures per adaptive selection."""
+
+
 @_config(section="train")
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
@@ -126,12 +139,8 @@ class TrainConfig:
     layers: Annotated[str, tyro.conf.arg(aliases=("--layers",))] = "adaptive"
     """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`,
     `texture`, ...), or layer names separated by commas. `--dry-run` lists the names."""
-    top_k: Annotated[int | None, Field(ge=1)] = None
-    """Layers that adaptive selection frees; unset: two thirds of them."""
-    select_every: Annotated[int, Field(ge=1)] = 1
-    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
-    select_batch: Annotated[int, Field(ge=1)] = 8
-    """Pictures per adaptive selection."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+    """The adaptive selection of layers."""
     free_rgb: bool = False
     """Frees the to-RGB layers too, whatever was selected: needed where the target has other colours."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -318,8 +327,28 @@ def configure(
 
 
 def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
-    """Config from plain values; every problem of every section in one InputError."""
-    return AdaptConfig(**tree)
+    """Config from plain values, also those that earlier versions wrote (`MOVED`); what they lack has its
+    default. Every problem of every section in one InputError."""
+    return AdaptConfig(**_renamed(tree))
+
+
+MOVED = {
+    ("train", "top_k"): ("train", "adaptive", "top_k"),
+    ("train", "select_every"): ("train", "adaptive", "every"),
+    ("train", "select_batch"): ("train", "adaptive", "batch"),
+}
+"""Options that had other names in run folders of earlier versions: the old name -> the new one."""
+
+
+def _renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a config with the moved ones under their new names."""
+    made = {name: dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    for (*old, last), (*new, name) in MOVED.items():
+        place = functools.reduce(lambda at, part: at.get(part, {}), old, made)
+        if last in place:
+            value = place.pop(last)
+            functools.reduce(lambda at, part: at.setdefault(part, {}), new, made)[name] = value
+    return made
 
 
 SECTIONS = sections(AdaptConfig)
@@ -363,10 +392,10 @@ def _conflicts(config: AdaptConfig) -> list[str]:
             f"mapper.pictures is {config.mapper.pictures}, less than one batch of {config.mapper.batch}; "
             "use 0 or more."
         )
-    if config.train.layers != "adaptive" and config.train.top_k is not None:
+    if config.train.layers != "adaptive" and config.train.adaptive.top_k is not None:
         problems.append(
-            f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs "
-            "'adaptive'."
+            f"train.adaptive.top_k is {config.train.adaptive.top_k} but train.layers is "
+            f"{config.train.layers!r}; it needs 'adaptive'."
         )
     if not config.train.layers.strip():
         problems.append("train.layers is empty; use 'adaptive', a phase, or layer names separated by commas.")

@@ -142,7 +142,9 @@ def plan(config: AdaptConfig | None = None, *, state: Given | None = None, **ove
     clips = {clip.name: _parameters(clip) for clip in run.all_clips}
     # Source, target and average; gradients and two moments of what moves, or of the mapper.
     numbers = 3 * counts["generator"] + 3 * max(counts["movable"], counts["mapper"]) + counts["mapper"]
-    select = (train.top_k or layers.default_top_k(run.target)) if train.layers == "adaptive" else None
+    select = (
+        (train.adaptive.top_k or layers.default_top_k(run.target)) if train.layers == "adaptive" else None
+    )
     return Plan(
         config=run.config,
         parameters=counts | clips,

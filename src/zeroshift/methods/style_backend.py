@@ -71,9 +71,10 @@ class StyleBackend(Backend):
         if train.layers != "adaptive":
             return layers.select(self.target, train.layers, free_rgb=train.free_rgb)
         count = self.target.num_latents
-        if train.top_k is not None and train.top_k > count:
+        wanted = train.adaptive.top_k
+        if wanted is not None and wanted > count:
             raise InputError(
-                f"train.top_k is {train.top_k}, this generator has {count} latents to choose from."
+                f"train.adaptive.top_k is {wanted}, this generator has {count} latents to choose from."
             )
         return layers.select_latents(
             self.target, range(count), layer_map=self.config.quirks.layer_map, free_rgb=train.free_rgb
@@ -160,7 +161,7 @@ class StyleBackend(Backend):
         if train.layers != "adaptive":
             names = self.movable
         else:
-            if not self.selected or (step - 1) % train.select_every == 0:
+            if not self.selected or (step - 1) % train.adaptive.every == 0:
                 self.selected = self._select(step, clips)
             names = layers.select_latents(
                 self.target, self.selected, layer_map=self.config.quirks.layer_map, free_rgb=train.free_rgb
@@ -173,7 +174,7 @@ class StyleBackend(Backend):
     def _select(self, step: int, clips: Sequence[ClipObjective]) -> tuple[int, ...]:
         """The latents whose layers matter most to the target label, most first."""
         layers.free(self.target, ())
-        w_BS = self._styles(self.given.select_z, self.config.train.select_batch, "select", step)
+        w_BS = self._styles(self.given.select_z, self.config.train.adaptive.batch, "select", step)
 
         def loss(pictures: Tensor) -> Tensor:
             pictures = pictures.to(self.dtype)
@@ -187,13 +188,15 @@ class StyleBackend(Backend):
         self.surroundings.require_finite(value)
         self.step_log["scores"] = scores
         self.step_log["selection_loss"] = value
-        return layers.top_latents(scores, self.config.train.top_k or layers.default_top_k(self.target))
+        return layers.top_latents(
+            scores, self.config.train.adaptive.top_k or layers.default_top_k(self.target)
+        )
 
     def most_at_once(self) -> int:
         """Pictures of the target that stage 2 differentiates at a time: a batch, or a part of those that
         select layers."""
         train = self.config.train
-        part = min(train.select_batch, self._part()) if train.layers == "adaptive" else 1
+        part = min(train.adaptive.batch, self._part()) if train.layers == "adaptive" else 1
         return max(train.batch, part)
 
     def _part(self) -> int:
@@ -238,6 +241,6 @@ class StyleBackend(Backend):
         """Selecting layers may take more memory than the step itself."""
         tip = super().memory_tip(stage)
         if stage == 2 and self.most_at_once() > self.config.train.batch:
-            half = max(1, self.config.train.select_batch // 2)
-            return f"try train.select_batch {half}, or {tip.removeprefix('try ')}"
+            half = max(1, self.config.train.adaptive.batch // 2)
+            return f"try train.adaptive.batch {half}, or {tip.removeprefix('try ')}"
         return tip

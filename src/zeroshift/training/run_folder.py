@@ -412,7 +412,10 @@ def _summary_writer() -> Any:
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
-    """Options in which a config differs from the recorded one, wherever the folder now lies."""
+    """Options in which a config differs from the recorded one, wherever the folder now lies; an option that
+    is newer than the record had its default."""
+    begun = from_dict({**old, "out": None})
+    old = to_dict(begun) | {"clip_weights": list(begun.weights)}
     new = to_dict(config) | {"clip_weights": list(config.weights)}
     return differences({**old, "out": None}, {**new, "out": None})
 
