@@ -126,6 +126,28 @@ class AdaptiveConfig:
     """Pictures per adaptive selection."""
 
 
+@_config(section="train.views")
+class ViewsConfig:
+    """Views: CLIPs see every picture several times, changed at random, source and target alike. What they
+    reward must then lie in the picture, not in one look at it."""
+
+    count: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=("--views",))] = 1
+    """Views of every picture that each CLIP sees per step, in one call. 1: the picture itself, as
+    published."""
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on all that changes; flips become no more frequent than `flip`."""
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Size of what is seen: up to this much smaller or larger than the picture. 0: none."""
+    shift: Annotated[float, Field(ge=0)] = 0.3
+    """Shift to the side, and up or down, at most, in half sides of the picture. 0: none."""
+    turn: Annotated[float, Field(ge=0)] = 0.3
+    """Turn in either sense at most, in radians. 0: none."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Chance that left and right are exchanged. 0: none."""
+    noise: Annotated[float, Field(ge=0)] = 0.05
+    """Deviation of the noise that is added to pictures in [-1, 1]. 0: none."""
+
+
 @_config(section="train")
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
@@ -148,6 +170,8 @@ class TrainConfig:
     until: Annotated[Literal["steps", "converged"], tyro.conf.arg(aliases=("--until",))] = "steps"
     """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising.
     The result is then the generator of the best record."""
+    views: ViewsConfig = ViewsConfig()
+    """Several views of every picture, in both stages."""
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
     diffusion: FinetuneConfig = FinetuneConfig()
@@ -164,6 +188,9 @@ class LossConfig:
     """Distance of the adapted picture to the target label (the global loss)."""
     manifold: Annotated[float, Field(ge=0)] = 0.0
     """Difference between the picture pair's similarity and the label pair's."""
+    relation: Annotated[float, Field(ge=0)] = 0.0
+    """Change in how alike the pictures of a batch are to each other, against collapse (HyperDomainNet); needs
+    a batch of at least 2."""
     patch: Annotated[float, Field(ge=0)] = 0.0
     """Directions of the parts of one 510 px patch; needs pictures larger than 510 px."""
     texture: Annotated[float, Field(ge=0)] = 0.0
@@ -207,6 +234,10 @@ class QuirkConfig:
     """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor
     would poison Adam's second moment for a thousand steps. 0 is as published. Above the length of usual
     directions (about 1) the loss asks for the whole way, not for the angle alone."""
+    length: Literal["floor", "labels", "point"] = "floor"
+    """How far pictures are to go. floor: `image_floor` is the smallest divisor, as published with 0. labels:
+    in its place the distance of the two labels in each CLIP, by its own scale, so the whole way is asked for.
+    point: the loss is the square distance to the point at that distance, so going too far costs too."""
     logit_scale_over_100: bool = False
     """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine
     itself."""
@@ -222,6 +253,7 @@ OFFICIAL_QUIRKS = QuirkConfig(
     frozen_adam="decay",
     resize="noantialias",
     image_floor=0.0,
+    length="floor",
     logit_scale_over_100=True,
     identity="detached",
 )
@@ -381,6 +413,17 @@ def _conflicts(config: AdaptConfig) -> list[str]:
         problems.append("train.diffusion.backprop_steps is for train.diffusion.mode 'through'; leave it 0.")
     if config.losses.identity_network and not config.losses.identity:
         problems.append("losses.identity_network needs the weight losses.identity above 0.")
+    if config.losses.relation and config.train.batch < 2:
+        problems.append(
+            "losses.relation compares the pictures of a batch, and train.batch is 1; set it to 2 or more, or "
+            "losses.relation to 0."
+        )
+    views = config.train.views
+    if views.zoom * views.strength >= 1:
+        problems.append(
+            f"train.views.zoom times strength is {views.zoom * views.strength:g}, by which a view may shrink "
+            "to nothing; keep it below 1."
+        )
     if not any(value for value in to_dict(config.losses).values() if isinstance(value, float)):
         problems.append(
             "all weights of losses are 0, so nothing would be learned; set losses.direction to 1."

@@ -17,6 +17,7 @@ from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.measure.report import write_report_files
 from zeroshift.methods.backend import Given
 from zeroshift.methods.prompts import PromptMapper, load_mapper
+from zeroshift.methods.views import draw_views, seen
 from zeroshift.methods.zero_shot import MAPPER_FILE, ZeroShotRun
 from zeroshift.models import layers
 from zeroshift.training.loop import Hook, Progress
@@ -182,7 +183,8 @@ def _activations(run: ZeroShotRun) -> int:
                 batch = run.config.mapper.batch
             else:
                 picture = run.backend.pictures(run.target, code, 1)
-                held += [clip.encode_image(picture) for clip in run.clips]
+                shown = seen(picture, draw_views(run.config.train.views, picture, 0, "probe", 0))
+                held += [shown, *(clip.encode_image(shown) for clip in run.clips)]
                 batch = run.backend.most_at_once()
         sizes.append(batch * sum(size for place, size in kept.items() if place not in owned))
         held.clear()

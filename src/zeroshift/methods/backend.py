@@ -121,7 +121,8 @@ class Backend(ABC):
         """Pictures BCHW of the codes of a step of stage 2, by source or target."""
 
     def encode_source(self, clips: Sequence[ClipObjective], pictures: Picture, step: int) -> list[Feature]:
-        """For every CLIP its features BE, un-normalised, of the source's pictures of a step of stage 2."""
+        """For every CLIP its features BE, un-normalised, of the source's pictures of a step of stage 2, as
+        they are."""
         return [clip.encode_image(pictures) for clip in clips]
 
     def faces(self, pictures: Picture) -> Picture:
@@ -176,4 +177,6 @@ class Backend(ABC):
         least = 2 if stage == 1 else 1
         if batch > least:
             return f"try {section}.batch {batch // 2}"
+        if self.config.train.views.count > 1:
+            return f"try train.views.count {self.config.train.views.count // 2}"
         return "try precision bf16 or a smaller generator"

@@ -21,6 +21,7 @@ from zeroshift.errors import InputError
 from zeroshift.measure.picture_sets import read_folder
 from zeroshift.methods.backend import Backend, Surroundings
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
@@ -40,9 +41,11 @@ class InvertedSet:
     noisy: Tensor
     """Their latents BCHW at time t0, by the source."""
     features: list[UnitFeature]
-    """For every guiding CLIP its unit features BE of them."""
+    """For every guiding CLIP what stage 1 ties words to: its unit features BE of them, or with several views
+    the means of these."""
     codes: list[Tensor]
-    """For every guiding CLIP the codes from which words are learned: its features (ADR 0018)."""
+    """For every guiding CLIP the codes from which words are learned: its unit features BE of the plain
+    pictures (ADR 0018)."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,18 @@ class DiffusionBackend(Backend):
     @torch.no_grad()
     def _inverted_set(self, pictures: Picture, clips: Sequence[ClipObjective]) -> InvertedSet:
         noisy = inverted(self.source, pictures, Route.of(self.tuning), self._tell)
+        rows = pictures.split(1)
+        codes = [torch.cat([normalize(clip.encode_image(row)) for row in rows]) for clip in clips]
+        options = self.config.train.views
+        if options.count == 1 or not self.config.learns_words:
+            return InvertedSet(pictures, noisy, codes, codes)
+        seed = self.config.run.seed
+        views = [draw_views(options, row, seed, "stage1", 0, number) for number, row in enumerate(rows)]
         features = [
-            torch.cat([normalize(clip.encode_image(row)) for row in pictures.split(1)]) for clip in clips
+            torch.cat([mean_feature(clip.encode_image, *each) for each in zip(rows, views, strict=True)])
+            for clip in clips
         ]
-        return InvertedSet(pictures, noisy, features, features)
+        return InvertedSet(pictures, noisy, features, codes)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self.surroundings.progress({"kind": "prepare", "what": what, "done": done, "total": total})
@@ -182,9 +193,9 @@ class DiffusionBackend(Backend):
         self.step_log["chosen"] = ()
 
     def encode_source(self, clips: Sequence[ClipObjective], pictures: Picture, step: int) -> list[Feature]:
-        """Features of the pictures of a step, which never change."""
+        """Features of the pictures of a step, which never change; those of unit length are kept."""
         rows = self.visit(step).rows
-        return [each[rows] for each in self.learned.features]
+        return [each[rows] for each in self.learned.codes]
 
     def pictures(self, generator: Any, codes: Any, step: int) -> Picture:
         """Pictures of a step: the source's own; or the target's from their noise, in mode per-step the clean

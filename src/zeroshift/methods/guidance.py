@@ -16,6 +16,7 @@ from zeroshift.clip.text import PARTS, sentence
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.config.targets import target_parts
 from zeroshift.devices import Precision
+from zeroshift.errors import InputError
 from zeroshift.methods import directions, losses
 from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature, Words
 
@@ -55,6 +56,9 @@ class ClipObjective:
     """Of the bare target label, 1,E: what selects layers."""
     target_sentence_feature: UnitFeature
     """Of "a {target}", 1,E: what the global loss compares with."""
+    length: float
+    """How far pictures are to go: distance of the two labels' mean template features, by the scale of the
+    CLIP."""
     part_directions: Tensor | None
     """Directions of the parts of a picture, one per row, for the patch loss."""
     words_mean: Feature | None = None
@@ -69,6 +73,12 @@ class ClipObjective:
     def logit_scale(self) -> float:
         """Factor on cosines in the contrastive loss."""
         return self.clip.logit_scale
+
+    @property
+    def floor(self) -> float:
+        """Smallest divisor of an image direction: that of the options, or the length."""
+        quirks = self.config.quirks
+        return quirks.image_floor if quirks.length == "floor" else self.length
 
     @property
     def global_scale(self) -> float:
@@ -133,7 +143,8 @@ class ClipObjective:
 def clip_objective(
     clip: ClipModel, weight: float, config: AdaptConfig, precision: Precision
 ) -> ClipObjective:
-    """The objective of a CLIP that is already on its device."""
+    """The objective of a CLIP that is already on its device. InputError where the labels must have a distance
+    and have none."""
     context = config.mapper.context or clip.context
     first: directions.Residual = "none" if config.quirks.residual == "none" else "corrected"
 
@@ -151,9 +162,20 @@ def clip_objective(
         """A unit feature of the target: of each label of it, mixed by shares."""
         return mixed([feature(part.label) for part in parts], shares)
 
+    def way(text: str) -> Tensor:
+        """Difference E of a label's mean template feature to the source's."""
+        return (template_features(clip, text) - template_features(clip, config.source)).mean(dim=0)
+
     def sentence_feature(template: str) -> UnitFeature:
         return of_parts(lambda text: normalize(clip.encode_text([sentence(template, text)])))
 
+    way_E = torch.stack([part.share * way(part.label) for part in parts]).sum(dim=0)
+    apart = float(torch.linalg.vector_norm(way_E))
+    if not apart and config.quirks.length != "floor":
+        raise InputError(
+            f"{config.source!r} and {config.target!r} are the same to the CLIP {clip.name}, so there is no "
+            'distance to go; give other labels, or quirks.length "floor".'
+        )
     return ClipObjective(
         clip=clip,
         weight=weight,
@@ -166,6 +188,7 @@ def clip_objective(
         label_direction=of_parts(lambda text: text_direction(clip, config.source, text)),
         target_feature=sentence_feature("{}"),
         target_sentence_feature=sentence_feature("a {}"),
+        length=clip.length_scale * apart,
         part_directions=of_parts(lambda text: _part_directions(clip, config.source, text))
         if config.losses.patch
         else None,

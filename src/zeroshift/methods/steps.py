@@ -15,6 +15,7 @@ import torch
 from zeroshift.clip.features import normalize
 from zeroshift.methods import directions, losses
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.views import Views, draw_views, for_every_view, seen
 from zeroshift.methods.zero_shot import PATCH_PX, ZeroShotRun
 from zeroshift.models.seeds import rng
 from zeroshift.shapes import Feature, Picture, UnitFeature
@@ -30,16 +31,26 @@ class Pair:
     """BCHW in [-1, 1], without gradient."""
     target: Picture
     """BCHW in [-1, 1]."""
+    views: Views | None
+    """How CLIPs see the pictures; None where they see them as they are."""
     source_features: list[Feature]
-    """For every CLIP its features BE, un-normalised, of the source's pictures."""
+    """For every CLIP its features (K*B)E, un-normalised, of the views of the source's pictures."""
+
+    @property
+    def count(self) -> int:
+        """Views K of each picture."""
+        return 1 if self.views is None else self.views.count
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one CLIP sees in a pair: features BE, un-normalised."""
+    """What one CLIP sees in a pair: features (K*B)E of K views, un-normalised, rows as `views.seen` has
+    them."""
 
     source: Feature
     target: Feature
+    count: int
+    """Views K of each picture."""
 
 
 def source_and_target(run: ZeroShotRun, codes: Any, step: int) -> Pair:
@@ -49,14 +60,21 @@ def source_and_target(run: ZeroShotRun, codes: Any, step: int) -> Pair:
     backend.free_layers(step, run.clips)
     with torch.no_grad():
         source = backend.pictures(run.source, codes, step)
-        source_features = backend.encode_source(run.clips, source, step)
-    return Pair(step, source, backend.pictures(run.target, codes, step), source_features)
+        views = draw_views(run.config.train.views, source, run.config.run.seed, "stage2", step)
+        if views is None:
+            source_features = backend.encode_source(run.clips, source, step)
+        else:
+            shown = seen(source, views)
+            source_features = [clip.encode_image(shown) for clip in run.clips]
+    return Pair(step, source, backend.pictures(run.target, codes, step), views, source_features)
 
 
 def looks(run: ZeroShotRun, pair: Pair) -> Iterator[Look]:
-    """What every CLIP sees in a pair, one after the other; each is computed when it is asked for."""
+    """What every CLIP sees in a pair, one after the other; each is computed when it is asked for, in one call
+    for all views."""
+    shown = seen(pair.target, pair.views)
     for clip, source in zip(run.clips, pair.source_features, strict=True):
-        yield Look(source, clip.encode_image(pair.target))
+        yield Look(source, clip.encode_image(shown), pair.count)
 
 
 def clip_terms(
@@ -79,12 +97,20 @@ def directional_terms(
     run: ZeroShotRun, added: Group, clip: ClipObjective, look: Look, text_direction: UnitFeature
 ) -> None:
     """Adds the directional loss of what a CLIP sees, by its logarithm where the method does so
-    (DiffusionCLIP)."""
-    floor = run.config.quirks.image_floor
-    image_direction = directions.image_direction(look.source, look.target, floor)
+    (DiffusionCLIP), or in its place the distance to the point that pictures are to reach.
+
+    Text directions B,E hold for every view of their picture, 1,E for all pictures.
+    """
+    text_direction = for_every_view(text_direction, look.count)
+    image_direction = directions.image_direction(look.source, look.target, clip.floor)
     run.tell_directions(image_direction, text_direction)
     weight = run.config.losses.direction
     if not weight:
+        return
+    if run.config.quirks.length == "point":
+        # No cosine, so nothing to take the logarithm of.
+        units = normalize(look.source), normalize(look.target)
+        added.add("direction", losses.to_point(*units, text_direction, clip.length), weight)
         return
     directional = losses.directional(image_direction, text_direction)
     if run.procedure.log_direction:
@@ -95,9 +121,10 @@ def directional_terms(
 
 
 def other_clip_terms(run: ZeroShotRun, added: Group, clip: ClipObjective, look: Look) -> None:
-    """Adds what NADA's code offers beside the directional loss; all of it is off by default."""
+    """Adds what NADA's code offers beside the directional loss, and what holds pictures apart; all of it is
+    off by default."""
     weights = run.config.losses
-    if not (weights.global_clip or weights.manifold):
+    if not (weights.global_clip or weights.manifold or weights.relation):
         return
     source_unit = normalize(look.source)
     target_unit = normalize(look.target)
@@ -107,10 +134,14 @@ def other_clip_terms(run: ZeroShotRun, added: Group, clip: ClipObjective, look: 
     if weights.manifold:
         cosine = normalize(clip.source.template_mean) @ normalize(clip.target_mean)
         added.add("manifold", losses.manifold(source_unit, target_unit, cosine), weights.manifold)
+    if weights.relation:
+        # Pictures are compared within a view: others would differ by their views too.
+        source_KBE, target_KBE = (each.unflatten(0, (look.count, -1)) for each in (source_unit, target_unit))
+        added.add("relation", losses.relation(source_KBE, target_KBE), weights.relation)
 
 
 def patch_loss(run: ZeroShotRun, clip: ClipObjective, pair: Pair) -> torch.Tensor:
-    """NADA's patch loss, for the same random square of source and target images."""
+    """NADA's patch loss, for the same random square of source and target images, as they are."""
     assert clip.part_directions is not None
     size = run.source.image_size
     count = len(pair.target)
@@ -119,7 +150,7 @@ def patch_loss(run: ZeroShotRun, clip: ClipObjective, pair: Pair) -> torch.Tenso
     with torch.no_grad():
         source = clip.encode_image(losses.crop_patches(pair.source, centers, PATCH_PX))
     target = clip.encode_image(losses.crop_patches(pair.target, centers, PATCH_PX))
-    patch_direction = directions.image_direction(source, target, run.config.quirks.image_floor)
+    patch_direction = directions.image_direction(source, target, clip.floor)
     return losses.patch(patch_direction, clip.part_directions)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroshift.clip.features import normalize
 from zeroshift.errors import InputError
 from zeroshift.methods.backend import Backend, Surroundings
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.protocol import Generator, Noise, noise_of
 from zeroshift.models.seeds import draw_noise, draw_z, rng
@@ -91,7 +91,7 @@ class StyleBackend(Backend):
         """Styles BS of a step of stage 1, and the unit features BE of their source pictures for every CLIP.
 
         With `mapper.pictures`, the first steps draw that many and the later ones show them again, shuffled
-        anew every round.
+        anew every round, by the same views.
         """
         batch = self.config.mapper.batch
         count = self.config.mapper.pictures // batch
@@ -113,7 +113,8 @@ class StyleBackend(Backend):
             return self.pages[step]
         w_BS = self._styles(self.given.stage1_z, self.config.mapper.batch, "stage1", step)
         pictures = self._draw(self.source, w_BS, "stage1", step)
-        page = w_BS, [normalize(clip.encode_image(pictures)) for clip in clips]
+        views = draw_views(self.config.train.views, pictures, self.config.run.seed, "stage1", step)
+        page = w_BS, [mean_feature(clip.encode_image, pictures, views) for clip in clips]
         if self.config.mapper.pictures:
             self.pages[step] = page
         return page
