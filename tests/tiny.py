@@ -98,11 +98,11 @@ def clips() -> list[ClipModel]:
 
 def config(out: Path, **overrides: Any) -> AdaptConfig:
     """A short ipl run guided by two CLIPs, without grids."""
-    base = AdaptConfig(target="zombie", clip=("tiny-1", "tiny-2"), out=out)
+    base = AdaptConfig(target="zombie", clip=("tiny-1", "tiny-2"))
     sections: dict[str, Any] = {
         "mapper": {"steps": 4, "batch": 4, "lr": 0.02},
         "train": {"steps": 5, "batch": 2, "lr": 0.01, "adaptive": {"batch": 2}},
-        "run": {"device": "cpu", "grid_every": 0, "checkpoint_every": 2, "samples": 2},
+        "run": {"out": out, "device": "cpu", "grid_every": 0, "checkpoint_every": 2, "samples": 2},
     }
     return configure(base, sections, overrides)
 

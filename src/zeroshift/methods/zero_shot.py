@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.methods import METHODS, Procedure, procedure
-from zeroshift.config.schema import AdaptConfig, to_dict
+from zeroshift.config.schema import AdaptConfig, placeless
 from zeroshift.devices import Precision, device_name, resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
@@ -308,7 +308,7 @@ class ZeroShotRun:
         config = self.config
         source = self.loop.environment["source"]
         made = {"method": config.method, "source": config.source, "target": config.target}
-        made |= {"seed": str(config.run.seed), "run": json.dumps(to_dict(config) | {"out": None})}
+        made |= {"seed": str(config.run.seed), "run": json.dumps(placeless(config))}
         made |= {f"source_{key}": source[key] for key in ("name", "sha256")}
         made |= {"world": source["world"]} if source.get("world") else {}
         save_generator(path, self.average, made | facts)
