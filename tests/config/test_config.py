@@ -17,6 +17,7 @@ from zeroshift.config.schema import (
     FinetuneConfig,
     MapperConfig,
     TrainConfig,
+    ViewsConfig,
     configure,
     differences,
     from_dict,
@@ -101,6 +102,10 @@ def test_a_section_alone_names_its_problems_too() -> None:
         ({"clip": ("a", "b"), "clip_weights": (2.0, -1.0)}, "must not be negative"),
         ({"layers": ""}, "train.layers is empty"),
         ({"layers": "shape", "top_k": 3}, "needs 'adaptive'"),
+        ({"train": {"batch": 1}, "relation": 0.2}, "losses.relation compares the pictures of a batch"),
+        ({"zoom": 0.5, "strength": 2.0}, "train.views.zoom times strength is 1"),
+        ({"views": {"count": 0}}, "train.views.count"),
+        ({"length": "words"}, "quirks.length must be 'floor', 'labels' or 'point', got 'words'"),
         ({"truncation": 1.5}, "run.truncation"),
         ({"ema": 1.0}, "train.ema"),
         ({"method": "gan"}, "method must be 'ipl', 'coop', 'nada' or 'diffusionclip', got 'gan'"),
@@ -142,6 +147,11 @@ def test_a_section_within_a_section_keeps_what_is_not_overridden() -> None:
     assert tuned.train == TrainConfig(steps=7, diffusion=FinetuneConfig(t0=200, mode="per-step"))
     assert configure(base, diffusion={"t0": 200}) == tuned
     assert configure(base, train={"diffusion": FinetuneConfig(t0=9)}).train.diffusion == FinetuneConfig(t0=9)
+
+
+def test_views_are_off_by_default_and_a_section_within_train() -> None:
+    assert configure(target="zombie").train.views.count == 1
+    assert configure(target="zombie", views={"count": 4}).train.views == ViewsConfig(count=4)
 
 
 def test_compat_official_is_only_a_bundle_of_quirks() -> None:

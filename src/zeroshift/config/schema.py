@@ -144,7 +144,7 @@ class ViewsConfig:
     """Turn in either sense at most, in radians. 0: none."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Chance that left and right are exchanged. 0: none."""
-    noise: Annotated[float, Field(ge=0)] = 0.05
+    grain: Annotated[float, Field(ge=0)] = 0.05
     """Deviation of the noise that is added to pictures in [-1, 1]. 0: none."""
 
 

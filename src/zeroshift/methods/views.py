@@ -49,10 +49,10 @@ def draw_views(
         return None
     samples = range(first_sample, first_sample + len(pictures))
     theta = torch.stack([_places(options, rng("views", seed, stage, step, i)) for i in samples], dim=1)
-    amount = options.noise * options.strength
+    amount = options.grain * options.strength
     noise = None
     if amount:
-        sources = [rng("view noise", seed, stage, step, i) for i in samples]
+        sources = [rng("view grain", seed, stage, step, i) for i in samples]
         shape = pictures.shape[1:]
         # View after view, so that the first ones are the same however many follow.
         drawn = [
