@@ -238,9 +238,9 @@ class SvlConfig:
 
     variations: Annotated[int, Field(ge=2)] = 6
     """Variations of the target text."""
-    variation_steps: Annotated[int, Field(ge=1)] = 2000
+    steps: Annotated[int, Field(ge=1)] = 2000
     """Steps of stage 1, which finds them."""
-    variation_lr: Annotated[float, Field(gt=0)] = 0.002
+    lr: Annotated[float, Field(gt=0)] = 0.002
     """Learning rate of stage 1 (Adam, betas 0 and 0.99)."""
     apart: Annotated[float, Field(ge=0)] = 1.0
     """Weight in stage 1 of holding variations apart, beside staying near the target text."""
@@ -358,7 +358,10 @@ class AdaptConfig:
     method: MethodName = "ipl"
     """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all,
     from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: NADA's
-    direction by the published training procedure for diffusion models."""
+    direction by the published training procedure for diffusion models. `air`: NADA's direction, and from half
+    of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
+    text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
+    have them."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")

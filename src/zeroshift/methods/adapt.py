@@ -167,6 +167,8 @@ def _activations(run: ZeroShotRun) -> int:
     code = run.backend.probe(run.clips)
     sizes = [0]
     for stage in run.loop.stages:
+        if stage == 1 and run.mapper is None:
+            continue  # a first stage without pictures and without words keeps next to nothing
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:

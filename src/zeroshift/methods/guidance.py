@@ -35,6 +35,15 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """Sentences about pictures, one for each: what true words would be."""
+
+    source: list[str]
+    targets: list[list[str]]
+    """For every label of the target."""
+
+
+@dataclass(frozen=True)
 class ClipObjective:
     """One guiding CLIP with everything about it that stays the same over a run."""
 
@@ -111,11 +120,24 @@ class ClipObjective:
                 context_tokens=self.context_tokens,
             )
 
+    def caption_features(self, captions: Sequence[str]) -> UnitFeature:
+        """Unit features BE of sentences."""
+        with self.precision.autocast():
+            return normalize(self.clip.encode_text(captions))
+
     @torch.no_grad()
-    def text_direction(self, words: Words | None) -> UnitFeature:
-        """Text directions: B,E of each picture's words, or 1,E of the labels where there are no words."""
+    def text_direction(self, words: Words | Captions | None) -> UnitFeature:
+        """Text directions: B,E of each picture's words or captions, or 1,E of the labels where there are none."""
         if words is None:
             return self.label_direction
+        if isinstance(words, Captions):
+            before_BE = self.caption_features(words.source)
+            return self.mixed(
+                [
+                    directions.prompt_direction(before_BE, self.caption_features(each))
+                    for each in words.targets
+                ]
+            )
         source_BE = self.prompt_features(words, self.source, 2)
         found_BE = self.mixed(
             [
