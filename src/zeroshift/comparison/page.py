@@ -23,11 +23,13 @@ from zeroshift.measure.evaluate import metric_named
 from zeroshift.measure.report import data_uri, duration, settings_text, template
 
 MAIN = (
+    "truth.way",
     "truth.recognised",
     "truth.distance",
     "truth.frechet",
     "truth.diversity",
     "truth.attributes",
+    "truth.grain",
     "identity",
     "clip_score",
     "direction",

@@ -114,18 +114,6 @@ class FinetuneConfig:
     """Mode through: how many of the last steps the gradient goes back through; 0: all, as published."""
 
 
-@_config(section="train.adaptive")
-class AdaptiveConfig:
-    """Adaptive selection of layers in stage 2, by generators with styles."""
-
-    top_k: Annotated[int | None, Field(ge=1)] = None
-    """Layers that adaptive selection frees; unset: two thirds of them."""
-    every: Annotated[int, Field(ge=1)] = 1
-    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
-    batch: Annotated[int, Field(ge=1)] = 8
-    """Pictures per adaptive selection."""
-
-
 @_config(section="train.views")
 class ViewsConfig:
     """Views: CLIPs see every picture several times, changed at random, source and target alike. What they
@@ -146,6 +134,18 @@ class ViewsConfig:
     """Chance that left and right are exchanged. 0: none."""
     grain: Annotated[float, Field(ge=0)] = 0.05
     """Deviation of the noise that is added to pictures in [-1, 1]. 0: none."""
+
+
+@_config(section="train.adaptive")
+class AdaptiveConfig:
+    """Adaptive selection of layers in stage 2, by generators with styles."""
+
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """Layers that adaptive selection frees; unset: two thirds of them."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Pictures per adaptive selection."""
 
 
 @_config(section="train")

@@ -209,6 +209,9 @@ class EvalInputs:
     guides: tuple[str, ...] = ()
     """SHA-256 of the CLIPs that guided the run."""
     folder: RunFolder | None = None
+    oracle: float | None = None
+    """Share of the source's distance to the truth that training on the truth leaves; None where it is not
+    known."""
     route: str = ""
     """How a diffusion model made the pictures of others, in words."""
     missing_reasons: dict[str, str] = field(default_factory=dict)
@@ -220,6 +223,7 @@ class EvalInputs:
         found = set(self.sets)
         if self.labels:
             found |= {"labels"} | ({"change"} if self.labels[0] != self.labels[1] else set())
+        found |= {"oracle"} if self.oracle is not None else set()
         return found | ({"latents"} if self.latents_known else set())
 
 
@@ -236,6 +240,7 @@ def open_inputs(what: Any, config: EvaluateConfig, device: str | torch.device = 
     if config.labels:
         inputs.labels = (config.labels[0], config.labels[1])
     _add_truth(inputs, config)
+    _add_oracle(inputs)
     _add_references(inputs, config)
     return inputs
 
@@ -436,6 +441,21 @@ def _add_truth(inputs: EvalInputs, config: EvaluateConfig) -> None:
     inputs.missing_reasons["truth"] = why
     inputs.missing_reasons["latents"] = (
         f"the world {world.name} has no attributes" if world is not None and not has_attributes else why
+    )
+
+
+def _add_oracle(inputs: EvalInputs) -> None:
+    """Adds how near to the truth training on it brings the source generator, or the reason why that is not
+    known."""
+    world, truth = inputs.world, inputs.sets.get("truth")
+    if world is None or not isinstance(truth, TruePictures):
+        inputs.missing_reasons["oracle"] = inputs.missing_reasons["truth"]
+        return
+    source = inputs.hashes.get("source", "")
+    inputs.oracle = world.oracle_ratio(source, truth.domain) if source else None
+    inputs.missing_reasons["oracle"] = (
+        f"the world {world.name} does not say how near to the truth training on it brings this source "
+        f"generator in {truth.domain} (World.oracle_ratio)"
     )
 
 

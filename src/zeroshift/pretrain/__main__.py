@@ -2,7 +2,8 @@
 
 The same command again continues a killed training. Each model is written with a card: data, steps, time and
 quality measured on people that no training saw. The generators' cards need the judge, the identity encoder's
-needs the generator, and the reader needs judge and encoder: train those first.
+needs the generator, and the reader needs judge and encoder: train those first. `oracle` trains copies of a
+generator on the truth and adds to its card how near they come.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.files.checkpoints import load_generator_file, save_discriminator, save_generator, with_styles
 from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.faces import load_ir_se, save_ir_se
-from zeroshift.files.writing import file_sha256
+from zeroshift.files.registry import GENERATORS
+from zeroshift.files.writing import file_sha256, write_json
 from zeroshift.measure.features import read_attributes
 from zeroshift.measure.metrics import distance_to_truth
 from zeroshift.models.seeds import average_style, z_from_seeds
@@ -26,7 +28,7 @@ from zeroshift.models.stylegan2 import StyleGAN2Generator
 from zeroshift.portraits.reader import load_reader, save_reader
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, render
-from zeroshift.pretrain import clips, dataset, ddpm, identity, reader
+from zeroshift.pretrain import clips, dataset, ddpm, identity, oracle, reader
 from zeroshift.pretrain.generator import GENERATOR_RECIPE, distil, finish, polish, regress
 from zeroshift.worlds.portraits import Portraits
 
@@ -209,12 +211,22 @@ def make_reader(data: Path, work: Path, out: Path) -> dict:
     return card
 
 
+def make_oracle(generator: str, work: Path, out: Path, device: str = "cpu") -> dict:
+    """Measures how near training on the truth brings a built-in generator, and writes it to the generator's
+    card; returns the entry."""
+    place = out / f"{Path(GENERATORS[generator]).stem}.card.json"
+    found = oracle.measure(generator, work, device)
+    card = json.loads(place.read_text("utf-8"))
+    write_json(place, card | {"oracle": found})
+    return found
+
+
 def main() -> None:
     """Parses the command line and trains one model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *clips.RECIPES))
+    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", "oracle", *clips.RECIPES))
     parser.add_argument(
         "--data",
         type=Path,
@@ -229,7 +241,10 @@ def main() -> None:
         "--shards", type=int, default=24, help="thousands of people that a generator learns from"
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where the diffusion model is trained"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where a diffusion model or an oracle is trained"
+    )
+    parser.add_argument(
+        "--generator", choices=tuple(GENERATORS), default="portraits", help="generator of the oracle"
     )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -237,6 +252,8 @@ def main() -> None:
         card = make_generator(args.data, args.work, args.out, args.shards)
     elif args.model == "ddpm":
         card = make_ddpm(args.data, args.work, args.out, args.shards, args.device)
+    elif args.model == "oracle":
+        card = make_oracle(args.generator, args.work, args.out, args.device)
     elif args.model in ("identity", "reader"):
         card = {"identity": make_identity, "reader": make_reader}[args.model](args.data, args.work, args.out)
     else:

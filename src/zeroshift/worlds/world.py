@@ -21,7 +21,8 @@ point group `zeroshift.worlds`:
     save_generator("photos.safetensors", generator, {"world": "negatives"})
 
 Everything else is optional, and adds to what can be measured: a judge (recognised as the target, distances
-and diversity in its features), attributes and a reader of them, captions, a face network, an edge filter.
+and diversity in its features), attributes and a reader of them, captions, a face network, an edge filter, and
+how near to the truth its generators can come.
 """
 
 from __future__ import annotations
@@ -93,6 +94,13 @@ class World(ABC):
         such domain."""
         domain = self.domain_of(label)
         return None if domain is None else self.truth(self.latents(seeds), domain, size)
+
+    def oracle_ratio(self, generator: str, label: str) -> float | None:
+        """Share of its source's distance to the truth that training on the truth itself leaves a generator
+        in the domain that a label names, measured as `truth.distance` is; None where nobody measured it.
+        `generator` is the SHA-256 of the source generator's file of weights. A world that knows it gets
+        `truth.way`."""
+        return None
 
     def latents(self, seeds: Sequence[int] | range) -> Latent:
         """Latents BZ that seeds draw, on the CPU: those from which a generator of this world draws."""
