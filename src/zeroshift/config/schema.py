@@ -148,6 +148,21 @@ class AdaptiveConfig:
     """Pictures per adaptive selection."""
 
 
+@_config(section="train.parameters")
+class ParametersConfig:
+    """What moves in the layers that may move. Everything but `weights` leaves a file of kilobytes,
+    `delta.safetensors`, beside the generator."""
+
+    kind: Annotated[
+        Literal["weights", "affine", "lowrank", "domain"], tyro.conf.arg(aliases=("--parameters",))
+    ] = "weights"
+    """weights: everything, as published. affine: the layers that turn w into styles (StyleDomain). lowrank: a
+    change of low rank to every convolution. domain: one factor per input channel of every convolution
+    (domain modulation). Diffusion models take weights and lowrank."""
+    rank: Annotated[int, Field(ge=1)] = 4
+    """lowrank: the rank of every change."""
+
+
 @_config(section="train")
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
@@ -163,6 +178,8 @@ class TrainConfig:
     `texture`, ...), or layer names separated by commas. `--dry-run` lists the names."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
     """The adaptive selection of layers."""
+    parameters: ParametersConfig = ParametersConfig()
+    """What moves in these layers."""
     free_rgb: bool = False
     """Frees the to-RGB layers too, whatever was selected: needed where the target has other colours."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99

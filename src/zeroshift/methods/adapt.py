@@ -72,9 +72,9 @@ def adapt(
             folder=run.loop.folder,
             config=resolved,
             source=run.source,
-            generator=run.average,
+            generator=run.folded(run.average),
             mapper=run.mapper,
-            trained=run.target,
+            trained=run.folded(run.target),
             steps_done=run.loop.place.steps_done,
         )
     )
@@ -132,7 +132,7 @@ def plan(config: AdaptConfig | None = None, *, state: Given | None = None, **ove
     """What `adapt` would do with the same arguments; loads the models, checks everything, writes nothing."""
     run = open_run(resolve(config, **overrides), state or Given())
     saved = run.loop.folder.load_checkpoint()
-    movable = set(run.backend.movable)
+    movable = run.backend.movable
     named = dict(run.target.named_parameters())
     train = run.config.train
     counts = {
@@ -149,7 +149,7 @@ def plan(config: AdaptConfig | None = None, *, state: Given | None = None, **ove
     return Plan(
         config=run.config,
         parameters=counts | clips,
-        layers=tuple(each.name for each in run.target.layers() if movable.issuperset(each.parameters)),
+        layers=layers.moving_layers(run.target, movable),
         select=select,
         memory_bytes=(numbers + sum(clips.values())) * run.dtype.itemsize + _activations(run),
         resumes_at=(saved[1]["stage"], saved[1]["step"]) if saved else None,

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import Precision
+from zeroshift.errors import InputError
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.models.parameters import reparametrise
 from zeroshift.shapes import Feature, Latent, Picture, UnitFeature
 from zeroshift.training.loop import Progress, StepLog
 
@@ -80,11 +82,24 @@ class Backend(ABC):
         self.target = target
         self.average = average
         self.movable: list[str] = []
-        """Names of all weights that may move at any step of stage 2."""
+        """Names of all parameters that may move at any step of stage 2."""
         self.moving: tuple[str, ...] = ()
         """Names of the layers that the current step may move."""
 
     # 1. Before the first step.
+
+    def parameters_of(self, weights: list[str]) -> list[str]:
+        """Names of the parameters that move where these weights of the target may: the weights themselves, or
+        the small parameters that the run asks for, which the target and its average then have."""
+        options = self.config.train.parameters
+        if options.kind != "weights" and (self.given.target is not None or self.given.ema is not None):
+            raise InputError(
+                f"train.parameters.kind {options.kind} begins at the source, but other weights to begin at "
+                "were given; leave them out, or use kind weights."
+            )
+        seed = self.config.run.seed
+        reparametrise(self.average, options.kind, weights, rank=options.rank, seed=seed)
+        return reparametrise(self.target, options.kind, weights, rank=options.rank, seed=seed)
 
     @abstractmethod
     def code_width(self, clip: ClipObjective) -> int:

@@ -76,7 +76,7 @@ class DiffusionBackend(Backend):
         self.grid_start: Tensor | None = None
         """Pictures of a sample grid at time t0, which only the source makes."""
         self._check()
-        self.movable = layers.select(self.target, self.config.train.layers)
+        self.movable = self.parameters_of(layers.select(self.target, self.config.train.layers))
 
     # 1. Before the first step.
 
@@ -188,8 +188,7 @@ class DiffusionBackend(Backend):
     def free_layers(self, step: int, clips: Sequence[ClipObjective]) -> None:
         """Lets the weights move that may move at all."""
         layers.free(self.target, self.movable)
-        moving = set(self.movable)
-        self.moving = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
+        self.moving = layers.moving_layers(self.target, self.movable)
         self.step_log["chosen"] = ()
 
     def encode_source(self, clips: Sequence[ClipObjective], pictures: Picture, step: int) -> list[Feature]:

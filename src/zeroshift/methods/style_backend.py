@@ -46,7 +46,7 @@ class StyleBackend(Backend):
         self.drawn: dict[str, tuple[Style, Latent]] = {}
         """What was drawn last, by what it was drawn for: styles, and the noise that they are of."""
         self._check()
-        self.movable = self._movable()
+        self.movable = self.parameters_of(self._movable())
 
     def _check(self) -> None:
         """Refuses what does not fit the given latents."""
@@ -176,9 +176,9 @@ class StyleBackend(Backend):
                 self.target, self.selected, layer_map=self.config.quirks.layer_map, free_rgb=train.free_rgb
             )
         self.step_log["chosen"] = self.selected
-        layers.free(self.target, names)
-        moving = set(names)
-        self.moving = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
+        moving = set(names).intersection(self.movable)
+        layers.free(self.target, moving)
+        self.moving = layers.moving_layers(self.target, moving)
 
     def _select(self, step: int, clips: Sequence[ClipObjective]) -> tuple[int, ...]:
         """The latents whose layers matter most to the target label, most first."""

@@ -20,6 +20,7 @@ from zeroshift.config.targets import target_parts
 from zeroshift.devices import Precision, device_name, resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
+from zeroshift.files.deltas import load_delta, save_delta
 from zeroshift.files.registry import load_clip, load_generator
 from zeroshift.files.writing import fingerprint
 from zeroshift.measure.monitor import Monitor
@@ -30,6 +31,7 @@ from zeroshift.methods.guidance import clip_objective, unknown_words
 from zeroshift.methods.picture_losses import PictureLosses, texture_of
 from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
 from zeroshift.methods.style_backend import StyleBackend
+from zeroshift.models import parameters
 from zeroshift.models.seeds import rng
 from zeroshift.shapes import Picture, UnitFeature
 from zeroshift.training.loop import Average, Hook, Loop, Progress, Stage, StepLog, Trained
@@ -310,19 +312,32 @@ class ZeroShotRun:
         """Writes the averaged generator: that of the last step, or of the best record of the monitor where
         the run went on until it converged."""
         best = self.monitor.result()
-        if best is not None:
+        if best is not None and self.config.train.parameters.kind == "weights":
             self.average.load_state_dict(cast(Any, best).state_dict())
+        elif best is not None:
+            folder = self.loop.folder
+            parameters.put(self.average, load_delta(folder.delta_file(folder.best_file)).tensors)
         self._save_average(path)
 
+    def folded(self, generator: Any) -> Any:
+        """The target or its average as an ordinary generator."""
+        return parameters.folded(generator, self.source)
+
     def _save_average(self, path: Path, **facts: str) -> None:
-        """Writes the averaged generator, with all that made it in its metadata."""
+        """Writes the averaged generator, and behind it its small parameters where it has some, with all that
+        made them in the metadata."""
         config = self.config
         source = self.loop.environment["source"]
         made = {"method": config.method, "source": config.source, "target": config.target}
         made |= {"seed": str(config.run.seed), "run": json.dumps(placeless(config))}
         made |= {f"source_{key}": source[key] for key in ("name", "sha256")}
         made |= {"world": source["world"]} if source.get("world") else {}
-        save_generator(path, self.average, made | facts)
+        save_generator(path, self.folded(self.average), made | facts)
+        kind = config.train.parameters.kind
+        if kind != "weights":
+            # Behind the generator: the monitor trusts in the step that stands in the generator's file.
+            tensors = parameters.small_parameters(self.average)
+            save_delta(self.loop.folder.delta_file(path), kind, tensors, made | facts)
 
     def memory_tip(self, stage: int) -> str:
         """What to try where memory ran out, by the kind of generator."""

@@ -10,6 +10,7 @@ moment.
     mapper.safetensors        and other files of the method, written when a stage ends
     best.safetensors          the generator (EMA) of the monitor's best record so far
     generator.safetensors     the adapted generator (EMA), written last
+    delta.safetensors         and best-delta.safetensors: where few parameters move, only these
     evaluation.json           what `zeroshift evaluate` measured
     tensorboard/              scalars, where asked for
     lock                      held by the process at work; the system releases it when that process ends
@@ -143,6 +144,11 @@ class RunFolder:
     def best_file(self) -> Path:
         """The generator (EMA weights) of the monitor's best record."""
         return self.path / "best.safetensors"
+
+    def delta_file(self, of: Path | None = None) -> Path:
+        """The small parameters of the adapted generator, or of the one of the best record where that is the
+        file that is given; only runs that move small parameters have them."""
+        return self.path / ("best-delta.safetensors" if of == self.best_file else "delta.safetensors")
 
     @property
     def checkpoint_file(self) -> Path:
