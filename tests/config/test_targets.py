@@ -1,5 +1,5 @@
-"""What a target text names: ordinary labels stay what they are, hybrids are read in every spelling, mistakes are
-told."""
+"""What a target text names: ordinary labels stay what they are, hybrids are read in every spelling, mistakes
+are told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from zeroshift.errors import InputError
 
 @pytest.mark.parametrize(
     "label",
-    ["zombie", "Star Wars: A New Hope", "man + dog", "C++ art", "ratio 4:3 picture", "a:b", "sketch:", ":)", "x:0.4.1"],
+    [
+        "zombie",
+        "Star Wars: A New Hope",
+        "man + dog",
+        "C++ art",
+        "ratio 4:3 picture",
+        "a:b",
+        "sketch:",
+        ":)",
+        "x:0.4.1",
+    ],
 )
 def test_an_ordinary_label_is_one_domain_letter_by_letter(label: str) -> None:
     assert target_parts(label) == (TargetPart(label, 1.0, 1.0),)

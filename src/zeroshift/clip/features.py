@@ -34,8 +34,8 @@ def text_direction(
 
 
 def mixed(vectors: Sequence[Tensor], shares: Sequence[float]) -> UnitFeature:
-    """Eq. UniHDA (arXiv 2401.12596): n( sum_i a_i x_i ) of unit rows x_i B,E or 1,E, for hybrid domains; the only
-    one as it is."""
+    """Eq. UniHDA (arXiv 2401.12596): n( sum_i a_i x_i ) of unit rows x_i B,E or 1,E, for hybrid domains; the
+    only one as it is."""
     if len(vectors) == 1:
         return vectors[0]
     weighted = [share * each for share, each in zip(shares, vectors, strict=True)]

@@ -113,8 +113,8 @@ METHODS: dict[str, Method] = {
     ),
     "captions": Method(
         title="Captions",
-        summary="the bound of ipl: each person's true captions in place of learned words, in worlds that have "
-        "them",
+        summary="the bound of ipl: each person's true captions in place of learned words, in worlds that "
+        "have them",
         words="captions",
         on={"styles": Procedure()},
         file="captions",
@@ -132,13 +132,12 @@ def procedure(method: str, kind: Kind, generator: str, *, captioned: bool = Fals
     if kind in row.on:
         if row.bound and not captioned:
             raise InputError(
-                f"method {method} takes the true captions of each picture from the world of its generator, and "
-                f"{generator} has none for these labels; it is for domains of {BUILT_IN[kind]}. Methods for "
-                f"{generator} are {others}."
+                f"method {method} takes the true captions of each picture from the world of its generator, "
+                f"and {generator} has none for these labels; it is for domains of {BUILT_IN[kind]}. Methods "
+                f"for {generator} are {others}."
             )
         return row.on[kind]
     where = " or ".join(f"{KINDS[each]} such as {BUILT_IN[each]}" for each in row.on)
     raise InputError(
-        f"method {method} moves {where}, and {generator} is {KINDS[kind]}; methods for it are "
-        f"{others}."
+        f"method {method} moves {where}, and {generator} is {KINDS[kind]}; methods for it are {others}."
     )

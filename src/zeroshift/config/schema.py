@@ -278,8 +278,8 @@ class OwnConfig:
     """What only one method needs."""
 
     air: AirConfig = AirConfig()
-    """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published, but
-    for `offset_pictures`."""
+    """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
+    but for `offset_pictures`."""
     svl: SvlConfig = SvlConfig()
     """Method `svl`: semantic variations of the target text, whose spread the directions of pictures are to
     have. Defaults as published."""

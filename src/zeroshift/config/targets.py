@@ -1,4 +1,4 @@
-"""What a target text names: one domain, or a hybrid of several with weights ("pencil sketch:0.6 + zombie:0.4").
+"""What a target text names: one domain, or a hybrid of several ("pencil sketch:0.6 + zombie:0.4").
 
 The one place that reads hybrids. Everything else asks for `target_parts`.
 """
@@ -34,8 +34,9 @@ class TargetPart:
 def target_parts(target: str) -> tuple[TargetPart, ...]:
     """The domains that a target text names, with shares that sum to 1; an ordinary label is the only one.
 
-    A hybrid is LABEL:WEIGHT + LABEL:WEIGHT with any positive weights. A colon without a number behind it belongs to the label, and so does a plus where nothing has a
-    weight. InputError where only some have one, a weight is not positive, or a label is empty or named twice.
+    A hybrid is LABEL:WEIGHT + LABEL:WEIGHT with any positive weights. A colon without a number behind it
+    belongs to the label, and so does a plus where nothing has a weight. InputError where only some have one,
+    a weight is not positive, or a label is empty or named twice.
     """
     pieces = [piece.strip() for piece in _PLUS.split(target.strip())]
     read = [_WEIGHTED.fullmatch(piece) for piece in pieces]
@@ -44,8 +45,8 @@ def target_parts(target: str) -> tuple[TargetPart, ...]:
     for piece, found in zip(pieces, read, strict=True):
         if found is None:
             raise InputError(
-                f"target {target!r} gives {piece!r} no weight; a hybrid is LABEL:WEIGHT + LABEL:WEIGHT, such as "
-                "'pencil sketch:0.6 + zombie:0.4'."
+                f"target {target!r} gives {piece!r} no weight; a hybrid is LABEL:WEIGHT + LABEL:WEIGHT, such "
+                "as 'pencil sketch:0.6 + zombie:0.4'."
             )
     weighted = [(found[1].strip(), float(found[2])) for found in read if found]
     for label, weight in weighted:
@@ -53,12 +54,14 @@ def target_parts(target: str) -> tuple[TargetPart, ...]:
             raise InputError(f"target {target!r} has a weight without a label before it; write LABEL:WEIGHT.")
         if not 0 < weight < float("inf"):
             raise InputError(
-                f"the weight of {label!r} in target {target!r} must be above 0, got {weight:g}; leave the label "
-                "out instead."
+                f"the weight of {label!r} in target {target!r} must be above 0, got {weight:g}; leave the "
+                "label out instead."
             )
     twice = [name for name, count in Counter(label.lower() for label, _ in weighted).items() if count > 1]
     if twice:
-        raise InputError(f"target {target!r} names {twice[0]!r} twice; give it once, with the sum of the weights.")
+        raise InputError(
+            f"target {target!r} names {twice[0]!r} twice; give it once, with the sum of the weights."
+        )
     total = sum(weight for _, weight in weighted)
     return tuple(TargetPart(label, weight, weight / total) for label, weight in weighted)
 
@@ -74,18 +77,19 @@ def spoken_target(target: str) -> str:
 
 
 def canonical_target(target: Any) -> Any:
-    """The text of a target as configs hold it: several texts joined, a label alone without a weight. What is no
-    text comes back as it is, for the config to refuse.
+    """The text of a target as configs hold it: several texts joined, a label alone without a weight. What is
+    no text comes back as it is, for the config to refuse.
 
-    InputError as `target_parts`, and for several texts without weights, which may be one label without quotes.
+    InputError as `target_parts`, and for several texts without weights, which may be one label without
+    quotes.
     """
     texts = [target] if isinstance(target, str) else target
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(each, str) for each in texts):
         return target
     if len(texts) > 1 and not any(_WEIGHTED.fullmatch(each.strip()) for each in texts):
         raise InputError(
-            f"several targets were given without weights ({', '.join(map(repr, texts))}); put quotes around a "
-            f"label of several words ({' '.join(texts)!r}), or mix domains by LABEL:WEIGHT, such as "
+            f"several targets were given without weights ({', '.join(map(repr, texts))}); put quotes around "
+            f"a label of several words ({' '.join(texts)!r}), or mix domains by LABEL:WEIGHT, such as "
             f"'{texts[0]}:0.5' '{texts[1]}:0.5'."
         )
     parts = target_parts(" + ".join(texts))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zeroshift.clip.features import normalize, target_direction, target_feature
+from zeroshift.clip.features import target_direction, target_feature
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.targets import spoken_target
 from zeroshift.measure import metrics

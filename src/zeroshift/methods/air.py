@@ -1,21 +1,19 @@
 """AIR: anchors on the way to the target, from each of which the direction is estimated anew.
 
-AIR, Adaptation with Iterative Refinement (arXiv 2506.10895). The further two domains lie apart, the less do the
-directions of pictures and of labels agree, so from half of the steps on the generator as it is becomes an
-anchor: a prompt is learned for it, and the direction from there to the target joins NADA's. Where the authors'
-code is not followed: docs/adr/0033.
+AIR, Adaptation with Iterative Refinement (arXiv 2506.10895). The further two domains lie apart, the less do
+the directions of pictures and of labels agree, so from half of the steps on the generator as it is becomes an
+anchor: a prompt is learned for it, and the direction from there to the target joins NADA's. Where the
+authors' code is not followed: docs/adr/0033.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zeroshift.clip.features import normalize
 from zeroshift.clip.text import context_sentence
@@ -38,8 +36,9 @@ short, and a target that has just become an anchor lies at no distance from it."
 
 
 def anchor_steps(total: int, start: float, interval: float) -> dict[int, float]:
-    """Step before which an anchor is made -> alpha, the share of the steps done then: after `start` of `total`
-    steps, and then after every further `interval` of them. None before the first step has been done."""
+    """Step before which an anchor is made -> alpha, the share of the steps done then: after `start` of
+    `total` steps, and then after every further `interval` of them. None before the first step has been
+    done."""
     # In whole millionths, so that 0.5 + 0.1 + 0.1 is 0.7.
     shares = range(round(1e6 * start), 10**6, max(1, round(1e6 * interval)))
     done = dict.fromkeys(total * share // 10**6 for share in shares)
@@ -73,8 +72,8 @@ def prompt_loss(image_offset: UnitFeature, anchor: UnitFeature, previous: Featur
 
 
 def adaptive_direction(target: Feature, anchor: UnitFeature) -> UnitFeature:
-    """d = n( mean_k (T_k - P_A) ), shape 1,E, of the target's unit features P,E in every template, or of their
-    mean 1,E."""
+    """d = n( mean_k (T_k - P_A) ), shape 1,E, of the target's unit features P,E in every template, or of
+    their mean 1,E."""
     return normalize((target - anchor).mean(dim=0, keepdim=True))
 
 
@@ -134,9 +133,7 @@ class AirRun(ZeroShotRun):
         return self.target.clone().requires_grad_(False)
 
 
-def open_run(
-    config: Any, given: Given, hook: Hook | None = None, progress: Progress | None = None
-) -> AirRun:
+def open_run(config: Any, given: Given, hook: Hook | None = None, progress: Progress | None = None) -> AirRun:
     """A run of AIR, loaded and checked; nothing is written."""
     return AirRun(config, given, hook, progress)
 
@@ -165,9 +162,7 @@ def mean_features(run: ZeroShotRun, generator: Any) -> list[UnitFeature]:
     options = run.config.own.air
     count = 0
     sums: list[Tensor] = [torch.zeros((), device=run.device, dtype=run.dtype) for _ in run.clips]
-    for pictures in run.backend.fixed_pictures(
-        generator, options.offset_pictures, options.offset_truncation
-    ):
+    for pictures in run.backend.fixed_pictures(generator, options.offset_pictures, options.offset_truncation):
         count += len(pictures)
         for number, clip in enumerate(run.clips):
             found = normalize(clip.encode_image(pictures)).sum(dim=0, keepdim=True)
@@ -234,14 +229,12 @@ def train(run: AirRun) -> None:
 
 @torch.no_grad()
 def pictures_of_anchor(run: AirRun, codes: Any, step: int) -> Picture | None:
-    """The anchor's pictures BCHW of a step, before the target's: a diffusion model's own go on from there. None
-    before the first anchor."""
+    """The anchor's pictures BCHW of a step, before the target's: a diffusion model's own go on from there.
+    None before the first anchor."""
     return None if run.anchor is None else run.backend.pictures(run.anchor.generator, codes, step)
 
 
-def anchor_terms(
-    run: ZeroShotRun, added: Group, look: Look, anchor: Feature, wanted: UnitFeature
-) -> None:
+def anchor_terms(run: ZeroShotRun, added: Group, look: Look, anchor: Feature, wanted: UnitFeature) -> None:
     """Adds 1 - cos( n(E(G_t w)) - n(E(G_A w)), d ), by its logarithm where the method does so."""
     weight = run.config.own.air.weight
     directional = losses.directional(directions.image_direction(anchor, look.target, FLOOR), wanted)

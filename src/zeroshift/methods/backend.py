@@ -128,8 +128,8 @@ class Backend(ABC):
         """Codes of the pictures of a step of stage 2."""
 
     def latents(self, codes: Any) -> Latent:
-        """Noise BZ, on the CPU, from which codes of stage 2 or of the monitor were drawn. A method that asks for
-        it has a row for these generators only."""
+        """Noise BZ, on the CPU, from which codes of stage 2 or of the monitor were drawn. A method that asks
+        for it has a row for these generators only."""
         raise NotImplementedError(f"a generator of kind {self.source.kind} draws no latents")
 
     @abstractmethod
@@ -179,9 +179,9 @@ class Backend(ABC):
 
     @abstractmethod
     def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
-        """Pictures BCHW, in parts, of `count` codes that are the same whenever and of whatever generator they are
-        asked: with gradient one by one, where gradients are on. A diffusion model has no more than it learns
-        from, and no truncation."""
+        """Pictures BCHW, in parts, of `count` codes that are the same whenever and of whatever generator they
+        are asked: with gradient one by one, where gradients are on. A diffusion model has no more than it
+        learns from, and no truncation."""
 
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> Any:
         """Codes of about as many pictures, for means over pictures."""

@@ -1,8 +1,8 @@
 """Captions: the bound of what words of each picture's own can bring. In place of learned words stand the true
 captions of each person, which only a world can know.
 
-Stage 2 is that of IPL; there is nothing to learn in a stage 1. DeltaT_i = n( n(E_T(caption of i in the target)) -
-n(E_T(caption of i in the source)) ).
+Stage 2 is that of IPL; there is nothing to learn in a stage 1. DeltaT_i = n( n(E_T(caption of i in the
+target)) - n(E_T(caption of i in the source)) ).
 """
 
 from __future__ import annotations

@@ -197,8 +197,9 @@ class DiffusionBackend(Backend):
         return [each[rows] for each in self.learned.codes]
 
     def pictures(self, generator: Any, codes: Any, step: int) -> Picture:
-        """Pictures of a step: the source's own; or those of another generator from their noise, in mode per-step
-        the clean ones that it predicts there. Only the target goes on from there, so others come before it."""
+        """Pictures of a step: the source's own; or those of another generator from their noise, in mode
+        per-step the clean ones that it predicts there. Only the target goes on from there, so others come
+        before it."""
         visit = self.visit(step)
         if generator is self.source:
             return self.learned.pictures[visit.rows]

@@ -127,7 +127,8 @@ class ClipObjective:
 
     @torch.no_grad()
     def text_direction(self, words: Words | Captions | None) -> UnitFeature:
-        """Text directions: B,E of each picture's words or captions, or 1,E of the labels where there are none."""
+        """Text directions: B,E of each picture's words or captions, or 1,E of the labels where there are
+        none."""
         if words is None:
             return self.label_direction
         if isinstance(words, Captions):

@@ -1,9 +1,9 @@
 """SVL: variations of the target text, whose directions tell how differently pictures are to change.
 
-SVL, Semantic Variation Learning (ICCV 2023), by its paper; there is no published code. Stage 1 finds variations
-of the target text around it, stage 2 makes the directions of the pictures of a batch have the mean and the
-spread of theirs, while weights that matter to the source, and the similarities between pictures, are held.
-Where the paper leaves a choice: docs/adr/0033.
+SVL, Semantic Variation Learning (ICCV 2023), by its paper; there is no published code. Stage 1 finds
+variations of the target text around it, stage 2 makes the directions of the pictures of a batch have the mean
+and the spread of theirs, while weights that matter to the source, and the similarities between pictures, are
+held. Where the paper leaves a choice: docs/adr/0033.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def variations(target: Feature, z: Tensor) -> Feature:
 
 
 def variation_losses(target: Feature, z: Tensor) -> tuple[Scalar, Scalar]:
-    """mean_i (1 - cos(t, v_i)), and mean_{i<j} |cos(z_i, z_j)|: near the target, and apart from each other."""
+    """mean_i (1 - cos(t, v_i)), and mean_{i<j} |cos(z_i, z_j)|: near the target, and apart from each
+    other."""
     near = (1 - F.cosine_similarity(target, variations(target, z), dim=-1)).mean()
     unit = normalize(z)
     first, second = torch.triu_indices(len(z), len(z), offset=1)
@@ -52,8 +53,8 @@ def variation_directions(source: Feature, target: Feature, z: Tensor) -> UnitFea
 def mean_loss(image: Tensor, text: UnitFeature, floor: float) -> Scalar:
     """1 - cos(mean_i DeltaI_i, mean_j DeltaT_j), of directions ...,N,E and M,E, over what leads the mean.
 
-    The divisor is bounded as in `directions.image_direction`: the mean of the pictures need not be longer than
-    that of the texts, and where `floor` asks for the whole way, not shorter either.
+    The divisor is bounded as in `directions.image_direction`: the mean of the pictures need not be longer
+    than that of the texts, and where `floor` asks for the whole way, not shorter either.
     """
     image_mean = image.mean(dim=-2)
     text_mean = text.mean(dim=0)
@@ -84,8 +85,8 @@ def elastic_loss(
 
 
 def consistency_loss(source: UnitFeature, target: UnitFeature) -> Scalar:
-    """KL( softmax(S S^T) || softmax(T T^T) ), the mean over rows, of unit features ...,B,E of the pictures of a
-    batch."""
+    """KL( softmax(S S^T) || softmax(T T^T) ), the mean over rows, of unit features ...,B,E of the pictures of
+    a batch."""
     before, after = ((each @ each.mT).log_softmax(dim=-1) for each in (source, target))
     return (before.exp() * (before - after)).sum(dim=-1).mean()
 
@@ -127,15 +128,11 @@ class SvlRun(ZeroShotRun):
         adam = torch.optim.Adam(list(learned.values()), lr=options.lr, betas=(0.0, 0.99))
         (moving,) = super()._stages()
         models = {"variations": self.variations}
-        first = Stage(
-            1, options.steps, {"variations": Trained(learned, adam)}, models, "own.svl", 1
-        )
+        first = Stage(1, options.steps, {"variations": Trained(learned, adam)}, models, "own.svl", 1)
         return first, replace(moving, models={**models, **moving.models})
 
 
-def open_run(
-    config: Any, given: Given, hook: Hook | None = None, progress: Progress | None = None
-) -> SvlRun:
+def open_run(config: Any, given: Given, hook: Hook | None = None, progress: Progress | None = None) -> SvlRun:
     """A run of SVL, loaded and checked; nothing is written."""
     return SvlRun(config, given, hook, progress)
 

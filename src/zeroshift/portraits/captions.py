@@ -123,8 +123,8 @@ def full_caption(
     """A caption that names every attribute of one person, the domain before or after them.
 
     Attributes that are `hidden` are left out (`HIDDEN`: what a domain does not show); equal draws name the
-    others in the same order. `mirrored`: the picture is seen in a mirror. `name` is what the domain is called;
-    where none is given, it is drawn.
+    others in the same order. `mirrored`: the picture is seen in a mirror. `name` is what the domain is
+    called; where none is given, it is drawn.
     """
     words = scene.words(index)
     name = name or rng.choice(SYNONYMS[domain])

@@ -89,8 +89,8 @@ class Portraits(World):
         return attribute_prompts(attribute, f"a {label} of a person")
 
     def captions(self, z: Latent, label: str) -> list[str] | None:
-        """Captions that name everything that the domain shows of a person, in words and an order that belong to the
-        latent."""
+        """Captions that name everything that the domain shows of a person, in words and an order that belong
+        to the latent."""
         domain = self.domain_of(label)
         if domain is None:
             return None
