@@ -89,10 +89,11 @@ def stage1(run: ZeroShotRun, parts: Parts) -> None:
     def terms() -> Terms:
         made = Terms()
         for clip, words, image in zip(run.clips, mapper(codes), images, strict=True):
-            source, target = (clip.prompt_features(words, label, 1) for label in (clip.source, clip.target))
+            (goal,) = clip.targets
+            source, target = (clip.prompt_features(words, label, 1) for label in (clip.source, goal))
             added = made.group(clip.weight)
             added.add("contrastive", losses.contrastive(image, source, clip.logit_scale))
-            added.add("domain", losses.domain(target, clip.target.template_mean))
+            added.add("domain", losses.domain(target, goal.template_mean))
         return made
 
     parts.measure("prompts and losses", terms)

@@ -65,7 +65,7 @@ def _within(number: float, limit: Any) -> bool:
 
 def as_flag(path: tuple[str, ...], value: Any) -> list[str]:
     """An option as the command line takes it."""
-    *section, name = (part.replace("_", "-") for part in path if part != "run")
+    *section, name = (part.replace("_", "-") for part in path if part not in ("run", "own"))
     if isinstance(value, bool):
         name = name if value else f"no-{name}"
         return ["--" + ".".join([*section, name])]

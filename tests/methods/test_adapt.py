@@ -18,7 +18,6 @@ from torch import Tensor
 import tiny
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import BytePairTokenizer
-from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import save_generator
@@ -362,7 +361,7 @@ def test_too_few_given_latents_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_generator_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no generator .*nowhere"):
-        adapt(AdaptConfig(target="zombie", generator=str(tmp_path / "nowhere.pt"), out=tmp_path / "run"))
+        adapt(target="zombie", generator=str(tmp_path / "nowhere.pt"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

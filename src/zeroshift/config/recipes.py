@@ -11,9 +11,11 @@ from zeroshift.config.methods import METHODS
 from zeroshift.config.overrides import chosen, override
 from zeroshift.config.schema import (
     AdaptConfig,
+    AirConfig,
     FinetuneConfig,
     LossConfig,
     MapperConfig,
+    OwnConfig,
     QuirkConfig,
     RunConfig,
     TrainConfig,
@@ -106,6 +108,29 @@ def diffusionclip(target: str) -> AdaptConfig:
     )
 
 
+def air_paper(target: str) -> AdaptConfig:
+    """The settings published with AIR for StyleGAN2 at 1024 px, with OpenAI's ViT-B/32 (photo to sketch)."""
+    return AdaptConfig(
+        target=target,
+        method="air",
+        clip=(HUB_CLIP,),
+        train=TrainConfig(steps=300, batch=2, lr=0.002, layers="all"),
+        own=OwnConfig(air=AirConfig(offset_pictures=1000)),
+        run=RunConfig(recipe="air-paper", truncation=0.7),
+    )
+
+
+def svl_paper(target: str) -> AdaptConfig:
+    """The settings published with SVL for StyleGAN2, with OpenAI's ViT-B/32."""
+    return AdaptConfig(
+        target=target,
+        method="svl",
+        clip=(HUB_CLIP,),
+        train=TrainConfig(steps=300, batch=4, lr=0.002, layers="all"),
+        run=RunConfig(recipe="svl-paper", truncation=0.7),
+    )
+
+
 @dataclass(frozen=True)
 class Home:
     """What the recipes need to know of the world that a generator is from."""
@@ -177,6 +202,8 @@ RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
     "ipl-paper": lambda target, generator: ipl_paper(target),
     "portraits-ddpm": lambda target, generator: portraits_ddpm(target),
     "diffusionclip": lambda target, generator: diffusionclip(target),
+    "air-paper": lambda target, generator: air_paper(target),
+    "svl-paper": lambda target, generator: svl_paper(target),
     "style": style,
     "identity": identity,
     "in-domain": in_domain,

@@ -16,7 +16,8 @@ from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
-from zeroshift.config.overrides import override, sections
+from zeroshift.config.overrides import OptionPath, override, sections
+from zeroshift.config.targets import Target, target_parts
 
 if TYPE_CHECKING:
     MethodName = str
@@ -228,6 +229,62 @@ class LossConfig:
     """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
 
 
+@_config(section="own.air")
+class AirConfig:
+    """AIR: anchors on the way, from which the direction is estimated anew."""
+
+    start: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the steps of stage 2 after which the first anchor is made; before, it is NADA."""
+    interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the steps from one anchor to the next."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the direction from the anchor, beside that of the direction from the source."""
+    offset_pictures: Annotated[int, Field(ge=1)] = 256
+    """Pictures over which the offset between two anchors is averaged; published: 1000."""
+    offset_truncation: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Truncation of these pictures, of generators with styles."""
+    prompt_steps: Annotated[int, Field(ge=1)] = 200
+    """Steps in which the words of an anchor are learned."""
+    prompt_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of these words (Adam, betas 0.9 and 0.999)."""
+
+
+@_config(section="own.svl")
+class SvlConfig:
+    """SVL: semantic variations of the target text, whose spread the directions of pictures are to have."""
+
+    variations: Annotated[int, Field(ge=2)] = 6
+    """Variations of the target text."""
+    steps: Annotated[int, Field(ge=1)] = 2000
+    """Steps of stage 1, which finds them."""
+    lr: Annotated[float, Field(gt=0)] = 0.002
+    """Learning rate of stage 1 (Adam, betas 0 and 0.99)."""
+    apart: Annotated[float, Field(ge=0)] = 1.0
+    """Weight in stage 1 of holding variations apart, beside staying near the target text."""
+    covariance: Annotated[float, Field(ge=0)] = 1e3
+    """Weight of the second moments of directions, beside their mean."""
+    centred: bool = False
+    """Takes the mean off before second moments; published: not."""
+    elastic: Annotated[float, Field(ge=0)] = 1e7
+    """Weight of holding those weights that matter to the source's pictures."""
+    elastic_pictures: Annotated[int, Field(ge=1)] = 64
+    """Pictures by which it is known how much a weight matters."""
+    consistency: Annotated[float, Field(ge=0)] = 1e2
+    """Weight of keeping the similarities between pictures of a batch."""
+
+
+@_config(section="own")
+class OwnConfig:
+    """What only one method needs."""
+
+    air: AirConfig = AirConfig()
+    """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
+    but for `offset_pictures`."""
+    svl: SvlConfig = SvlConfig()
+    """Method `svl`: semantic variations of the target text, whose spread the directions of pictures are to
+    have. Defaults as published."""
+
+
 @_config(section="quirks")
 class QuirkConfig:
     """Choices in which the authors' code differs from what is correct; the defaults are correct."""
@@ -282,6 +339,8 @@ class RunConfig:
 
     recipe: str = ""
     """Name of the recipe that the values came from."""
+    out: Path | None = None
+    """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every draw: the same seed, options and thread count give the same weights, bit for bit on a
     CPU."""
@@ -307,15 +366,19 @@ class RunConfig:
 class AdaptConfig:
     """One adaptation: a source generator, two labels, a method, and how to run it."""
 
-    target: str
-    """Label of the domain to move to, such as "pencil sketch"."""
+    target: Target
+    """Label of the domain to move to, such as "pencil sketch"; or several with weights, whose directions are
+    mixed: "pencil sketch:0.6" zombie:0.4."""
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
     identity."""
     method: MethodName = "ipl"
     """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all,
     from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: NADA's
-    direction by the published training procedure for diffusion models."""
+    direction by the published training procedure for diffusion models. `air`: NADA's direction, and from half
+    of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
+    text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
+    have them."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -323,14 +386,14 @@ class AdaptConfig:
     file's activation."""
     clip_weights: tuple[float, ...] = ()
     """One weight per CLIP; empty: 1 each."""
-    out: Path | None = None
-    """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
     mapper: MapperConfig = MapperConfig()
     """Stage 1 (ipl and coop)."""
     train: TrainConfig = TrainConfig()
     """Stage 2."""
     losses: LossConfig = LossConfig()
     """Weights of the losses of stage 2."""
+    own: Annotated[OwnConfig, tyro.conf.arg(name="")] = OwnConfig()
+    """What only one method needs."""
     quirks: QuirkConfig = QuirkConfig()
     """Correct or as published, one by one."""
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
@@ -347,11 +410,10 @@ class AdaptConfig:
 
     @property
     def folder(self) -> Path:
-        """Run folder: `out`, or a name made of method, target and seed."""
+        """Run folder: `run.out`, or a name made of method, target and seed."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
-        return (
-            self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
-        )
+        usual = Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+        return usual if self.run.out is None else self.run.out
 
     @property
     def learns_words(self) -> bool:
@@ -379,7 +441,8 @@ def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
     return AdaptConfig(**_renamed(tree))
 
 
-MOVED = {
+MOVED: dict[OptionPath, OptionPath] = {
+    ("out",): ("run", "out"),
     ("train", "top_k"): ("train", "adaptive", "top_k"),
     ("train", "select_every"): ("train", "adaptive", "every"),
     ("train", "select_batch"): ("train", "adaptive", "batch"),
@@ -396,6 +459,13 @@ def _renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
             value = place.pop(last)
             functools.reduce(lambda at, part: at.setdefault(part, {}), new, made)[name] = value
     return made
+
+
+def placeless(config: AdaptConfig) -> dict[str, Any]:
+    """Config as plain values that are the same wherever its run folder lies: what records hold."""
+    tree = to_dict(config)
+    tree["run"]["out"] = None
+    return tree
 
 
 SECTIONS = sections(AdaptConfig)
@@ -425,9 +495,10 @@ def _conflicts(config: AdaptConfig) -> list[str]:
     for name in ("source", "target"):
         if not getattr(config, name).strip():
             problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
-    if config.source.strip() and config.source.strip().lower() == config.target.strip().lower():
+    labels = [part.label for part in target_parts(config.target)]
+    if same := [each for each in labels if each.strip().lower() == config.source.strip().lower() != ""]:
         problems.append(
-            f"source and target are both {config.target!r}, so there is no direction; change one of them."
+            f"source and target are both {same[0]!r}, so there is no direction; change one of them."
         )
     if not config.generator.strip():
         problems.append("generator is empty; give a built-in name such as 'portraits', a file, or a hub id.")

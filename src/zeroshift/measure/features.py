@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zeroshift.clip.features import normalize, template_features, text_direction
+from zeroshift.clip.features import target_direction, target_feature
 from zeroshift.clip.model import ClipModel
+from zeroshift.config.targets import spoken_target
 from zeroshift.measure import metrics
 from zeroshift.measure.networks import NetworkOutput, Networks, PerceptualNetwork, attribute_features
 from zeroshift.measure.picture_sets import EvalInputs, PictureSet, TruePictures
@@ -261,9 +262,9 @@ def _add_words(store: FeatureStore, inputs: EvalInputs, networks: Networks, need
     labels = inputs.labels
     truth = inputs.sets.get("truth")
     if "label" in needs and labels:
-        store["label"] = normalize(template_features(clip, labels[1]).mean(dim=0, keepdim=True)).cpu()
+        store["label"] = target_feature(clip, labels[1]).cpu()
     if "change" in needs and labels:
-        store["change"] = text_direction(clip, *labels).cpu()
+        store["change"] = target_direction(clip, *labels).cpu()
     if {"target", "truth"} <= needs and isinstance(truth, TruePictures):
         store["recognised"] = metrics.recognised(clip, store["target"], truth.domain, truth.world.domains)
 
@@ -287,7 +288,7 @@ def _add_attributes(store: FeatureStore, inputs: EvalInputs, networks: Networks,
         assert networks.judge is not None
         label = inputs.labels[1] if inputs.labels else world.source
         return read_attributes(
-            networks.judge.clip, store[which], world, wanted, world.domain_of(label) or label
+            networks.judge.clip, store[which], world, wanted, world.domain_of(label) or spoken_target(label)
         )
 
     made = shares("target")

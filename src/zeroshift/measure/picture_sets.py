@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zeroshift.config.measuring import EvaluateConfig
+from zeroshift.config.targets import is_hybrid
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
@@ -422,6 +423,8 @@ def _add_truth(inputs: EvalInputs, config: EvaluateConfig) -> None:
         why = f"the truth belongs to truncation 1, not {config.truncation:g}"
     elif seeds is None:
         why = "files must be named after their seeds (seed00012.png) to know their truth"
+    elif domain is None and inputs.labels and is_hybrid(inputs.labels[1]):
+        why = f"a hybrid of domains ({inputs.labels[1]}) has no true pictures"
     elif domain is None:
         why = (
             f"the world {world.name} does not draw this target, so its truth is not known (--labels SOURCE "

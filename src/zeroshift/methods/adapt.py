@@ -169,6 +169,8 @@ def _activations(run: ZeroShotRun) -> int:
     code = run.backend.probe(run.clips)
     sizes = [0]
     for stage in run.loop.stages:
+        if stage == 1 and run.mapper is None:
+            continue  # a first stage without pictures and without words keeps next to nothing
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
@@ -181,7 +183,7 @@ def _activations(run: ZeroShotRun) -> int:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             if stage == 1:
                 for clip, words in zip(run.clips, run.words(code), strict=True):
-                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, clip.target)]
+                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, *clip.targets)]
                 batch = run.config.mapper.batch
             else:
                 picture = run.backend.pictures(run.target, code, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from zeroshift.devices import Precision
 from zeroshift.errors import InputError
 from zeroshift.methods.guidance import ClipObjective
 from zeroshift.models.parameters import reparametrise
-from zeroshift.shapes import Feature, Picture, UnitFeature
+from zeroshift.shapes import Feature, Latent, Picture, UnitFeature
 from zeroshift.training.loop import Progress, StepLog
 
 
@@ -127,6 +127,11 @@ class Backend(ABC):
     def codes(self, step: int) -> Any:
         """Codes of the pictures of a step of stage 2."""
 
+    def latents(self, codes: Any) -> Latent:
+        """Noise BZ, on the CPU, from which codes of stage 2 or of the monitor were drawn. A method that asks
+        for it has a row for these generators only."""
+        raise NotImplementedError(f"a generator of kind {self.source.kind} draws no latents")
+
     @abstractmethod
     def free_layers(self, step: int, clips: Sequence[ClipObjective]) -> None:
         """Lets those weights move that this step of stage 2 may move."""
@@ -171,6 +176,12 @@ class Backend(ABC):
     @abstractmethod
     def monitor_pictures(self, generator: Any, codes: Any) -> Picture:
         """Watched pictures BCHW, by the source or by another generator."""
+
+    @abstractmethod
+    def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
+        """Pictures BCHW, in parts, of `count` codes that are the same whenever and of whatever generator they
+        are asked: with gradient one by one, where gradients are on. A diffusion model has no more than it
+        learns from, and no truncation."""
 
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> Any:
         """Codes of about as many pictures, for means over pictures."""

@@ -9,7 +9,7 @@ picture, from which its words are learned, is what each guiding CLIP sees in it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,8 +197,9 @@ class DiffusionBackend(Backend):
         return [each[rows] for each in self.learned.codes]
 
     def pictures(self, generator: Any, codes: Any, step: int) -> Picture:
-        """Pictures of a step: the source's own; or the target's from their noise, in mode per-step the clean
-        ones that it predicts there."""
+        """Pictures of a step: the source's own; or those of another generator from their noise, in mode
+        per-step the clean ones that it predicts there. Only the target goes on from there, so others come
+        before it."""
         visit = self.visit(step)
         if generator is self.source:
             return self.learned.pictures[visit.rows]
@@ -210,8 +211,9 @@ class DiffusionBackend(Backend):
         t, t_next = generation_times(self.tuning.t0, self.tuning.train_steps)[visit.denoising]
         with self.precision.autocast():
             eps = generator.predict_noise(x, t)
-        self.next_x = generator.step(x, t, t_next, eps).detach()
-        self.step_log["path"] = [self.next_x]
+        if generator is self.target:
+            self.next_x = generator.step(x, t, t_next, eps).detach()
+            self.step_log["path"] = [self.next_x]
         return generator.clean(x, t, eps)
 
     def _through(self, generator: Any, x: Tensor) -> Picture:
@@ -267,6 +269,15 @@ class DiffusionBackend(Backend):
         if self.monitor_set is None or len(self.monitor_set.pictures) != count:
             self.monitor_set = self._made_set("monitor", count, clips)
         return self.monitor_set.codes
+
+    def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
+        """What a generator makes of the noise of the first pictures that are learned from, in the steps of
+        training; of the source too, so that what inversion loses does not count as a change."""
+        size = 1 if torch.is_grad_enabled() else PART.get(self.device.type, 16)
+        for x in self.learned.noisy[:count].split(size):
+            with self.precision.autocast():
+                made = generator.generate(x, self.tuning.t0, self.tuning.train_steps)
+            yield made
 
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> list[Tensor]:
         """Codes of the pictures that are learned from; more would have to be made."""

@@ -43,18 +43,23 @@ def learn_words(run: ZeroShotRun) -> None:
         terms = Terms()
         for clip, clip_words, image in zip(run.clips, words, images, strict=True):
             source_prompt = clip.prompt_features(clip_words, clip.source, stage=1)
-            target_prompt = clip.prompt_features(clip_words, clip.target, stage=1)
+            target_prompts = [clip.prompt_features(clip_words, each, stage=1) for each in clip.targets]
             added = terms.group(clip.weight)
             if run.shares_words:
                 # Words that all images share cannot tell them apart; CoOp classifies images as source, not
                 # target.
-                labels = torch.cat([source_prompt[:1], target_prompt[:1]])
+                labels = torch.cat([prompt[:1] for prompt in (source_prompt, *target_prompts)])
                 classification = losses.classification(image, labels, clip.logit_scale)
                 added.add("classification", classification)
             else:
                 contrastive = losses.contrastive(image, source_prompt, clip.logit_scale)
                 added.add("contrastive", contrastive)
-            domain = losses.domain(target_prompt, clip.target.template_mean)
+            domain = torch.stack(
+                [
+                    label.share * losses.domain(prompt, label.template_mean)
+                    for label, prompt in zip(clip.targets, target_prompts, strict=True)
+                ]
+            ).sum()
             domain_source = losses.domain(source_prompt, clip.source.template_mean)
             added.add("domain", domain, options.lambda_domain)
             added.add("domain_source", domain_source, options.lambda_domain * options.lambda_source)

@@ -79,18 +79,18 @@ def looks(run: ZeroShotRun, pair: Pair) -> Iterator[Look]:
 
 def clip_terms(
     run: ZeroShotRun, terms: Terms, pair: Pair, text_directions: Sequence[UnitFeature]
-) -> list[Group]:
+) -> list[tuple[Group, Look]]:
     """Adds what every CLIP says of a pair, the text directions B,E or 1,E of each CLIP given; the group of
-    each CLIP, to which a method may add more."""
-    groups: list[Group] = []
+    each CLIP, to which a method may add more, and what the CLIP sees."""
+    said: list[tuple[Group, Look]] = []
     for clip, look, text_direction in zip(run.clips, looks(run, pair), text_directions, strict=True):
         added = terms.group(clip.weight)
         directional_terms(run, added, clip, look, text_direction)
         other_clip_terms(run, added, clip, look)
         if run.config.losses.patch:
             added.add("patch", patch_loss(run, clip, pair), run.config.losses.patch)
-        groups.append(added)
-    return groups
+        said.append((added, look))
+    return said
 
 
 def directional_terms(
@@ -132,7 +132,7 @@ def other_clip_terms(run: ZeroShotRun, added: Group, clip: ClipObjective, look: 
         global_clip = losses.global_clip(target_unit, clip.target_sentence_feature, clip.global_scale)
         added.add("global_clip", global_clip, weights.global_clip)
     if weights.manifold:
-        cosine = normalize(clip.source.template_mean) @ normalize(clip.target.template_mean)
+        cosine = normalize(clip.source.template_mean) @ normalize(clip.target_mean)
         added.add("manifold", losses.manifold(source_unit, target_unit, cosine), weights.manifold)
     if weights.relation:
         # Pictures are compared within a view: others would differ by their views too.

@@ -5,7 +5,7 @@ The code of a picture is its style w.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from zeroshift.methods.guidance import ClipObjective
 from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.protocol import Generator, Noise, noise_of
-from zeroshift.models.seeds import draw_noise, draw_z, rng
+from zeroshift.models.seeds import draw_noise, draw_z, rng, truncate
 from zeroshift.pictures.sample import draw
-from zeroshift.shapes import Picture, Style, UnitFeature
+from zeroshift.shapes import Latent, Picture, Style, UnitFeature
 
 PART_PIXELS = {"cpu": 4 * 256**2}
 """Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's
@@ -43,6 +43,8 @@ class StyleBackend(Backend):
         self.noise_key: tuple[str, int] = ("", 0)
         self.noise_maps: list[Tensor] = []
         self.pages: dict[int, Page] = {}
+        self.drawn: dict[str, tuple[Style, Latent]] = {}
+        """What was drawn last, by what it was drawn for: styles, and the noise that they are of."""
         self._check()
         self.movable = self.parameters_of(self._movable())
 
@@ -130,7 +132,13 @@ class StyleBackend(Backend):
             z_BZ = given[step - 1]
         else:
             z_BZ = draw_z(self.source.latent_dim, batch, self.config.run.seed, label, step)
-        return self.source.map(z_BZ.to(self.device, self.dtype))
+        w_BS = self.source.map(z_BZ.to(self.device, self.dtype))
+        self.drawn[label] = (w_BS, z_BZ)
+        return w_BS
+
+    def latents(self, codes: Tensor) -> Latent:
+        """Noise BZ of the styles that were drawn last for stage 2, or for the monitor."""
+        return next(z_BZ for w_BS, z_BZ in self.drawn.values() if w_BS is codes).cpu()
 
     def pictures(self, generator: Generator, codes: Tensor, step: int) -> Picture:
         """Pictures of styles BS or BKS, with the noise of a step of stage 2."""
@@ -219,8 +227,15 @@ class StyleBackend(Backend):
     @torch.no_grad()
     def monitor_codes(self, count: int, clips: Sequence[ClipObjective]) -> Style:
         """Styles BS of latents that belong to the seed of the run."""
-        z_BZ = draw_z(self.source.latent_dim, count, self.config.run.seed, "monitor", 0)
-        return self.source.map(z_BZ.to(self.device, self.dtype))
+        return self._styles(None, count, "monitor", 0)
+
+    def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
+        """Pictures of latents that belong to the seed of the run, with the generator's own noise maps."""
+        w_BS = truncate(self._styles(None, count, "fixed", 0), self.source.latent_avg, truncation)
+        for part in w_BS.split(1 if torch.is_grad_enabled() else self._part()):
+            with self.precision.autocast():
+                pictures = generator.synthesize(part, "buffers").to(self.dtype)
+            yield pictures
 
     def monitor_pictures(self, generator: Any, codes: Tensor) -> Picture:
         """Pictures of styles with the generator's own noise maps."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.methods import METHODS, Procedure, procedure
-from zeroshift.config.schema import AdaptConfig, to_dict
+from zeroshift.config.schema import AdaptConfig, placeless
+from zeroshift.config.targets import target_parts
 from zeroshift.devices import Precision, device_name, resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
@@ -86,7 +87,11 @@ class ZeroShotRun:
         self.step_log: StepLog = {}
         opened = open_source(config, given)
         self.source = opened.generator.to(self.device, self.dtype).requires_grad_(False)
-        self.procedure: Procedure = procedure(config.method, self.source.kind, config.generator)
+        self.world = world_of(opened.record)
+        """The world of the source, where it belongs to one."""
+        self.procedure: Procedure = procedure(
+            config.method, self.source.kind, config.generator, captioned=self._captioned()
+        )
         self.target = self._copy(given.target)
         self.average = self._copy(given.ema)
         surroundings = Surroundings(
@@ -120,13 +125,18 @@ class ZeroShotRun:
             config,
             self.loop.folder,
             self,
-            world=world_of(opened.record),
+            world=self.world,
             guiding={each["sha256"] for each in prints},
             save=self._save_average,
             progress=self.progress,
         )
 
     # 1. Loading.
+
+    def _captioned(self) -> bool:
+        """Whether the world has captions of people in the domains of all labels."""
+        labels = [self.config.source, *(part.label for part in target_parts(self.config.target))]
+        return self.world is not None and self.world.describes(labels)
 
     def _copy(self, state: Mapping[str, Tensor] | None) -> Any:
         """A copy of the source, with other weights where some are given."""
@@ -251,7 +261,8 @@ class ZeroShotRun:
         pictures."""
         if self.loop.hook is None:
             return
-        self.step_log["per_clip"] = terms.per_group()
+        # What a method adds once per step stands in groups behind those of the CLIPs.
+        self.step_log["per_clip"] = terms.per_group()[: len(self.clips)]
         if source is not None and target is not None:
             self.step_log["pictures"] = (source, target.detach())
 
@@ -318,7 +329,7 @@ class ZeroShotRun:
         config = self.config
         source = self.loop.environment["source"]
         made = {"method": config.method, "source": config.source, "target": config.target}
-        made |= {"seed": str(config.run.seed), "run": json.dumps(to_dict(config) | {"out": None})}
+        made |= {"seed": str(config.run.seed), "run": json.dumps(placeless(config))}
         made |= {f"source_{key}": source[key] for key in ("name", "sha256")}
         made |= {"world": source["world"]} if source.get("world") else {}
         save_generator(path, self.folded(self.average), made | facts)

@@ -118,14 +118,16 @@ def full_caption(
     label_last: bool = False,
     hidden: frozenset[str] = frozenset(),
     mirrored: bool = False,
+    name: str = "",
 ) -> str:
     """A caption that names every attribute of one person, the domain before or after them.
 
     Attributes that are `hidden` are left out (`HIDDEN`: what a domain does not show); equal draws name the
-    others in the same order. `mirrored`: the picture is seen in a mirror.
+    others in the same order. `mirrored`: the picture is seen in a mirror. `name` is what the domain is
+    called; where none is given, it is drawn.
     """
     words = scene.words(index)
-    name = rng.choice(SYNONYMS[domain])
+    name = name or rng.choice(SYNONYMS[domain])
     tone = "light" if float(scene.slider["skin"][index]) > 0.5 else "dark"
     side = "right" if (float(scene.slider["yaw"][index]) > 0.5) != mirrored else "left"
     named = ("glasses", "beard", "hat", "clothes", "background")

@@ -35,7 +35,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from filelock import FileLock, Timeout
 
 from zeroshift import __version__
-from zeroshift.config.schema import AdaptConfig, differences, from_dict, to_dict
+from zeroshift.config.schema import AdaptConfig, configure, differences, from_dict, placeless
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.files.checkpoints import DIFFUSION_FORMAT
 from zeroshift.files.writing import write_bytes, write_json, write_tensors
@@ -158,7 +158,7 @@ class RunFolder:
     @property
     def config(self) -> AdaptConfig:
         """The resolved config; InputError where the folder is of another schema."""
-        return from_dict({**self.read_json("config.json")["config"], "out": str(self.path)})
+        return configure(from_dict(self.read_json("config.json")["config"]), out=self.path)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class RunFolder:
                 self._require_same(environment)
             else:
                 write_json(self.path / "environment.json", environment)
-                resolved = to_dict(config) | {"out": None, "clip_weights": list(config.weights)}
+                resolved = placeless(config) | {"clip_weights": list(config.weights)}
                 write_json(self.config_file, {"schema": SCHEMA, "version": __version__, "config": resolved})
         except OSError as error:
             self.close()
@@ -426,10 +426,10 @@ def _summary_writer() -> Any:
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
     """Options in which a config differs from the recorded one, wherever the folder now lies; an option that
     is newer than the record had its default."""
-    begun = from_dict({**old, "out": None})
-    old = to_dict(begun) | {"clip_weights": list(begun.weights)}
-    new = to_dict(config) | {"clip_weights": list(config.weights)}
-    return differences({**old, "out": None}, {**new, "out": None})
+    before, after = (
+        placeless(each) | {"clip_weights": list(each.weights)} for each in (from_dict(old), config)
+    )
+    return differences(before, after)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

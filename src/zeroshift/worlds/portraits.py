@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 
 import torch
 from torch import Tensor
 
 from zeroshift import portraits
 from zeroshift.files.registry import ASSETS, CLIPS, GENERATORS
-from zeroshift.portraits.captions import attribute_prompts
+from zeroshift.portraits.captions import HIDDEN, attribute_prompts, full_caption
 from zeroshift.portraits.reader import Reader, load_reader
 from zeroshift.portraits.scene import CHOICES
 from zeroshift.shapes import Latent, Picture
@@ -85,6 +87,20 @@ class Portraits(World):
     def prompts(self, attribute: str, label: str) -> list[str]:
         """Sentences such as "a pencil sketch of a person with a hat"."""
         return attribute_prompts(attribute, f"a {label} of a person")
+
+    def captions(self, z: Latent, label: str) -> list[str] | None:
+        """Captions that name everything that the domain shows of a person, in words and an order that belong
+        to the latent."""
+        domain = self.domain_of(label)
+        if domain is None:
+            return None
+        scene = portraits.sample_scene(z)
+        wordings = [random.Random(sha256(one.numpy().tobytes()).digest()) for one in z.float().cpu()]
+        hidden = HIDDEN.get(domain, frozenset())
+        return [
+            full_caption(scene, row, domain, wording, hidden=hidden, name=label)
+            for row, wording in enumerate(wordings)
+        ]
 
     def open_reader(self, label: str, device: str | torch.device = "cpu") -> PortraitsReader | None:
         """The attribute reader, where it has heads for the domain that a label names."""
