@@ -121,8 +121,8 @@ def distances(
     return of_source, of_target
 
 
-def settings(config: AdaptConfig, sha256: str, seeds: str = SEEDS) -> dict[str, Any]:
-    """What the ratios depend on, as the card says it."""
+def settings(config: AdaptConfig, kind: str, sha256: str, seeds: str = SEEDS) -> dict[str, Any]:
+    """What the ratios of a kind of generator depend on, as the card says it."""
     train = config.train
     made = {
         "sha256": sha256,
@@ -137,7 +137,7 @@ def settings(config: AdaptConfig, sha256: str, seeds: str = SEEDS) -> dict[str, 
         "people": "the first of the training shards",
         "seeds": seeds,
     }
-    if config.method != "diffusionclip":
+    if kind == "styles":
         return made
     tuning = train.diffusion
     names = ("mode", "t0", "invert_steps", "train_steps", "sample_steps", "num_pictures")
@@ -154,7 +154,7 @@ def measure(generator: str, work: Path, device: str = "cpu") -> dict[str, Any]:
         domain: recipe(recipe_for(generator), domain, generator=generator, run={"device": device})
         for domain in world.domains[1:]
     }
-    asked = settings(next(iter(configs.values())), info.sha256)
+    asked = settings(next(iter(configs.values())), source.kind, info.sha256)
     place = work / f"oracle-{generator}.json"
     kept = json.loads(place.read_text("utf-8")) if place.is_file() else {}
     done = kept["domains"] if kept.get("settings") == asked else {}
