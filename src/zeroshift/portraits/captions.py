@@ -73,6 +73,9 @@ HIDDEN: dict[str, frozenset[str]] = {
 }
 """Domain -> attributes that its pictures do not show, or only as a tone that other choices share."""
 
+NAMED = ("glasses", "beard", "hat", "clothes", "background", "hair", "hair_color", "mood", "skin", "side")
+"""All that a caption can name."""
+
 _EXTRA = (
     "man woman girl boy human smiling sad serious happy frowning looking left right light dark skin "
     "big small nose eyes image style art"
@@ -136,7 +139,7 @@ def full_caption(
     phrases |= {"mood": _mood(scene, index), "skin": f"with {tone} skin", "side": f"looking {side}"}
     order = list(phrases)
     rng.shuffle(order)
-    described = f"person {' '.join(phrases[each] for each in order if each not in hidden)}"
+    described = " ".join(["person", *(phrases[each] for each in order if each not in hidden)])
     return f"a {described} in the style of a {name}" if label_last else f"a {name} of a {described}"
 
 

@@ -278,11 +278,14 @@ def sentences(rng: random.Random, examples: Examples) -> Texts:
                 mirrored=mirrored,
             )
 
+        # Half of the captions name only some of what is there, down to nothing but the label.
+        kept = rng.random() if rng.random() < 0.5 else 1.0
+        left_out = frozenset(each for each in captions.NAMED if rng.random() >= kept)
         hidden = captions.HIDDEN.get(domain, frozenset())
-        texts.source.append(caption("photo", frozenset()))
-        texts.target.append(caption(domain, hidden))
+        texts.source.append(caption("photo", left_out))
+        texts.target.append(caption(domain, hidden | left_out))
         if hidden:
-            texts.talkative.append(caption(domain, frozenset()))
+            texts.talkative.append(caption(domain, left_out))
             texts.talkative_rows.append(i)
     return texts
 

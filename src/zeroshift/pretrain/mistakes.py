@@ -87,7 +87,7 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
         mapper={"steps": 80, "lr": 0.3, "pictures": 64, "mean": mean},
         train={"steps": ROUNDS.steps, "lr": rate, "views": {"count": views}, "monitor": {"every": 0}},
         losses={"relation": relation},
-        quirks={"length": ("point", "point", "labels")[(number + place) // 2 % 3], "residual": "none"},
+        quirks={"length": "point", "across": (0.25, 1.0, 0.1)[(number + place) % 3], "residual": "none"},
         run={"seed": 50_000 + number, "grid_every": 0, "checkpoint_every": 10_000},
     )
 
@@ -176,7 +176,7 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
         "views": config.train.views.count,
         "relation": config.losses.relation,
         "mean": config.mapper.mean,
-        "length": config.quirks.length,
+        "across": config.quirks.across,
         "ratio": round(float(guides.distance(made, truth).mean() / guides.distance(start, truth).mean()), 3),
         "grain": round(float(grain(made).mean() / grain(truth).mean()), 3),
         "truth_above": [round(above(clip, domain, start, made, truth), 3) for clip in clips],
