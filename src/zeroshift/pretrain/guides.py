@@ -75,12 +75,20 @@ def distance(a: Tensor, b: Tensor, block: int = 1) -> Tensor:
     return (F.avg_pool2d(difference, block) if block > 1 else difference).abs().flatten(1).mean(1)
 
 
+def detail(pictures: Tensor) -> Tensor:
+    """Lines and grain of pictures: what a blur over 3 x 3 px takes away."""
+    return pictures - F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
 def progress(way: Tensor, truth: Tensor, start: Tensor) -> Tensor:
-    """How much of the way is done (n,): 1 - distance to the truth over that of the start, the mean of pixels
-    and blocks of 4; 1 the truth, 0 as far as the start, at least -1."""
-    parts = [
-        1 - distance(way, truth, block) / distance(start, truth, block).clamp_min(1e-3) for block in (1, 4)
-    ]
+    """How much of the way is done (n,): 1 - distance to the truth over that of the start, the mean of pixels,
+    blocks of 4, and detail; 1 the truth, 0 as far as the start, at least -1."""
+    pairs = (
+        (distance(way, truth), distance(start, truth)),
+        (distance(way, truth, 4), distance(start, truth, 4)),
+        (distance(detail(way), detail(truth)), distance(detail(start), detail(truth))),
+    )
+    parts = [1 - left / whole.clamp_min(1e-3) for left, whole in pairs]
     return torch.stack(parts).mean(0).clamp(-1, 1)
 
 
@@ -264,7 +272,7 @@ def sentences(rng: random.Random, examples: Examples) -> Texts:
     texts = Texts(named, [], [], [], [])
     for i in range(len(examples)):
         domain = DOMAINS[int(examples.domain[i])]
-        key, last, mirrored = rng.random(), rng.random() < 0.3, examples.mirrored[i]
+        key, last, mirrored = rng.random(), rng.random() < 0.5, examples.mirrored[i]
 
         def caption(label: str, hidden: frozenset[str], row: int = i, key: float = key, last: bool = last,
                     mirrored: bool = mirrored) -> str:  # fmt: skip
