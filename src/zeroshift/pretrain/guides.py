@@ -272,16 +272,16 @@ def sentences(rng: random.Random, examples: Examples) -> Texts:
     texts = Texts(named, [], [], [], [])
     for i in range(len(examples)):
         domain = DOMAINS[int(examples.domain[i])]
-        key, last, mirrored = rng.random(), rng.random() < 0.5, examples.mirrored[i]
+        key, form, mirrored = rng.random(), rng.choice(("first", "last", "bare")), examples.mirrored[i]
 
-        def caption(label: str, hidden: frozenset[str], row: int = i, key: float = key, last: bool = last,
+        def caption(label: str, hidden: frozenset[str], row: int = i, key: float = key, form: captions.Form = form,
                     mirrored: bool = mirrored) -> str:  # fmt: skip
             return captions.full_caption(
                 examples.scene,
                 row,
                 label,
                 random.Random(key),
-                label_last=last,
+                form=form,
                 hidden=hidden,
                 mirrored=mirrored,
             )
@@ -385,13 +385,14 @@ def step_loss(seen: Seen, examples: Examples) -> Tensor:
     return (off * examples.pure).sum() / examples.pure.sum().clamp_min(1)
 
 
-def length_loss(seen: Seen, examples: Examples) -> Tensor:
-    """Mean square difference of the distance of the labels from the length of the step to the truth, which is
-    given: labels have to say how far a domain is, and nothing of where."""
-    moved = (seen.way - seen.start).norm(dim=1).detach()
-    named = seen.texts.named
-    apart = (named[examples.domain] - named[:1]).norm(dim=1)
-    return ((apart - moved).square() * examples.pure).sum() / examples.pure.sum().clamp_min(1)
+def label_loss(seen: Seen, examples: Examples) -> Tensor:
+    """The same for the step from the photo's label to the domain's, with the pictures given: labels learn
+    where a domain lies on average and how far it is, and no picture learns from them."""
+    moved = (seen.way - seen.start).detach()
+    told = seen.texts.named[examples.domain] - seen.texts.named[:1]
+    lengths = moved.norm(dim=1) * told.norm(dim=1)
+    off = (moved - told).square().sum(1) / lengths.detach().clamp_min(0.05)
+    return (off * examples.pure).sum() / examples.pure.sum().clamp_min(1)
 
 
 def caption_loss(seen: Seen, examples: Examples, rng: random.Random) -> Tensor:
@@ -479,8 +480,8 @@ class Guide:
         naming, moved = self.losses(seen, examples)
         caption = caption_loss(seen, examples, rng)
         step = step_loss(seen, examples)
-        length = length_loss(seen, examples)
-        loss = naming + caption + PROGRESS * moved + step + 2 * length + told
+        label = label_loss(seen, examples)
+        loss = naming + caption + PROGRESS * moved + step + label + told
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
@@ -493,7 +494,7 @@ class Guide:
             "caption": caption,
             "progress": moved,
             "step": step,
-            "length": length,
+            "label": label,
             "told": told,
         }
         return told_now | {"off": off, "scale": seen.scale}

@@ -49,7 +49,7 @@ NAMES = ("clip-a", "clip-b")
 class Rounds:
     """How often, and how long."""
 
-    rounds: int = 23
+    rounds: int = 25
     steps: int = 60
     """Steps that an adaptation goes on in a round."""
     life: int = 5
