@@ -49,7 +49,7 @@ NAMES = ("clip-a", "clip-b")
 class Rounds:
     """How often, and how long."""
 
-    rounds: int = 25
+    rounds: int = 27
     steps: int = 60
     """Steps that an adaptation goes on in a round."""
     life: int = 5
@@ -61,9 +61,9 @@ class Rounds:
     """People among whom they are."""
     tune: int = 150
     """Steps of tuning in a round."""
-    fresh: int = 28
+    fresh: int = 32
     """Examples from renders in a step of tuning."""
-    made: int = 20
+    made: int = 16
     """Examples from mistakes in a step of tuning, of all rounds so far."""
     rate: float = 6e-4
 
