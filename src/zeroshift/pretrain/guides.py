@@ -344,8 +344,8 @@ def naming_loss(logits: Tensor, examples: Examples, attribute_weight: float) -> 
     n = len(examples)
     photo = F.one_hot(torch.zeros(n, dtype=torch.long), len(CLASSES)).float()
     each = -(torch.cat([photo, examples.labels]) * logits[:, : len(CLASSES)].log_softmax(1)).sum(1)
-    # Every second picture is a photo, and most near ones are not quite true: counted alike, a near domain would
-    # never be named.
+    # Every second picture is a photo, and most near ones are not quite true: counted alike, a near domain
+    # would never be named.
     counts = torch.cat([torch.full((n,), 0.15), 1 + 4 * examples.pure])
     loss = (counts * each).sum() / counts.sum()
     first = len(CLASSES)
