@@ -166,7 +166,6 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
         made = torch.cat([drawn(run.source, run.average, z) for z in world.people.z[others].split(32)])
     truth, start = world.truth(others, place), world.starts[others]
     save_atomically(run.target.state_dict(), folder / f"{domain}.target.pt")
-    begun.unlink(missing_ok=True)
     record = {
         "round": number,
         "goes_on": goes_on,
@@ -184,6 +183,8 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
     kept = {"way": torch.cat([way for way, _ in found]), "rows": torch.cat([people for _, people in found])}
     save_atomically(kept, folder / f"{domain}.pt")
     done.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    # Not before: an adaptation that a kill ended has to go on from the same weights again.
+    begun.unlink(missing_ok=True)
     print(json.dumps(record), flush=True)
     return record
 
