@@ -2,9 +2,9 @@
 
 The same command again continues a killed training. Each model is written with a card: data, steps, time and
 quality measured on people that no training saw. The generators' cards need the judge, the identity encoder's
-needs the generator, and the reader needs judge and encoder: train those first. `guides` makes both CLIPs that
-guide, in rounds of adaptations of the generator. `oracle` trains copies of a generator on the truth and adds to
-its card how near they come.
+needs the generator, and the reader needs judge and encoder: train those first. `guides` makes both CLIPs
+that guide, in rounds of adaptations of the generator. `oracle` trains copies of a generator on the truth and
+adds to its card how near they come.
 """
 
 from __future__ import annotations

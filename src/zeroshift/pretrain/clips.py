@@ -44,8 +44,8 @@ class ClipRecipe:
     attack: float = 0.0  # of guides: largest L2 radius, pictures in [-1, 1]
     peak_lr: float = 2e-3
     attribute_weight: float = 1.5  # of the attributes against the domains
-    # Not of guides: weight of the loss that makes every photo-to-domain direction that of the labels, and share
-    # of the captions that name the domain after the attributes.
+    # Not of guides: weight of the loss that makes every photo-to-domain direction that of the labels, and
+    # share of the captions that name the domain after the attributes.
     direction: float = 0.5
     label_last: float = 0.0
 
