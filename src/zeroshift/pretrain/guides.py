@@ -571,6 +571,8 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[Guide, fl
         return {**guide.step(examples, number, rate, radius), "radius": torch.tensor(radius)}
 
     guide.student.train()
-    parts = {"student": guide.student, "optimizer": guide.optimizer}
+    followed = nn.Module()
+    followed.register_buffer("reach", guide.reach)
+    parts = {"student": guide.student, "optimizer": guide.optimizer, "followed": followed}
     seconds = run_resumably(name, work, recipe.steps, parts, step)
     return guide, seconds
