@@ -311,6 +311,9 @@ class QuirkConfig:
     """How far pictures are to go. floor: `image_floor` is the smallest divisor, as published with 0. labels:
     in its place the distance of the two labels in each CLIP, by its own scale, so the whole way is asked for.
     point: the loss is the square distance to the point at that distance, so going too far costs too."""
+    across: Annotated[float, Field(ge=0)] = 1.0
+    """Length `point`: weight of what goes astray of the direction, beside what is missing along it. Small
+    where directions are not to be trusted, as those of labels; 1 is the plain distance."""
     logit_scale_over_100: bool = False
     """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine
     itself."""

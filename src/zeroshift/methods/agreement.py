@@ -46,9 +46,7 @@ def seen(clip: ClipObjective, pictures: Picture) -> UnitFeature:
     return normalize(torch.cat([clip.encode_image(part) for part in pictures.split(PART)]))
 
 
-def true_directions(
-    clip: ClipObjective, world: World, z: Latent, source: Picture, label: str
-) -> UnitFeature:
+def true_directions(clip: ClipObjective, world: World, z: Latent, source: Picture, label: str) -> UnitFeature:
     """Directions B,E from source pictures BCHW of latents to the true pictures of a label."""
     truth = world.truth(z, label, source.shape[-1]).to(source)
     return normalize(seen(clip, truth) - seen(clip, source))

@@ -25,14 +25,24 @@ def directional(image_direction: Tensor, text_direction: Tensor) -> Scalar:
     return (1 - (image_direction * text_direction).sum(dim=-1)).mean()
 
 
-def to_point(source: UnitFeature, target: UnitFeature, text_direction: UnitFeature, length: float) -> Scalar:
-    """Mean over pictures of |(t_i - s_i) - L DeltaT_i|^2 / L^2: square distance to the point at length L
-    along the text direction (B,E, or 1,E for all), 1 where nothing has moved. Range from 0 up.
+def to_point(
+    source: UnitFeature,
+    target: UnitFeature,
+    text_direction: UnitFeature,
+    length: float,
+    across: float = 1.0,
+) -> Scalar:
+    """Mean over pictures of ((L - p_i)^2 + across |d_i - p_i DeltaT_i|^2) / L^2, d_i = t_i - s_i the step of
+    a picture and p_i = d_i . DeltaT_i its part along the text direction (B,E, or 1,E for all): square
+    distance to the point at length L, with what goes astray weighed by `across`; 1 where nothing has moved.
+    Range from 0 up.
 
     Not published. Unlike `directional` it grows again beyond the point.
     """
-    missed = (target - source) - length * text_direction
-    return missed.square().sum(dim=-1).mean() / length**2
+    step = target - source
+    along = (step * text_direction).sum(dim=-1, keepdim=True)
+    astray = (step - along * text_direction).square().sum(dim=-1)
+    return ((length - along.squeeze(-1)).square() + across * astray).mean() / length**2
 
 
 def relation(source: UnitFeature, target: UnitFeature) -> Scalar:

@@ -110,7 +110,11 @@ def directional_terms(
     if run.config.quirks.length == "point":
         # No cosine, so nothing to take the logarithm of.
         units = normalize(look.source), normalize(look.target)
-        added.add("direction", losses.to_point(*units, text_direction, clip.length), weight)
+        added.add(
+            "direction",
+            losses.to_point(*units, text_direction, clip.length, run.config.quirks.across),
+            weight,
+        )
         return
     directional = losses.directional(image_direction, text_direction)
     if run.procedure.log_direction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from zeroshift.clip.text import PORTRAITS
 from zeroshift.portraits.scene import CHOICES, Scene
@@ -73,6 +74,12 @@ HIDDEN: dict[str, frozenset[str]] = {
 }
 """Domain -> attributes that its pictures do not show, or only as a tone that other choices share."""
 
+Form = Literal["first", "last", "bare"]
+"""Where a caption names the domain."""
+
+NAMED = ("glasses", "beard", "hat", "clothes", "background", "hair", "hair_color", "mood", "skin", "side")
+"""All that a caption can name."""
+
 _EXTRA = (
     "man woman girl boy human smiling sad serious happy frowning looking left right light dark skin "
     "big small nose eyes image style art"
@@ -115,12 +122,13 @@ def full_caption(
     domain: str,
     rng: random.Random,
     *,
-    label_last: bool = False,
+    form: Form = "first",
     hidden: frozenset[str] = frozenset(),
     mirrored: bool = False,
     name: str = "",
 ) -> str:
-    """A caption that names every attribute of one person, the domain before or after them.
+    """A caption that names every attribute of one person, the domain before them, after them, or after them
+    as a bare word.
 
     Attributes that are `hidden` are left out (`HIDDEN`: what a domain does not show); equal draws name the
     others in the same order. `mirrored`: the picture is seen in a mirror. `name` is what the domain is
@@ -136,8 +144,10 @@ def full_caption(
     phrases |= {"mood": _mood(scene, index), "skin": f"with {tone} skin", "side": f"looking {side}"}
     order = list(phrases)
     rng.shuffle(order)
-    described = f"person {' '.join(phrases[each] for each in order if each not in hidden)}"
-    return f"a {described} in the style of a {name}" if label_last else f"a {name} of a {described}"
+    described = " ".join(["person", *(phrases[each] for each in order if each not in hidden)])
+    if form == "bare":
+        return f"{described} {name}"
+    return f"a {described} in the style of a {name}" if form == "last" else f"a {name} of a {described}"
 
 
 def vocabulary() -> list[str]:

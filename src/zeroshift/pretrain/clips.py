@@ -235,7 +235,7 @@ def _sentences(rng: random.Random, batch: Batch, n: int, label_last: float) -> t
         described.append(i + n * second)
         domain = DOMAINS[int(batch.domain[i])] if second else "photo"
         last = label_last > 0 and rng.random() < label_last
-        texts.append(captions.full_caption(batch.scene, i, domain, rng, label_last=last))
+        texts.append(captions.full_caption(batch.scene, i, domain, rng, form="last" if last else "first"))
     return texts, described
 
 

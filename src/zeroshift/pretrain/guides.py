@@ -75,12 +75,20 @@ def distance(a: Tensor, b: Tensor, block: int = 1) -> Tensor:
     return (F.avg_pool2d(difference, block) if block > 1 else difference).abs().flatten(1).mean(1)
 
 
+def detail(pictures: Tensor) -> Tensor:
+    """Lines and grain of pictures: what a blur over 3 x 3 px takes away."""
+    return pictures - F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
 def progress(way: Tensor, truth: Tensor, start: Tensor) -> Tensor:
-    """How much of the way is done (n,): 1 - distance to the truth over that of the start, the mean of pixels
-    and blocks of 4; 1 the truth, 0 as far as the start, at least -1."""
-    parts = [
-        1 - distance(way, truth, block) / distance(start, truth, block).clamp_min(1e-3) for block in (1, 4)
-    ]
+    """How much of the way is done (n,): 1 - distance to the truth over that of the start, the mean of pixels,
+    blocks of 4, and detail; 1 the truth, 0 as far as the start, at least -1."""
+    pairs = (
+        (distance(way, truth), distance(start, truth)),
+        (distance(way, truth, 4), distance(start, truth, 4)),
+        (distance(detail(way), detail(truth)), distance(detail(start), detail(truth))),
+    )
+    parts = [1 - left / whole.clamp_min(1e-3) for left, whole in pairs]
     return torch.stack(parts).mean(0).clamp(-1, 1)
 
 
@@ -264,25 +272,28 @@ def sentences(rng: random.Random, examples: Examples) -> Texts:
     texts = Texts(named, [], [], [], [])
     for i in range(len(examples)):
         domain = DOMAINS[int(examples.domain[i])]
-        key, last, mirrored = rng.random(), rng.random() < 0.3, examples.mirrored[i]
+        key, form, mirrored = rng.random(), rng.choice(("first", "last", "bare")), examples.mirrored[i]
 
-        def caption(label: str, hidden: frozenset[str], row: int = i, key: float = key, last: bool = last,
+        def caption(label: str, hidden: frozenset[str], row: int = i, key: float = key, form: captions.Form = form,
                     mirrored: bool = mirrored) -> str:  # fmt: skip
             return captions.full_caption(
                 examples.scene,
                 row,
                 label,
                 random.Random(key),
-                label_last=last,
+                form=form,
                 hidden=hidden,
                 mirrored=mirrored,
             )
 
+        # Half of the captions name only some of what is there, down to nothing but the label.
+        kept = rng.random() if rng.random() < 0.5 else 1.0
+        left_out = frozenset(each for each in captions.NAMED if rng.random() >= kept)
         hidden = captions.HIDDEN.get(domain, frozenset())
-        texts.source.append(caption("photo", frozenset()))
-        texts.target.append(caption(domain, hidden))
+        texts.source.append(caption("photo", left_out))
+        texts.target.append(caption(domain, hidden | left_out))
         if hidden:
-            texts.talkative.append(caption(domain, frozenset()))
+            texts.talkative.append(caption(domain, left_out))
             texts.talkative_rows.append(i)
     return texts
 
@@ -326,7 +337,10 @@ def naming_loss(logits: Tensor, examples: Examples, attribute_weight: float) -> 
     starts, then of pictures on the way."""
     n = len(examples)
     photo = F.one_hot(torch.zeros(n, dtype=torch.long), len(CLASSES)).float()
-    loss = -(torch.cat([photo, examples.labels]) * logits[:, : len(CLASSES)].log_softmax(1)).sum(1).mean()
+    each = -(torch.cat([photo, examples.labels]) * logits[:, : len(CLASSES)].log_softmax(1)).sum(1)
+    # Near domains are seldom told from what was meant to become them, unless the true ones count more.
+    counts = torch.cat([torch.ones(n), 1 + 3 * examples.pure])
+    loss = (counts * each).sum() / counts.sum()
     first = len(CLASSES)
     total = torch.zeros(())
     shown = torch.cat([torch.ones(n, len(ATTRIBUTES)), SHOWN[examples.domain] * examples.readable[:, None]])
@@ -374,13 +388,14 @@ def step_loss(seen: Seen, examples: Examples) -> Tensor:
     return (off * examples.pure).sum() / examples.pure.sum().clamp_min(1)
 
 
-def length_loss(seen: Seen, examples: Examples) -> Tensor:
-    """Mean square difference of the distance of the labels from the length of the step to the truth, which is
-    given: labels have to say how far a domain is, and nothing of where."""
-    moved = (seen.way - seen.start).norm(dim=1).detach()
-    named = seen.texts.named
-    apart = (named[examples.domain] - named[:1]).norm(dim=1)
-    return ((apart - moved).square() * examples.pure).sum() / examples.pure.sum().clamp_min(1)
+def label_loss(seen: Seen, examples: Examples) -> Tensor:
+    """The same for the step from the photo's label to the domain's, with the pictures given: labels learn
+    where a domain lies on average and how far it is, and no picture learns from them."""
+    moved = (seen.way - seen.start).detach()
+    told = seen.texts.named[examples.domain] - seen.texts.named[:1]
+    lengths = moved.norm(dim=1) * told.norm(dim=1)
+    off = (moved - told).square().sum(1) / lengths.detach().clamp_min(0.05)
+    return (off * examples.pure).sum() / examples.pure.sum().clamp_min(1)
 
 
 def caption_loss(seen: Seen, examples: Examples, rng: random.Random) -> Tensor:
@@ -468,8 +483,8 @@ class Guide:
         naming, moved = self.losses(seen, examples)
         caption = caption_loss(seen, examples, rng)
         step = step_loss(seen, examples)
-        length = length_loss(seen, examples)
-        loss = naming + caption + PROGRESS * moved + step + 2 * length + told
+        label = label_loss(seen, examples)
+        loss = 1.5 * naming + caption + PROGRESS * moved + step + label + told
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
@@ -482,7 +497,7 @@ class Guide:
             "caption": caption,
             "progress": moved,
             "step": step,
-            "length": length,
+            "label": label,
             "told": told,
         }
         return told_now | {"off": off, "scale": seen.scale}

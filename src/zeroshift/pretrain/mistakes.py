@@ -49,7 +49,7 @@ NAMES = ("clip-a", "clip-b")
 class Rounds:
     """How often, and how long."""
 
-    rounds: int = 20
+    rounds: int = 25
     steps: int = 60
     """Steps that an adaptation goes on in a round."""
     life: int = 5
@@ -65,7 +65,7 @@ class Rounds:
     """Examples from renders in a step of tuning."""
     made: int = 26
     """Examples from mistakes in a step of tuning, of all rounds so far."""
-    rate: float = 4e-4
+    rate: float = 6e-4
 
 
 ROUNDS = Rounds()
@@ -84,10 +84,10 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
         recipe("portraits", domain),
         method=method,
         out=out,
-        mapper={"steps": 80, "lr": 0.3, "pictures": 64, "mean": mean},
+        mapper={"steps": 80, "lr": 0.3, "pictures": 64, "mean": mean, "lambda_domain": 0.1},
         train={"steps": ROUNDS.steps, "lr": rate, "views": {"count": views}, "monitor": {"every": 0}},
         losses={"relation": relation},
-        quirks={"length": ("point", "point", "labels")[(number + place) // 2 % 3], "residual": "none"},
+        quirks={"length": "point", "across": (0.25, 1.0, 0.1)[(number + place) % 3], "residual": "none"},
         run={"seed": 50_000 + number, "grid_every": 0, "checkpoint_every": 10_000},
     )
 
@@ -176,7 +176,7 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
         "views": config.train.views.count,
         "relation": config.losses.relation,
         "mean": config.mapper.mean,
-        "length": config.quirks.length,
+        "across": config.quirks.across,
         "ratio": round(float(guides.distance(made, truth).mean() / guides.distance(start, truth).mean()), 3),
         "grain": round(float(grain(made).mean() / grain(truth).mean()), 3),
         "truth_above": [round(above(clip, domain, start, made, truth), 3) for clip in clips],
