@@ -18,6 +18,7 @@ from zeroshift.config.schema import (
     OwnConfig,
     QuirkConfig,
     RunConfig,
+    SvlConfig,
     TrainConfig,
     configure,
 )
@@ -25,6 +26,10 @@ from zeroshift.errors import InputError
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
 DIFFUSION_CLIP = "openai/clip-vit-base-patch16"
+
+
+# With the published weights the angle to the target does not settle in this world (docs/log.md).
+WORLD_SVL = SvlConfig(steps=500, lr=0.01, covariance=0.3, elastic=1e4, consistency=1.0)
 
 
 def portraits(target: str) -> AdaptConfig:
@@ -40,6 +45,7 @@ def portraits(target: str) -> AdaptConfig:
         train=TrainConfig(
             steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True
         ),
+        own=OwnConfig(svl=WORLD_SVL),
         # About the distance between two domains for these CLIPs: a direction alone is content with half the
         # way.
         quirks=QuirkConfig(image_floor=1.2),
@@ -87,6 +93,7 @@ def portraits_ddpm(target: str) -> AdaptConfig:
         # Larger weights hold the photo's colours: with 0.3 zombies are further from the truth than with 0.1
         # (docs/log.md).
         losses=LossConfig(direction=3.0, pixel=0.2),
+        own=OwnConfig(svl=WORLD_SVL),
         quirks=QuirkConfig(image_floor=1.0),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
     )
