@@ -53,7 +53,9 @@ def main() -> None:
     guides = ["portraits-clip-a", "portraits-clip-b", "portraits-clip-plain"]
     parser.add_argument("--clips", nargs="+", default=guides)
     parser.add_argument("--targets", nargs="+", default=list(TUNING))
-    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="overrides of the runs")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, metavar="JSON", help="overrides of the runs"
+    )
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     titles = (*COLUMNS, "individual part of captions", "of words", "contrastive loss over chance")

@@ -27,16 +27,16 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source.safetensors"
 
 
-def written(path: Path, source: Path, kind: Kind = "domain", **metadata: str) -> Any:
+def written(path: Path, source: Path, kind: Kind = "domain", metadata: dict[str, str] | None = None) -> Any:
     """A file of small parameters of a source, and the generator that they make of it."""
-    plain = load_generator_file(source)[0]
+    plain: Any = load_generator_file(source)[0]
     target = plain.clone()
     reparametrise(target, kind, layers.select(target, "convs.0,convs.1"))
     with torch.no_grad():
         for each in small_parameters(target).values():
             each.add_(0.25)
     facts = {"source_name": str(source), "source_sha256": file_sha256(source), "world": "somewhere"}
-    save_delta(path, kind, small_parameters(target), facts | metadata)
+    save_delta(path, kind, small_parameters(target), facts | (metadata or {}))
     return folded(target, plain)
 
 
@@ -49,7 +49,7 @@ def test_a_file_of_small_parameters_is_a_generator_wherever_one_is_asked_for(
     made, info = load_generator(path)
     assert (info.world, info.sha256) == ("somewhere", file_sha256(path))
     assert load_delta(path).kind == kind
-    for each in (made, zs.load(path)):
+    for each in (made, zs.load(str(path))):
         assert all(
             torch.equal(each.state_dict()[name], value) for name, value in expected.state_dict().items()
         )
@@ -97,7 +97,7 @@ def test_what_does_not_say_its_source_or_kind_or_does_not_fit_is_refused(
         ({"source_sha256": ""}, r"does not say what it belongs to \(source_sha256 is missing\)"),
         ({"source_name": ""}, r"\(source_name is missing\)"),
     ):
-        written(delta, source, **metadata)
+        written(delta, source, metadata=metadata)
         with pytest.raises(InputError, match=said):
             zs.load(delta)
     facts = {"source_name": str(source), "source_sha256": file_sha256(source)}
@@ -112,7 +112,7 @@ def test_what_does_not_say_its_source_or_kind_or_does_not_fit_is_refused(
 
 
 def test_inspect_says_what_it_is_and_what_it_needs(tmp_path: Path, source: Path) -> None:
-    written(tmp_path / "delta", source, target="zombie")
+    written(tmp_path / "delta", source, metadata={"target": "zombie"})
     found = zs.inspect(tmp_path / "delta")
     assert (found.kind, found.usable, found.parameters) == ("delta", True, 32)
     assert found.architecture == {"parameters": "domain", "changed weights": 2}

@@ -20,6 +20,7 @@ from zeroshift.config.schema import (
     RunConfig,
     SvlConfig,
     TrainConfig,
+    ViewsConfig,
     configure,
 )
 from zeroshift.errors import InputError
@@ -31,6 +32,17 @@ DIFFUSION_CLIP = "openai/clip-vit-base-patch16"
 # With the published weights the angle to the target does not settle in this world (docs/log.md).
 WORLD_SVL = SvlConfig(steps=500, lr=0.01, covariance=0.3, elastic=1e4, consistency=1.0)
 
+_PORTRAIT_WORDS = MapperConfig(
+    steps=150,
+    batch=16,
+    pictures=128,
+    lr=0.3,
+    prompt_init="tokens",
+    lambda_domain=0.1,
+    mean="label",
+)
+"""Words that tell the built-in people apart, about the direction of the labels (ADR 0017)."""
+
 
 def portraits(target: str) -> AdaptConfig:
     """For the built-in 64 px portraits and their CLIPs: minutes on two CPU cores."""
@@ -38,17 +50,19 @@ def portraits(target: str) -> AdaptConfig:
         target=target,
         generator="portraits",
         clip=("portraits-clip-a", "portraits-clip-b"),
-        # Cautious on purpose: words that fit the pictures well made worse generators here (docs/log.md,
-        # Image-specific words).
-        mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
+        mapper=_PORTRAIT_WORDS,
         # Coarser layers hold who and where somebody is; freeing them turned faces into blots (docs/log.md).
         train=TrainConfig(
-            steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True
+            steps=300,
+            batch=4,
+            lr=0.005,
+            layers=",".join(f"convs.{i}" for i in range(2, 8)),
+            free_rgb=True,
+            views=ViewsConfig(count=4),
         ),
         own=OwnConfig(svl=WORLD_SVL),
-        # About the distance between two domains for these CLIPs: a direction alone is content with half the
-        # way.
-        quirks=QuirkConfig(image_floor=1.2),
+        # A direction alone is content with half the way, or with more than the whole (ADR 0030).
+        quirks=QuirkConfig(length="point", residual="none"),
         run=RunConfig(recipe="portraits", truncation=1.0),
     )
 

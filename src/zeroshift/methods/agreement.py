@@ -18,7 +18,6 @@ from zeroshift.files.writing import write_bytes
 from zeroshift.methods.guidance import ClipObjective
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.shapes import Latent, Picture, UnitFeature
-from zeroshift.worlds.known import world_of
 from zeroshift.worlds.world import World
 
 AGREEMENT_FILE = "directions.json"
@@ -30,14 +29,18 @@ SEEDS = range(2000, 2064)
 PART = 16
 """Pictures drawn and seen at a time."""
 
+SAME = 1e-5
+"""Rows of directions that differ less are one direction for all, as shared words have, but for rounding."""
+
 
 def agreement(true: UnitFeature, found: UnitFeature) -> tuple[float, float]:
     """Mean cosine of directions B,E (or 1,E for all) with the true ones B,E; and of what is individual in
     them, after the mean over rows is taken off each: 0 for one direction for all."""
     whole = (true * found).sum(dim=1).mean()
-    if len(found) == 1:
+    own = found - found.mean(dim=0)
+    if float(own.abs().max()) < SAME:
         return float(whole), 0.0
-    individual = cosine_similarity(found - found.mean(dim=0), true - true.mean(dim=0), dim=1)
+    individual = cosine_similarity(own, true - true.mean(dim=0), dim=1)
     return float(whole), float(individual.mean())
 
 
@@ -59,7 +62,7 @@ def caption_directions(
     texts = [world.captions(z, label) for label in labels]
     if texts[0] is None or texts[1] is None:
         return None
-    before, after = (normalize(clip.clip.encode_text(each)) for each in texts if each is not None)
+    before, after = (clip.caption_features(each) for each in texts if each is not None)
     return normalize(after - before)
 
 
@@ -72,7 +75,7 @@ def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
     pictures have no latent in a world.
     """
     config = run.config
-    world = world_of(run.loop.environment["source"])
+    world = run.world
     if run.source.kind != "styles" or world is None or world.domain_of(config.target) is None:
         return []
     z = world.latents(SEEDS)

@@ -49,7 +49,7 @@ NAMES = ("clip-a", "clip-b")
 class Rounds:
     """How often, and how long."""
 
-    rounds: int = 25
+    rounds: int = 27
     steps: int = 60
     """Steps that an adaptation goes on in a round."""
     life: int = 5
@@ -61,9 +61,9 @@ class Rounds:
     """People among whom they are."""
     tune: int = 150
     """Steps of tuning in a round."""
-    fresh: int = 18
+    fresh: int = 32
     """Examples from renders in a step of tuning."""
-    made: int = 26
+    made: int = 16
     """Examples from mistakes in a step of tuning, of all rounds so far."""
     rate: float = 6e-4
 
@@ -79,7 +79,7 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
     rate = (0.005, 0.003, 0.0075)[(3 * number + 2 * place) % 3]
     views = (4, 4, 1)[(number + place // 2) % 3]
     relation = (0.0, 0.2)[(number // 2 + place) % 2]
-    mean = ("words", "words", "label")[(number + place) // 3 % 3]
+    mean = ("words", "label", "label")[(number + place) // 3 % 3]
     return configure(
         recipe("portraits", domain),
         method=method,
@@ -166,7 +166,6 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
         made = torch.cat([drawn(run.source, run.average, z) for z in world.people.z[others].split(32)])
     truth, start = world.truth(others, place), world.starts[others]
     save_atomically(run.target.state_dict(), folder / f"{domain}.target.pt")
-    begun.unlink(missing_ok=True)
     record = {
         "round": number,
         "goes_on": goes_on,
@@ -184,6 +183,8 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
     kept = {"way": torch.cat([way for way, _ in found]), "rows": torch.cat([people for _, people in found])}
     save_atomically(kept, folder / f"{domain}.pt")
     done.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    # Not before: an adaptation that a kill ended has to go on from the same weights again.
+    begun.unlink(missing_ok=True)
     print(json.dumps(record), flush=True)
     return record
 

@@ -208,8 +208,8 @@ class RunFolder:
             else []
         )
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A json file of the folder; InputError where it is damaged or of another schema."""
+    def read_json(self, name: str) -> Any:
+        """What a json file of the folder holds; InputError where it is damaged or of another schema."""
         try:
             tree = json.loads((self.path / name).read_text("utf-8"))
         except (OSError, ValueError) as error:
