@@ -84,7 +84,7 @@ def make_guides(data: Path, work: Path, out: Path, jobs: int) -> dict[str, dict]
     """
     last = mistakes.train(data, work, jobs)
     records = [json.loads((last / f"{domain}.json").read_text("utf-8")) for domain in TUNING]
-    people = _test_people()
+    z, photos, domains = _test_people()
     rounds = mistakes.ROUNDS
     cards = {}
     for place, name in enumerate(mistakes.NAMES):
@@ -101,7 +101,7 @@ def make_guides(data: Path, work: Path, out: Path, jobs: int) -> dict[str, dict]
             "truth_above": {"mean": round(sum(above.values()) / len(above), 3), **above},
         }
         seconds = torch.load(last / f"{name}.pt", weights_only=True)["seconds"]
-        quality = clips.measure(clip, *people)
+        quality = clips.measure(clip, photos, domains, z)
         cards[name] = _save_clip(clip, recipe, facts, seconds, quality, out / name)
     return cards
 
