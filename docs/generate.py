@@ -266,8 +266,8 @@ def recipes_section() -> str:
     about = (
         "A recipe supplies the defaults; options override it. An empty cell is the default. `portraits` and "
         "`portraits-ddpm` are taken for the generators of these names, `diffusionclip`, `air-paper` and "
-        "`svl-paper` for these methods elsewhere, and `ipl-paper` for every other generator. `style`, `identity`, `in-domain` and `far` build on what "
-        "suits the generator; they are shown for `portraits`."
+        "`svl-paper` for these methods elsewhere, and `ipl-paper` for every other generator. `style`, "
+        "`identity`, `in-domain` and `far` build on what suits the generator; they are shown for `portraits`."
     )
     table = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *rows]
     return f"## Recipes\n\n{wrapped(about)}\n\n" + "\n".join(table) + "\n"

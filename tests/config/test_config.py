@@ -108,7 +108,10 @@ def test_a_section_alone_names_its_problems_too() -> None:
         ({"length": "words"}, "quirks.length must be 'floor', 'labels' or 'point', got 'words'"),
         ({"truncation": 1.5}, "run.truncation"),
         ({"ema": 1.0}, "train.ema"),
-        ({"method": "gan"}, "'diffusionclip', 'air', 'svl' or 'captions', got 'gan'"),
+        (
+            {"method": "gan"},
+            "method must be 'ipl', 'coop', 'nada', 'diffusionclip', 'air', 'svl' or 'captions', got 'gan'",
+        ),
         ({"lambda_domain": float("nan")}, "mapper.lambda_domain"),
         ({"precision": "fp16"}, "run.precision"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zeroshift.config.recipes import HOMES, RECIPES, Home, recipe, recipe_for
-from zeroshift.config.schema import AdaptConfig
+from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.errors import InputError
 
 
@@ -90,9 +90,13 @@ def test_the_named_recipes_differ_in_what_they_are_for() -> None:
     assert (plain.source, identity.source, within.source) == ("photo", "human", "human")
     assert within.train.steps < identity.train.steps < plain.train.steps < far.train.steps
     assert plain == recipe("ipl-paper", "zombie", generator="ffhq.pt", recipe="style")
-    assert (
-        recipe("far", "pencil sketch").mapper.mean == "label"
-        and recipe("style", "pencil sketch").mapper.mean == "words"
+    plain, far = (recipe(name, "pencil sketch", generator="portraits-ddpm") for name in ("style", "far"))
+    assert (plain.mapper.mean, far.mapper.mean) == ("words", "label")
+
+
+def test_far_looks_ask_for_nothing_that_the_portraits_do_not_have_already() -> None:
+    assert recipe("far", "pencil sketch") == configure(
+        recipe("style", "pencil sketch"), run={"recipe": "far"}
     )
 
 
