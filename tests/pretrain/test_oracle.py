@@ -23,6 +23,7 @@ from zeroshift.models.seeds import draw_noise
 from zeroshift.pretrain import __main__ as pretrain
 from zeroshift.pretrain import dataset, oracle
 from zeroshift.worlds import known
+from zeroshift.worlds.portraits import Portraits
 from zeroshift.worlds.world import World
 
 
@@ -170,7 +171,7 @@ def test_a_killed_measurement_goes_on_after_its_finished_domains_and_ends_on_the
     assert json.loads((tmp_path / "generator.card.json").read_text())["oracle"] == {"old": 1}
     most = 100
     entry = pretrain.make_oracle("portraits", tmp_path / "work", tmp_path)
-    domains = oracle.Portraits().domains[1:]
+    domains = Portraits().domains[1:]
     assert trained == list(domains) and list(entry["ratio"]) == list(domains)
     assert entry["ratio"]["neon"] == pytest.approx(0.008) and entry["distance"]["neon"] == 0.004
     card = json.loads((tmp_path / "generator.card.json").read_text())
@@ -191,6 +192,6 @@ def test_the_cards_say_by_what_training_and_of_which_weights(name: str, file: st
         pytest.skip(f"not measured yet: python -m zeroshift.pretrain oracle --generator {name}")
     assert card["sha256"] == file_sha256(find_generator(name)) and card["seeds"] == "2000-2255"
     assert {"steps", "batch", "lr", "layers", "weights", "people", "recipe"} <= set(card)
-    for domain in oracle.Portraits().domains[1:]:
+    for domain in Portraits().domains[1:]:
         ratio = card["distance"][domain] / card["source_distance"][domain]
         assert card["ratio"][domain] == pytest.approx(ratio, abs=5e-4)
