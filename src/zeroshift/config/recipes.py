@@ -85,7 +85,7 @@ def portraits_ddpm(target: str) -> AdaptConfig:
         generator="portraits-ddpm",
         method="diffusionclip",
         clip=("portraits-clip-a", "portraits-clip-b"),
-        mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
+        mapper=_PORTRAIT_WORDS,
         train=TrainConfig(
             steps=300,
             batch=2,
@@ -108,7 +108,7 @@ def portraits_ddpm(target: str) -> AdaptConfig:
         # (docs/log.md).
         losses=LossConfig(direction=3.0, pixel=0.2),
         own=OwnConfig(svl=WORLD_SVL),
-        quirks=QuirkConfig(image_floor=1.0),
+        quirks=QuirkConfig(length="point", residual="none"),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
     )
 
