@@ -174,7 +174,7 @@ def test_captions_are_matched_with_starts_or_with_true_pictures(examples: Exampl
         second = bool(examples.pure[k]) and again.random() < 0.6
         pictures.append(rows_of(seen.way if second else seen.start)[k])
         texts.append(rows_of(seen.texts.target if second else seen.texts.source)[k])
-    cosines = [[14 * sum(a * b for a, b in zip(p, t, strict=True)) for t in texts] for p in pictures]
+    cosines = [[14.0 * sum(a * b for a, b in zip(p, t, strict=True)) for t in texts] for p in pictures]
     both = cosines + [list(each) for each in zip(*cosines, strict=True)]
     wanted = sum(entropy(row, np.eye(N)[k % N].tolist()) for k, row in enumerate(both)) / (2 * N)
     assert found == pytest.approx(wanted, rel=1e-4)

@@ -52,13 +52,13 @@ def lines(picture: np.ndarray) -> np.ndarray:
     return found
 
 
-def triples(size: int = 8, n: int = 5) -> list[Tensor]:
+def triples(size: int = 8, n: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     """Random pictures on the way, in truth, and at the start."""
     noise = draw()
     start, truth = (torch.rand(n, 3, size, size, generator=noise) * 2 - 1 for _ in range(2))
     share = torch.linspace(-0.5, 1.2, n)[:, None, None, None]
     way = start + share * (truth - start) + 0.2 * torch.randn(n, 3, size, size, generator=noise)
-    return [way, truth, start]
+    return way, truth, start
 
 
 # Labels.

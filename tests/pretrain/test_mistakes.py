@@ -19,6 +19,8 @@ from torch import Tensor
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.clips import load_clip_folder
+from zeroshift.files.registry import load_generator
+from zeroshift.methods import ipl
 from zeroshift.portraits.shading import DOMAINS, HELD_OUT, TUNING
 from zeroshift.pretrain import __main__ as pretrain
 from zeroshift.pretrain import clips, dataset, guides, mistakes
@@ -122,7 +124,7 @@ def test_every_adaptation_leaves_its_pictures_and_a_record(trained: Trained) -> 
 
 def test_kept_pictures_are_those_of_the_generator_on_its_way(trained: Trained) -> None:
     world = trained.world
-    source = mistakes.load_generator("portraits", torch.device("cpu"))[0]
+    source = load_generator("portraits", torch.device("cpu"))[0]
     target = source.clone()
     target.load_state_dict(torch.load(trained.last / "zombie.target.pt", weights_only=True))
     kept = kept_of(trained.last, "zombie")
@@ -151,7 +153,7 @@ def test_what_is_finished_is_not_made_again(trained: Trained, monkeypatch: pytes
 
     before = files()
     monkeypatch.setattr(Guide, "step", None)
-    monkeypatch.setattr(mistakes.ipl, "train", None)
+    monkeypatch.setattr(ipl, "train", None)
     assert mistakes.train(trained.data, trained.work) == trained.last
     assert files() == before
 

@@ -76,7 +76,7 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
     round and from domain to domain."""
     place = DOMAINS.index(domain)
     method = ("nada", "ipl")[(number + place) % 2]
-    rate = (0.005, 0.003, 0.0075)[(3 * number + 2 * place) % 3]
+    rate = (0.005, 0.003, 0.0075)[(number + 2 * place) % 3]
     views = (4, 4, 1)[(number + place // 2) % 3]
     relation = (0.0, 0.2)[(number // 2 + place) % 2]
     mean = ("words", "label", "label")[(number + place) // 3 % 3]
