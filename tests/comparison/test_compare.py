@@ -108,7 +108,7 @@ def test_options_of_a_variant_come_after_the_shared_ones_and_keep_their_kind() -
 def test_a_variant_may_start_from_another_recipe_and_still_has_the_shared_options() -> None:
     made = variant_config(parse_variant("p=ipl:recipe=ipl-paper"), {"train.steps": 7}, "neon", 0, Path("x"))
     expected = to_dict(zs.recipe("ipl-paper", "neon", train={"steps": 7}))
-    assert changes(expected, to_dict(made)) == {"out": "x"}
+    assert changes(expected, to_dict(made)) == {"run.out": "x"}
 
 
 # Runs.
