@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV   ?= .venv
 OUT    ?= runs/demo
-TARGET ?= pencil sketch
+TARGET ?= cartoon
 GOLDEN ?= tests/golden
 PYTEST ?= -n 2 --dist loadfile
 

@@ -34,7 +34,7 @@ from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 SIDES: dict[str, dict[str, Any]] = {
     "literal": {},
     "ours": {},
-    "amortised": {"train": {"select_every": 2}},
+    "amortised": {"train": {"adaptive": {"every": 2}}},
     "reused": {"mapper": {"pictures": 32}},
     "bf16": {"run": {"precision": "bf16"}},
 }

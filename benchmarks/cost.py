@@ -89,10 +89,11 @@ def stage1(run: ZeroShotRun, parts: Parts) -> None:
     def terms() -> Terms:
         made = Terms()
         for clip, words, image in zip(run.clips, mapper(codes), images, strict=True):
-            source, target = (clip.prompt_features(words, label, 1) for label in (clip.source, clip.target))
+            (goal,) = clip.targets
+            source, target = (clip.prompt_features(words, label, 1) for label in (clip.source, goal))
             added = made.group(clip.weight)
             added.add("contrastive", losses.contrastive(image, source, clip.logit_scale))
-            added.add("domain", losses.domain(target, clip.target.template_mean))
+            added.add("domain", losses.domain(target, goal.template_mean))
         return made
 
     parts.measure("prompts and losses", terms)
@@ -102,7 +103,7 @@ def stage1(run: ZeroShotRun, parts: Parts) -> None:
 def stage2(run: ZeroShotRun, parts: Parts) -> None:
     """Parts of a step of stage 2, as in `methods/ipl.py`."""
     run.loop.place.stage = 2
-    backend, floor = run.backend, run.config.quirks.image_floor
+    backend = run.backend
     w = parts.measure("latents and mapping", lambda: backend.codes(1))
     parts.measure("selection of layers", lambda: backend.free_layers(1, run.clips))
     with torch.no_grad():
@@ -120,7 +121,7 @@ def stage2(run: ZeroShotRun, parts: Parts) -> None:
         with torch.no_grad():
             source = backend.encode_source(run.clips, before, 1)
         for clip, seen, text in zip(run.clips, source, texts, strict=True):
-            change = directions.image_direction(seen, clip.encode_image(after), floor)
+            change = directions.image_direction(seen, clip.encode_image(after), clip.floor)
             made.group(clip.weight).add("direction", losses.directional(change, text))
         return made
 

@@ -209,7 +209,9 @@ class Literal:
         torch.as_tensor(loss).backward()
         assert rows.grad is not None
         scores = (0.01 * rows.grad).abs().mean(dim=(0, 2))
-        best = scores.topk(self.config.train.top_k or 2 * self.target.num_latents // 3).indices.tolist()
+        best = scores.topk(
+            self.config.train.adaptive.top_k or 2 * self.target.num_latents // 3
+        ).indices.tolist()
         free = {name for layer in self.target.layers() if layer.latent in best for name in layer.parameters}
         for name, parameter in self.target.named_parameters():
             parameter.requires_grad_(name in free)

@@ -265,9 +265,9 @@ def recipes_section() -> str:
     heads = ["option", "default", *(f"`{name}`" for name in RECIPES)]
     about = (
         "A recipe supplies the defaults; options override it. An empty cell is the default. `portraits` and "
-        "`portraits-ddpm` are taken for the generators of these names, `diffusionclip` for that method, and "
-        "`ipl-paper` for every other generator. `style`, `identity`, `in-domain` and `far` build on what "
-        "suits the generator; they are shown for `portraits`."
+        "`portraits-ddpm` are taken for the generators of these names, `diffusionclip`, `air-paper` and "
+        "`svl-paper` for these methods elsewhere, and `ipl-paper` for every other generator. `style`, "
+        "`identity`, `in-domain` and `far` build on what suits the generator; they are shown for `portraits`."
     )
     table = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *rows]
     return f"## Recipes\n\n{wrapped(about)}\n\n" + "\n".join(table) + "\n"
@@ -280,6 +280,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "zeroshift adapt --target neon --until converged           # stop when it no longer gets better",
         "zeroshift adapt --target neon --dry-run                   # what would move, what memory it needs",
         "zeroshift adapt --generator portraits-ddpm --target cartoon --out runs/cartoon",
+        'zeroshift adapt --target "pencil sketch:0.6" zombie:0.4   # a mixture of two domains',
     ),
     "sample": (
         "zeroshift sample runs/zombie --seeds 0-15                 # grid.png and one PNG per seed",

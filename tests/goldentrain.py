@@ -259,8 +259,7 @@ def train_options(facts: Json, steps: int) -> Json:
         return rest | {"layers": facts.get("phase") or "convolutions"}
     return rest | {
         "layers": "adaptive",
-        "top_k": facts["auto_layer_k"],
-        "select_batch": facts["auto_layer_batch"],
+        "adaptive": {"top_k": facts["auto_layer_k"], "batch": facts["auto_layer_batch"]},
     }
 
 

@@ -45,7 +45,7 @@ WRITTEN = ("--out", "--csv", "--dry-run")
 
 SMALL = {
     "adapt": "--steps 2 --batch 1 --mapper.steps 2 --mapper.batch 2 --samples 2 --device cpu"
-    " --train.monitor.count 2 --train.select-batch 1 --train.diffusion.t0 300"
+    " --train.monitor.count 2 --train.adaptive.batch 1 --train.diffusion.t0 300"
     " --train.diffusion.invert-steps 3 --train.diffusion.train-steps 2"
     " --train.diffusion.sample-steps 3 --train.diffusion.num-pictures 2",
     "sample": "",

@@ -350,7 +350,8 @@ def test_nothing_unfinished_and_no_path_of_one_computer() -> None:
 
 
 def test_only_commands_print() -> None:
-    allowed = {"cli.py", "__main__.py", "resumable.py"}
+    # Trainings of hours say how they go.
+    allowed = {"cli.py", "__main__.py", "resumable.py", "mistakes.py", "oracle.py"}
     prints = {
         label(path)
         for path in SOURCES

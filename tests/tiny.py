@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import TemplateBank, WordTokenizer
@@ -15,6 +16,8 @@ from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
+from zeroshift.worlds.known import register
+from zeroshift.worlds.world import World
 
 WORDS = ("a photo of the sketch zombie statue cartoon person face in style . ,",)
 TEMPLATES = TemplateBank("tiny", ("{}", "a {}", "a photo of a {}.", "the {} of a face"))
@@ -62,6 +65,11 @@ def tune(out: Path, method: str = "diffusionclip", **overrides: Any) -> AdaptCon
     return config(out, method=method, train=train | {"diffusion": tuning, "monitor": watch}, **overrides)
 
 
+def described() -> str:
+    """Name of a world with captions, known from now on."""
+    return register(Described()).name
+
+
 def given_diffusion(**parts: Any) -> Given:
     """What a tiny run of a diffusion model gets instead of loading files."""
     return Given(**({"generator": diffusion(), "clips": clips()} | parts))
@@ -98,15 +106,29 @@ def clips() -> list[ClipModel]:
 
 def config(out: Path, **overrides: Any) -> AdaptConfig:
     """A short ipl run guided by two CLIPs, without grids."""
-    base = AdaptConfig(target="zombie", clip=("tiny-1", "tiny-2"), out=out)
+    base = AdaptConfig(target="zombie", clip=("tiny-1", "tiny-2"))
     sections: dict[str, Any] = {
         "mapper": {"steps": 4, "batch": 4, "lr": 0.02},
-        "train": {"steps": 5, "batch": 2, "lr": 0.01, "select_batch": 2},
-        "run": {"device": "cpu", "grid_every": 0, "checkpoint_every": 2, "samples": 2},
+        "train": {"steps": 5, "batch": 2, "lr": 0.01, "adaptive": {"batch": 2}},
+        "run": {"out": out, "device": "cpu", "grid_every": 0, "checkpoint_every": 2, "samples": 2},
     }
-    for name, values in sections.items():
-        overrides[name] = values | overrides.get(name, {})
-    return configure(base, **overrides)
+    return configure(base, sections, overrides)
+
+
+class Described(World):
+    """A world of the tiny generator that has captions: a latent's first number says who wears a style."""
+
+    name = "tiny-described"
+    latent_dim = 12
+    domains = ("photo", "zombie", "sketch")
+
+    def truth(self, z: Tensor, label: str, size: int) -> Tensor:
+        return torch.full((len(z), 3, size, size), {"photo": -0.5, "zombie": 0.0}.get(label, 0.5))
+
+    def captions(self, z: Tensor, label: str) -> list[str] | None:
+        if self.domain_of(label) is None:
+            return None
+        return [f"a {label} of a person {'in style' if row[0] > 0 else 'face'}" for row in z]
 
 
 def given(**parts: Any) -> Given:

@@ -98,17 +98,17 @@ def test_options_of_a_variant_come_after_the_shared_ones_and_keep_their_kind() -
     variant = parse_variant(text)
     shared = {"recipe": "portraits", "train": {"steps": 7}, "train.monitor.count": 5, "clip": ("c",)}
     made = variant_config(variant, shared, "neon", 3, Path("x"))
-    assert (made.method, made.target, made.run.seed, made.out) == ("ipl", "neon", 3, Path("x"))
+    assert (made.method, made.target, made.run.seed, made.run.out) == ("ipl", "neon", 3, Path("x"))
     assert (made.clip, made.mapper.context) == (("a", "b"), "5")
-    assert (made.train.free_rgb, made.train.top_k, made.train.steps) == (False, 4, 7)
+    assert (made.train.free_rgb, made.train.adaptive.top_k, made.train.steps) == (False, 4, 7)
     assert (made.train.monitor.every, made.train.monitor.count) == (0, 5)
-    assert made.quirks.image_floor == zs.recipe("portraits", "neon").quirks.image_floor
+    assert made.quirks == zs.recipe("portraits", "neon").quirks
 
 
 def test_a_variant_may_start_from_another_recipe_and_still_has_the_shared_options() -> None:
     made = variant_config(parse_variant("p=ipl:recipe=ipl-paper"), {"train.steps": 7}, "neon", 0, Path("x"))
     expected = to_dict(zs.recipe("ipl-paper", "neon", train={"steps": 7}))
-    assert changes(expected, to_dict(made)) == {"out": "x"}
+    assert changes(expected, to_dict(made)) == {"run.out": "x"}
 
 
 # Runs.
@@ -379,7 +379,7 @@ def test_the_command_line_compares_and_tells_programs_where_everything_is(
         "3",
         "--lr",
         "0.02",
-        "--train.select-batch",
+        "--train.adaptive.batch",
         "2",
         "--device",
         "cpu",

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from zeroshift.comparison.page import MAIN
 from zeroshift.comparison.tables import RUN_COLUMNS, ComparisonTables, csv_text, group_of
+from zeroshift.measure.evaluate import METRICS
 from zeroshift.worlds.known import world_named
 from zeroshift.worlds.world import World
 
@@ -74,6 +76,15 @@ def test_every_run_is_a_row_and_what_is_unknown_is_empty() -> None:
     assert head == ",".join([*RUN_COLUMNS, "clip_score"])
     assert first == "b,ipl,y,tuning,0,done,,0.3,700,,5,7,0.9"
     assert second == ['a,ipl,z,tuning,1,failed,"no ""space"", or', 'none left",0.4,700,,5,7,']
+
+
+def test_the_way_to_the_truth_leads_every_table() -> None:
+    metrics = {"clip_score": 0.2, "truth.distance": 0.3, "truth.way": 0.6, "truth.hair": 0.9, "scs": 0.5}
+    rows = {name: {"value": value} for name, value in metrics.items()}
+    found = tables([record("a", "x", seed, 0.1, evaluation={"metrics": rows}) for seed in (0, 1)])
+    assert found.metrics == ["truth.way", "truth.distance", "scs", "clip_score", "truth.hair"]
+    assert MAIN[0] == "truth.way" and set(MAIN) <= set(METRICS)
+    assert found.scores("truth.way", "tuning", "x").values["a"] == (0.6, 0.0, 2)
 
 
 def test_the_summary_is_in_the_order_that_was_asked_for() -> None:

@@ -20,7 +20,7 @@ def asked(home: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "clip": (str(home / "guide"),),
         "train.steps": 3,
         "train.lr": 0.02,
-        "train.select_batch": 2,
+        "train.adaptive.batch": 2,
         "run.device": "cpu",
         "run.samples": 2,
         **options.pop("shared", {}),

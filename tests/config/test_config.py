@@ -13,9 +13,11 @@ from zeroshift.config.schema import (
     OFFICIAL_QUIRKS,
     SECTIONS,
     AdaptConfig,
+    AdaptiveConfig,
     FinetuneConfig,
     MapperConfig,
     TrainConfig,
+    ViewsConfig,
     configure,
     differences,
     from_dict,
@@ -40,7 +42,7 @@ def test_the_defaults_are_the_published_settings() -> None:
         0.99,
     )
     assert (config.mapper.lambda_domain, config.mapper.lambda_source) == (1.0, 0.0)
-    assert (config.train.layers, config.train.select_every, config.train.select_batch) == ("adaptive", 1, 8)
+    assert config.train.layers == "adaptive" and config.train.adaptive == AdaptiveConfig(every=1, batch=8)
 
 
 @pytest.mark.parametrize("made", [AdaptConfig, *SECTIONS.values()])
@@ -100,9 +102,16 @@ def test_a_section_alone_names_its_problems_too() -> None:
         ({"clip": ("a", "b"), "clip_weights": (2.0, -1.0)}, "must not be negative"),
         ({"layers": ""}, "train.layers is empty"),
         ({"layers": "shape", "top_k": 3}, "needs 'adaptive'"),
+        ({"train": {"batch": 1}, "relation": 0.2}, "losses.relation compares the pictures of a batch"),
+        ({"zoom": 0.5, "strength": 2.0}, "train.views.zoom times strength is 1"),
+        ({"views": {"count": 0}}, "train.views.count"),
+        ({"length": "words"}, "quirks.length must be 'floor', 'labels' or 'point', got 'words'"),
         ({"truncation": 1.5}, "run.truncation"),
         ({"ema": 1.0}, "train.ema"),
-        ({"method": "gan"}, "method must be 'ipl', 'coop', 'nada' or 'diffusionclip', got 'gan'"),
+        (
+            {"method": "gan"},
+            "method must be 'ipl', 'coop', 'nada', 'diffusionclip', 'air', 'svl' or 'captions', got 'gan'",
+        ),
         ({"lambda_domain": float("nan")}, "mapper.lambda_domain"),
         ({"precision": "fp16"}, "run.precision"),
     ],
@@ -118,7 +127,7 @@ def test_a_missing_target_is_named() -> None:
 
 def test_an_override_finds_the_one_section_that_has_it() -> None:
     config = configure(target="zombie", seed=3, residual="published", top_k=4)
-    assert (config.run.seed, config.quirks.residual, config.train.top_k) == (3, "published", 4)
+    assert (config.run.seed, config.quirks.residual, config.train.adaptive.top_k) == (3, "published", 4)
 
 
 def test_an_option_of_several_sections_must_name_one() -> None:
@@ -143,6 +152,11 @@ def test_a_section_within_a_section_keeps_what_is_not_overridden() -> None:
     assert configure(base, train={"diffusion": FinetuneConfig(t0=9)}).train.diffusion == FinetuneConfig(t0=9)
 
 
+def test_views_are_off_by_default_and_a_section_within_train() -> None:
+    assert configure(target="zombie").train.views.count == 1
+    assert configure(target="zombie", views={"count": 4}).train.views == ViewsConfig(count=4)
+
+
 def test_compat_official_is_only_a_bundle_of_quirks() -> None:
     plain, official = configure(target="zombie"), configure(target="zombie", compat="official")
     assert official.quirks == OFFICIAL_QUIRKS
@@ -155,6 +169,17 @@ def test_compat_official_is_only_a_bundle_of_quirks() -> None:
 def test_a_config_survives_json() -> None:
     config = configure(target="zombie", clip=("a", "b"), clip_weights=(1.0, 0.5), out=Path("runs/x"), top_k=2)
     assert from_dict(to_dict(config)) == config
+
+
+def test_a_config_of_an_earlier_version_is_read_by_its_old_names() -> None:
+    tree = to_dict(configure(target="zombie", train={"steps": 7}))
+    del tree["train"]["adaptive"]
+    tree["train"] |= {"top_k": 3, "select_every": 10, "select_batch": 4}
+    expected = TrainConfig(steps=7, adaptive=AdaptiveConfig(top_k=3, every=10, batch=4))
+    assert from_dict(tree).train == expected
+    assert tree["train"]["top_k"] == 3, "the values that were read stay as they are"
+    with pytest.raises(InputError, match="unknown option train.select_pictures"):
+        from_dict(tree | {"train": {"select_pictures": 4}})
 
 
 def test_differences_name_option_old_and_new() -> None:

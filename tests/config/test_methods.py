@@ -23,8 +23,9 @@ def test_a_method_runs_on_the_kinds_of_generator_that_its_row_names_and_on_no_ot
 ) -> None:
     diffusion = kind == "diffusion"
     make = tiny.tune if diffusion else tiny.config
-    config = make(tmp_path / "run", method=method, mapper={"steps": 1, "batch": 2}, train={"steps": 1})
-    state = tiny.given_diffusion() if diffusion else tiny.given()
+    few = {"mapper": {"steps": 1, "batch": 2}, "train": {"steps": 1}, "own": {"svl": {"steps": 2}}}
+    config = make(tmp_path / "run", method=method, **few)
+    state = tiny.given_diffusion() if diffusion else tiny.given(world=tiny.described())
     if kind in METHODS[method].on:
         assert adapt(config, state=state).finished
         return
@@ -39,7 +40,7 @@ def test_a_refusal_names_the_generator_what_the_method_is_for_and_the_methods_th
     text = str(caught.value)
     assert "faces.pkl is a generator with styles" in text
     assert "a diffusion model such as portraits-ddpm" in text
-    assert "ipl, coop, nada" in text
+    assert "ipl, coop, nada, air, svl." in text
 
 
 def test_the_built_in_generators_that_refusals_name_are_of_their_kind() -> None:
@@ -61,4 +62,17 @@ def test_the_help_text_of_method_explains_every_row() -> None:
 
 def test_only_methods_that_learn_words_have_a_first_stage(tmp_path: Path) -> None:
     learning = {name for name in METHODS if tiny.config(tmp_path / "x", method=name).learns_words}
-    assert learning == {name for name, row in METHODS.items() if row.words != "none"}
+    assert learning == {"ipl", "coop"}
+
+
+def test_the_bound_of_captions_is_refused_where_no_world_has_them_and_others_are_named(
+    tmp_path: Path,
+) -> None:
+    described = {"world": tiny.described()}
+    for number, (world, labels) in enumerate(
+        (({}, {}), (described, {"target": "statue"}), (described, {"source": "person"}))
+    ):
+        config = tiny.config(tmp_path / str(number), method="captions", **labels)
+        with pytest.raises(InputError, match="has none for these labels.*are ipl, coop, nada, air, svl"):
+            adapt(config, state=tiny.given(**world))
+        assert not (tmp_path / str(number)).exists()

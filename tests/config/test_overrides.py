@@ -65,7 +65,7 @@ def _within(number: float, limit: Any) -> bool:
 
 def as_flag(path: tuple[str, ...], value: Any) -> list[str]:
     """An option as the command line takes it."""
-    *section, name = (part.replace("_", "-") for part in path if part != "run")
+    *section, name = (part.replace("_", "-") for part in path if part not in ("run", "own"))
     if isinstance(value, bool):
         name = name if value else f"no-{name}"
         return ["--" + ".".join([*section, name])]
@@ -115,8 +115,8 @@ def test_every_way_of_giving_options_yields_the_same(data: st.DataObject) -> Non
 @pytest.mark.parametrize(
     "made, text, value",
     [
-        ("train.top_k", "None", None),
-        ("train.top_k", "4", 4),
+        ("train.adaptive.top_k", "None", None),
+        ("train.adaptive.top_k", "4", 4),
         ("train.free_rgb", "false", False),
         ("train.lr", "1e-3", 0.001),
         ("clip", "a b", ("a", "b")),
@@ -144,9 +144,8 @@ def test_every_option_is_found_by_its_full_name_and_by_an_end_that_is_its_own(ma
 
 
 def test_a_name_of_several_options_is_refused_with_the_choices() -> None:
-    with pytest.raises(
-        InputError, match=r"write mapper\.steps or train\.steps \(from Python mapper=\{'steps'"
-    ):
+    choices = r"write mapper\.steps or train\.steps or own\.svl\.steps \(from Python mapper=\{'steps'"
+    with pytest.raises(InputError, match=choices):
         override(AdaptConfig, {"target": "x", "steps": 3})
     with pytest.raises(InputError, match=r"losses\.identity or quirks\.identity"):
         override(AdaptConfig, {"target": "x", "identity": 1})

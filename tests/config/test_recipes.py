@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zeroshift.config.recipes import HOMES, RECIPES, Home, recipe, recipe_for
-from zeroshift.config.schema import AdaptConfig
+from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.errors import InputError
 
 
@@ -90,10 +90,12 @@ def test_the_named_recipes_differ_in_what_they_are_for() -> None:
     assert (plain.source, identity.source, within.source) == ("photo", "human", "human")
     assert within.train.steps < identity.train.steps < plain.train.steps < far.train.steps
     assert plain == recipe("ipl-paper", "zombie", generator="ffhq.pt", recipe="style")
-    assert (
-        recipe("far", "pencil sketch").mapper.mean == "label"
-        and recipe("style", "pencil sketch").mapper.mean == "words"
-    )
+
+
+@pytest.mark.parametrize("generator", ["portraits", "portraits-ddpm"])
+def test_far_looks_ask_for_nothing_that_the_built_in_world_does_not_do_already(generator: str) -> None:
+    far, plain = (recipe(name, "pencil sketch", generator=generator) for name in ("far", "style"))
+    assert far == configure(plain, run={"recipe": "far"}) and far.mapper.mean == "label"
 
 
 def test_another_built_in_generator_is_one_more_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_what_lacks_its_network_or_pictures_is_left_out_and_named(world: Any) ->
 def test_what_is_asked_for_and_cannot_be_measured_is_refused(world: Any) -> None:
     with pytest.raises(InputError, match="fid cannot be measured: .*--inception.*there are no real pictures"):
         judged(world, metrics=("clip_score", "fid"))
-    with pytest.raises(InputError, match="there is no metric 'fit'; there are fid, kid"):
+    with pytest.raises(InputError, match="there is no metric 'fit'; there are truth.way, "):
         judged(world, metrics=("fit",))
     with pytest.raises(InputError, match="labels must be two texts"):
         judged(world, labels=("zombie",))
@@ -206,7 +206,7 @@ def test_a_recorded_metric_is_explained_whatever_its_world() -> None:
         assert metric_named(name).title == rows[name].title and metric_named(name).better == rows[name].better
     assert metric_named("truth.tail_length").title == "tail length read right"
     for name in ("fit", "truth.", "tail"):
-        with pytest.raises(InputError, match=f"no metric '{name}'; there are fid, kid"):
+        with pytest.raises(InputError, match=f"no metric '{name}'; there are truth.way, "):
             metric_named(name)
 
 
@@ -330,6 +330,25 @@ def test_the_truth_of_a_domain_is_rendered_for_the_same_people(photos: Evaluatio
     assert photos.value("truth.recognised") == float(found.mean())
 
 
+def test_photos_that_never_moved_have_gone_no_way_and_are_not_warned_about(photos: Evaluation) -> None:
+    assert photos.value("truth.way") == pytest.approx(0.0, abs=1e-9) and photos.record["warnings"] == []
+    ratio = Portraits().oracle_ratio(photos.record["sha256"]["source"], "cartoon")
+    assert (
+        ratio is not None and f"{ratio:.3f} after training" in photos.record["metrics"]["truth.way"]["note"]
+    )
+    assert list(photos.record["metrics"])[0] == "truth.way"
+
+
+def test_grain_and_raster_are_those_of_the_pictures_over_the_detail_of_the_truth(photos: Evaluation) -> None:
+    made = eight_bit(draw(zs.load_generator("portraits")[0], SEEDS))
+    true = eight_bit(portraits.render(z_from_seeds(SEEDS, portraits.LATENT_DIM), "cartoon"))
+    whole = float(metrics.grain(true).mean())
+    assert photos.value("truth.grain") == pytest.approx(float(metrics.grain(made).mean()) / whole)
+    assert photos.value("truth.raster") == pytest.approx(float(metrics.raster(made).mean()) / whole)
+    said = photos.record["metrics"]["truth.raster"]["note"]
+    assert f"{float(metrics.raster(true).mean()) / whole:.3f} in the true pictures" in said
+
+
 def test_the_built_in_world_measures_everything_but_what_needs_other_peoples_pictures(
     photos: Evaluation,
 ) -> None:
@@ -350,6 +369,9 @@ def test_true_pictures_measure_as_true(tmp_path: Path) -> None:
     done = evaluate(tmp_path / "true", source="portraits", labels=("photo", "mosaic"), device="cpu")
     assert done.value("truth.distance") < 1e-6 and done.value("truth.perceptual") < 1e-6
     assert done.value("truth.frechet") < 1e-6 and done.value("truth.diversity") == pytest.approx(1.0)
+    ratio = Portraits().oracle_ratio(done.record["sha256"]["source"], "mosaic")
+    assert ratio is not None and done.value("truth.way") == pytest.approx(1 / (1 - ratio), rel=1e-5)
+    assert done.value("truth.grain") == pytest.approx(1.0)
     assert (
         done.value("truth.attributes") == pytest.approx(1.0)
         and done.value("precision") == done.value("recall") == 1.0

@@ -351,6 +351,82 @@ def test_distance_to_truth_is_the_mean_absolute_difference() -> None:
     assert distance_to_truth(b, b) == 0.0
 
 
+def test_the_way_to_the_truth_is_that_of_the_slow_formula() -> None:
+    made, source = [0.3, 0.1, 0.45], [0.6, 0.2, 0.4]
+    means = [sum(each) / 3 for each in (made, source)]
+    found = metrics.way_to_truth(torch.tensor(made), torch.tensor(source), 0.25)
+    assert float(found.mean()) == pytest.approx((1 - means[0] / means[1]) / (1 - 0.25), rel=1e-6)
+    for value, d, s in zip(found.tolist(), made, source, strict=True):
+        assert value == pytest.approx((s - d) / (means[1] * 0.75), rel=1e-6)
+
+
+def test_the_way_is_0_at_the_source_1_at_the_oracle_and_below_0_beyond_the_source() -> None:
+    source = torch.tensor([0.5, 0.7, 0.3], dtype=torch.float64)
+    ways = [float(metrics.way_to_truth(share * source, source, 0.4).mean()) for share in (1.0, 0.4, 1.6, 0.0)]
+    assert ways == pytest.approx([0.0, 1.0, -1.0, 1 / 0.6])
+
+
+@pytest.mark.parametrize(("source", "oracle"), [(0.5, 1.0), (0.5, -0.1), (0.0, 0.4), (0.5, math.nan)])
+def test_there_is_no_way_where_nothing_can_be_gained(source: float, oracle: float) -> None:
+    with pytest.raises(InputError, match="no way to the truth"):
+        metrics.way_to_truth(torch.zeros(2), torch.full((2,), source), oracle)
+
+
+def slow_detail(picture: Tensor) -> list[list[list[float]]]:
+    """A picture CHW less its binomial blur, pixel by pixel, without the border."""
+    weights = {-1: 1, 0: 2, 1: 1}
+    channels, rows, columns = picture.shape
+    return [
+        [
+            [
+                float(picture[c, y, x])
+                - sum(
+                    weights[i] * weights[j] * float(picture[c, y + i, x + j]) / 16
+                    for i in weights
+                    for j in weights
+                )
+                for x in range(1, columns - 1)
+            ]
+            for y in range(1, rows - 1)
+        ]
+        for c in range(channels)
+    ]
+
+
+def test_grain_is_the_mean_square_of_what_a_binomial_blur_takes() -> None:
+    pictures = draws(2, 3 * 7 * 9, 5).view(2, 3, 7, 9)
+    for found, picture in zip(metrics.grain(pictures).tolist(), pictures, strict=True):
+        values = [x**2 for plane in slow_detail(picture) for row in plane for x in row]
+        assert found == pytest.approx(sum(values) / len(values), rel=1e-9)
+
+
+def test_grain_does_not_see_slopes_and_sees_single_pixels() -> None:
+    slope = torch.linspace(-1, 1, 12).expand(1, 3, 12, 12)
+    board = 0.1 * (-1.0) ** (torch.arange(12)[:, None] + torch.arange(12))
+    assert float(metrics.grain(slope)) < 1e-12
+    # A chessboard vanishes in the blur: all of it is detail.
+    assert float(metrics.grain(slope + board)) == pytest.approx(0.01, rel=1e-5)
+
+
+def test_raster_is_the_mean_square_of_the_mean_block_of_the_detail() -> None:
+    pictures = draws(2, 3 * 11 * 15, 6).view(2, 3, 11, 15)
+    for found, picture in zip(metrics.raster(pictures, 4).tolist(), pictures, strict=True):
+        squares = []
+        for plane in slow_detail(picture):  # 9 x 13, of which 8 x 12 are whole blocks
+            for i, j in itertools.product(range(4), range(4)):
+                values = [plane[y][x] for y in range(i, 8, 4) for x in range(j, 12, 4)]
+                squares.append((sum(values) / len(values)) ** 2)
+        assert found == pytest.approx(sum(squares) / len(squares), rel=1e-9)
+
+
+def test_raster_tells_what_repeats_from_noise_of_the_same_energy() -> None:
+    noise = 0.1 * draws(1, 3 * 66 * 66, 7).view(1, 3, 66, 66)
+    repeated = noise[..., :4, :4].repeat(1, 1, 17, 17)[..., :66, :66]
+    assert float(metrics.raster(repeated)) == pytest.approx(float(metrics.grain(repeated)), rel=1e-9)
+    # Of 16 x 16 independent blocks the mean has a 256th of the energy.
+    assert float(metrics.raster(noise)) < 0.02 * float(metrics.grain(noise))
+
+
 def test_sets_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(InputError, match="at least 2 features"):
         frechet_distance(draws(1, 4, 0), draws(5, 4, 0))

@@ -71,7 +71,7 @@ def test_the_report_shows_every_option_and_the_environment(folder: RunFolder) ->
     text = page(folder)
     for name in (
         "lambda_domain",
-        "select_every",
+        "free_rgb",
         "image_floor",
         "layer_map",
         "checkpoint_every",
@@ -97,6 +97,24 @@ def test_the_report_works_in_the_dark_and_on_a_phone(folder: RunFolder) -> None:
 
 def test_both_stages_have_their_curves(folder: RunFolder) -> None:
     assert "Stage 1, the words: loss" in page(folder) and "Stage 2, the generator: loss" in page(folder)
+
+
+@pytest.mark.parametrize("method", ["ipl", "nada"])
+def test_where_the_truth_is_known_the_report_says_where_the_words_point(tmp_path: Path, method: str) -> None:
+    run = tiny.run(tmp_path / "run", method=method, state=tiny.given(world=tiny.described())).folder
+    section = page(run).partition("<h2>Where the words point</h2>")[2].partition("</table>")[0]
+    cells = re.findall(r"<td class=\"(?:name|n)\">([^<]*)</td>", section)
+    wanted = []
+    for row in run.agreement:
+        means = {name: f"{whole:.2f}" for name, (whole, _) in row["cosines"].items()}
+        wanted += [row["clip"], *(means.get(name, "") for name in ("label", "words", "captions", "best"))]
+    assert cells == wanted and len(run.agreement) == 2
+    assert ("" in cells) == (method == "nada")
+    assert section.count("<th>") == 5 and "learned words" in section
+
+
+def test_where_the_truth_is_unknown_the_report_says_nothing_of_words(folder: RunFolder) -> None:
+    assert folder.agreement == [] and "Where the words point" not in page(folder)
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_written(folder: RunFolder) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 import tiny
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import BytePairTokenizer
-from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.errors import InputError, RunError
 from zeroshift.files.checkpoints import save_generator
@@ -68,7 +67,7 @@ class Stop:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> AdaptRun:
     """An uninterrupted run with live noise and selection every third step."""
-    return tiny.run(tmp_path_factory.mktemp("whole") / "run", train={"select_every": 3})
+    return tiny.run(tmp_path_factory.mktemp("whole") / "run", train={"adaptive": {"every": 3}})
 
 
 def test_a_run_leaves_config_log_weights_and_status(whole: AdaptRun) -> None:
@@ -95,7 +94,7 @@ def test_a_run_leaves_config_log_weights_and_status(whole: AdaptRun) -> None:
 
 def test_a_finished_run_is_returned_at_once(whole: AdaptRun) -> None:
     events: list[Event] = []
-    again = tiny.run(whole.folder.path, hook=events.append, train={"select_every": 3})
+    again = tiny.run(whole.folder.path, hook=events.append, train={"adaptive": {"every": 3}})
     assert again.finished and again.steps_done == 0 and events == []
     assert (
         same(again.generator, whole.generator)
@@ -112,9 +111,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     for at in stops:
         with pytest.raises(ZeroDivisionError):
-            tiny.run(tmp_path / "run", hook=Stop(at, ZeroDivisionError()), train={"select_every": 3})
+            tiny.run(tmp_path / "run", hook=Stop(at, ZeroDivisionError()), train={"adaptive": {"every": 3}})
         assert RunFolder.load(tmp_path / "run").status.state == "failed"
-    resumed = tiny.run(tmp_path / "run", train={"select_every": 3})
+    resumed = tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}})
     assert (
         same(resumed.generator, whole.generator)
         and same(resumed.trained, whole.trained)
@@ -123,37 +122,51 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert lines(resumed) == lines(whole)
 
 
+def test_a_run_begun_by_an_earlier_version_goes_on(whole: AdaptRun, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        tiny.run(tmp_path / "run", hook=Stop((2, 3), ZeroDivisionError()), train={"adaptive": {"every": 3}})
+    file = tmp_path / "run" / "config.json"
+    tree = json.loads(file.read_text())
+    train = tree["config"]["train"]
+    chosen = train.pop("adaptive")
+    train |= {"top_k": None, "select_every": chosen["every"], "select_batch": chosen["batch"]}
+    file.write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=r"train\.adaptive\.every: 3 -> 2"):
+        adapt(tiny.config(tmp_path / "run", train={"adaptive": {"every": 2}}))
+    assert same(tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}}).generator, whole.generator)
+
+
 @pytest.mark.parametrize("at", [(1, 3), (2, 4)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     whole: AdaptRun, tmp_path: Path, at: tuple[int, int]
 ) -> None:
     child = os.fork()
     if child == 0:  # ends by its own SIGKILL, without any clean-up
-        tiny.run(tmp_path / "run", hook=Stop(at, None), train={"select_every": 3})
+        tiny.run(tmp_path / "run", hook=Stop(at, None), train={"adaptive": {"every": 3}})
         os._exit(3)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and RunFolder.load(tmp_path / "run").status.state == "running"
-    resumed = tiny.run(tmp_path / "run", train={"select_every": 3})
+    resumed = tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}})
     assert same(resumed.generator, whole.generator) and lines(resumed) == lines(whole)
     assert 0 < resumed.steps_done < 9
 
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(whole: AdaptRun, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match=r"stopped in stage 2 after step 3; the same command goes on"):
-        tiny.run(tmp_path / "run", hook=Stop((2, 3), KeyboardInterrupt()), train={"select_every": 3})
+        tiny.run(tmp_path / "run", hook=Stop((2, 3), KeyboardInterrupt()), train={"adaptive": {"every": 3}})
     assert RunFolder.load(tmp_path / "run").status.state == "stopped"
-    assert same(tiny.run(tmp_path / "run", train={"select_every": 3}).generator, whole.generator)
+    assert same(tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}}).generator, whole.generator)
 
 
 def test_another_seed_gives_other_weights(whole: AdaptRun, tmp_path: Path) -> None:
-    other = tiny.run(tmp_path / "run", train={"select_every": 3}, run={"seed": 1})
+    other = tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}}, run={"seed": 1})
     assert not same(other.generator, whole.generator) and not same(other.mapper, whole.mapper)
 
 
 def test_other_options_in_the_same_folder_are_refused_before_anything_is_loaded(whole: AdaptRun) -> None:
     before = whole.folder.generator_file.read_bytes()
     with pytest.raises(InputError, match=r"train\.lr: 0\.01 -> 0\.5"):
-        adapt(tiny.config(whole.folder.path, train={"select_every": 3, "lr": 0.5}))
+        adapt(tiny.config(whole.folder.path, train={"adaptive": {"every": 3}, "lr": 0.5}))
     assert whole.folder.generator_file.read_bytes() == before
 
 
@@ -206,7 +219,9 @@ def test_fifty_steps_from_equal_pictures_move_weights_and_pictures(tmp_path: Pat
 
 def test_adaptive_selection_moves_the_chosen_layers_alone(tmp_path: Path) -> None:
     events: list[Event] = []
-    run = tiny.run(tmp_path / "run", method="nada", hook=events.append, train={"steps": 1, "top_k": 2})
+    run = tiny.run(
+        tmp_path / "run", method="nada", hook=events.append, train={"steps": 1, "adaptive": {"top_k": 2}}
+    )
     (event,) = events
     assert len(event["chosen"]) == 2 and set(event["chosen"]) == set(event["scores"].topk(2).indices.tolist())
     allowed = {
@@ -247,7 +262,11 @@ def test_frozen_tensors_are_skipped_or_decayed_by_adam(tmp_path: Path) -> None:
     counts = {}
     for kind in ("skip", "decay"):
         run = tiny.run(
-            tmp_path / kind, method="nada", frozen_adam=kind, train={"steps": 4, "top_k": 2}, noise="off"
+            tmp_path / kind,
+            method="nada",
+            frozen_adam=kind,
+            train={"steps": 4, "adaptive": {"top_k": 2}},
+            noise="off",
         )
         tensors, _ = run.folder.load_checkpoint() or ({}, {})
         counts[kind] = [int(value) for name, value in tensors.items() if name.endswith("/step")]
@@ -310,11 +329,11 @@ def test_out_of_memory_names_the_batch_to_try(tmp_path: Path) -> None:
         RunError, match=r"out of memory in stage 1 at step 2 with mapper.batch 4; try mapper.batch 2"
     ):
         tiny.run(tmp_path / "a", hook=Stop((1, 1), torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(RunError, match=r"with train.batch 2; try train.select_batch 4, or train.batch 1"):
+    with pytest.raises(RunError, match=r"with train.batch 2; try train.adaptive.batch 4, or train.batch 1"):
         tiny.run(
             tmp_path / "b",
             hook=Stop((2, 1), RuntimeError("can't allocate memory")),
-            train={"select_batch": 8},
+            train={"adaptive": {"batch": 8}},
         )
 
 
@@ -322,7 +341,7 @@ def test_out_of_memory_names_the_batch_to_try(tmp_path: Path) -> None:
     ("options", "part"),
     [
         ({"train": {"layers": "convs.99"}}, 'unknown layer "convs.99"'),
-        ({"train": {"top_k": 40}}, "train.top_k is 40, this generator has 6"),
+        ({"train": {"adaptive": {"top_k": 40}}}, "train.adaptive.top_k is 40, this generator has 6"),
         ({"losses": {"patch": 1.0}}, "losses.patch needs pictures above 510 px"),
         ({"clip_weights": (1.0, 1.0, 1.0), "clip": ("a", "b", "c")}, "2 CLIPs were given for 3 weights"),
     ],
@@ -342,7 +361,7 @@ def test_too_few_given_latents_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_generator_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no generator .*nowhere"):
-        adapt(AdaptConfig(target="zombie", generator=str(tmp_path / "nowhere.pt"), out=tmp_path / "run"))
+        adapt(target="zombie", generator=str(tmp_path / "nowhere.pt"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -200,7 +200,7 @@ def slow_choice(config: Any, source: Any, target: Any, clips: Sequence[ClipModel
         ) / len(pictures)
     (gradient,) = torch.autograd.grad(loss, rows)
     ways = [float(gradient[:, k].abs().sum()) for k in range(6)]
-    best = sorted(range(6), key=lambda k: -ways[k])[: config.train.top_k]
+    best = sorted(range(6), key=lambda k: -ways[k])[: config.train.adaptive.top_k]
     return [name for k in best for name in driven(k)]
 
 
@@ -313,8 +313,11 @@ def test_stage_2_follows_the_formulas(tmp_path: Path, method: str, residual: str
         noise="off",
         image_floor=0.0,
         mapper={"steps": 1, "lr": 1e-30},
-        train={"steps": STEPS, "layers": layers, "select_batch": 3}
-        | ({"top_k": 2} if layers == "adaptive" else {}),
+        train={
+            "steps": STEPS,
+            "layers": layers,
+            "adaptive": {"batch": 3} | ({"top_k": 2} if layers == "adaptive" else {}),
+        },
     )
     history, weights, mean = slow_pictures(config, states, clips, z, select_z)
     given: dict[str, Any] = {"mapper": joined(states)} if method == "ipl" else {}

@@ -45,6 +45,45 @@ def test_directional_keeps_the_length_of_a_bounded_direction() -> None:
     assert float(losses.directional(0.1 * image, image)) == pytest.approx(0.9)
 
 
+def test_to_point_is_the_mean_square_distance_to_the_point_over_its_own() -> None:
+    source, target, text = units(4, 21), units(4, 22), units(4, 23)
+    for directions in (text, text[:1]):
+        total = 0.0
+        for i in range(4):
+            aim = directions[i if len(directions) > 1 else 0].tolist()
+            moved = [t - s for s, t in zip(source[i].tolist(), target[i].tolist(), strict=True)]
+            total += sum((m - 0.8 * d) ** 2 for m, d in zip(moved, aim, strict=True)) / 0.8**2
+        assert close(losses.to_point(source, target, directions, 0.8), total / 4)
+
+
+def test_to_point_is_one_at_the_start_zero_at_the_point_and_one_at_twice_the_way() -> None:
+    source, text = units(3, 24), units(3, 25)
+    at = [float(losses.to_point(source, source + way * text, text, 0.7)) for way in (0.0, 0.35, 0.7, 1.4)]
+    assert at == pytest.approx([1, 0.25, 0, 1], abs=1e-12)
+
+
+def test_relation_is_the_mean_square_change_of_cosines_of_all_pairs() -> None:
+    source, target = units(4, 26), units(4, 27)
+    total = sum(
+        (dot(source[i], source[j]) - dot(target[i], target[j])) ** 2 for j in range(4) for i in range(j)
+    )
+    assert close(losses.relation(source, target), 2 * total / (4 * 3))
+
+
+def test_relation_of_several_views_is_the_mean_of_that_within_each() -> None:
+    views = [(units(3, 28 + k), units(3, 38 + k)) for k in range(2)]
+    within = [float(losses.relation(*view)) for view in views]
+    source, target = (torch.stack(each) for each in zip(*views, strict=True))
+    assert close(losses.relation(source, target), sum(within) / 2)
+
+
+def test_pictures_that_turn_together_keep_their_relation_and_one_picture_has_none() -> None:
+    source = units(4, 29)
+    turn = torch.linalg.qr(units(5, 30)).Q
+    assert float(losses.relation(source, source @ turn)) == pytest.approx(0, abs=1e-12)
+    assert float(losses.relation(source[:1], turn[:1])) == 0
+
+
 def test_contrastive_is_the_mean_cross_entropy_of_rows_and_columns() -> None:
     image, text, scale = units(4, 5), units(4, 6), 14.0
     total = 0.0
@@ -154,5 +193,7 @@ def test_no_loss_changes_what_it_is_given() -> None:
     losses.contrastive(a, b, 10.0)
     losses.manifold(a, b, 0.1)
     losses.texture(a, b)
+    losses.relation(a, b)
+    losses.to_point(a, b, b, 0.5)
     losses.domain(a, b[0])
     assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])

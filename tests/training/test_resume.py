@@ -19,7 +19,7 @@ from zeroshift.methods.adapt import AdaptRun
 from zeroshift.training.run_folder import RunFolder
 
 Place = tuple[int, int]
-TRAIN = {"select_every": 3}
+TRAIN = {"adaptive": {"every": 3}}
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_a_run_folder_holds_its_config_and_environment(tmp_path: Path) -> None:
 def test_a_moved_run_folder_is_still_the_run(tmp_path: Path) -> None:
     left(tiny.config(tmp_path / "run"))
     (tmp_path / "run").rename(tmp_path / "moved")
-    assert RunFolder.load(tmp_path / "moved").config.out == tmp_path / "moved"
+    assert RunFolder.load(tmp_path / "moved").config.run.out == tmp_path / "moved"
     assert RunFolder.check(tiny.config(tmp_path / "moved")).config_file.is_file()
 
 

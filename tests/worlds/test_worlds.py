@@ -3,6 +3,7 @@ shown beside it, as the built-in one is."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +24,16 @@ from zeroshift.config.measuring import EvaluateConfig, NetworksConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.images import eight_bit, fitted, labelled_rows, save_pictures
+from zeroshift.files.registry import find_generator
+from zeroshift.files.writing import file_sha256, write_json
 from zeroshift.measure.evaluate import METRICS, evaluate, metrics_of
 from zeroshift.measure.networks import Judge, open_networks
 from zeroshift.measure.picture_sets import open_inputs
+from zeroshift.measure.report import write_report
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.pictures.sample import draw
+from zeroshift.training.run_folder import RunFolder
 from zeroshift.worlds import known
 from zeroshift.worlds.known import register, world_named, world_of
 from zeroshift.worlds.portraits import Portraits
@@ -67,6 +72,9 @@ class Negatives(World):
     def truth(self, z: Tensor, label: str, size: int) -> Tensor:
         photos = fitted(self.photos.synthesize(self.photos.map(z)).clamp(-1, 1), size)
         return {"photo": photos, "sketch": -photos, "statue": photos.flip(3)}[label]
+
+    def oracle_ratio(self, generator: str, label: str) -> float | None:
+        return {"sketch": 0.2}.get(label) if len(generator) == 64 else None
 
     def attributes(self, z: Tensor) -> dict[str, Tensor]:
         return {"tone": (self.truth(z, "photo", 16).mean(dim=(1, 2, 3)) > 0).long()}
@@ -183,6 +191,64 @@ def test_a_diffusion_model_of_the_world_is_measured_on_its_true_source_pictures(
     assert "no latent of the world negatives" in bare.missing_reasons["truth"]
 
 
+def test_the_way_is_the_share_of_what_training_on_the_truth_gains(made: tuple[AdaptRun, Path]) -> None:
+    run, file = made
+    done = evaluate(run, seeds="0-23", save=False)
+    photos, sketches = (eight_bit(draw(each, SEEDS)) for each in (run.source, run.generator))
+    ratio = float((sketches + photos).abs().mean() / (2 * photos).abs().mean())
+    assert done.value("truth.way") == pytest.approx((1 - ratio) / (1 - 0.2), rel=1e-3)
+    row = done.record["metrics"]["truth.way"]
+    assert f"{ratio:.3f} of the source's distance is left, 0.200 after" in row["note"] and row["spread"] > 0
+    statues = evaluate(file, source=str(file), labels=("photo", "statue"), seeds="0-3")
+    assert "negatives does not say how near" in statues.record["missing"]["truth.way"]
+    assert "World.oracle_ratio" in statues.record["missing"]["truth.way"]
+    alone = evaluate(file, labels=("photo", "sketch"), seeds="0-3")
+    assert "--source" in alone.record["missing"]["truth.way"]
+
+
+def test_pictures_further_from_the_truth_than_the_source_are_warned_about(
+    made: tuple[AdaptRun, Path], tmp_path: Path
+) -> None:
+    _, file = made
+    photos = draw(tiny.generator(), SEEDS)
+    save_pictures(photos, SEEDS, tmp_path / "photos", {})
+    save_pictures((photos + photos.sign() * 0.3).clamp(-1, 1), SEEDS, tmp_path / "harsh", {})
+    asked: dict[str, Any] = {"labels": ("photo", "sketch"), "metrics": ("truth.distance",)}
+    with pytest.warns(UserWarning, match="further from the truth than the source's own: distance"):
+        harsh = evaluate(tmp_path / "harsh", source=str(file), **asked)
+    (told,) = harsh.record["warnings"]
+    apart = float((2 * eight_bit(photos)).abs().mean())
+    assert f"{harsh.value('truth.distance'):.4f} for {apart:.4f}, " in told
+    assert f"{harsh.value('truth.distance') / apart:.2f} times" in told and told in harsh.text()
+    same = evaluate(tmp_path / "photos", source=str(file), **asked)
+    assert same.record["warnings"] == [] and "warnings" not in same.text()
+
+
+def test_the_report_begins_with_the_way_and_shows_the_warnings(
+    made: tuple[AdaptRun, Path], tmp_path: Path
+) -> None:
+    run, _ = made
+    copy = Path(shutil.copytree(run.folder.path, tmp_path / "copy"))
+    done = evaluate(copy, seeds="0-23")
+    record = done.record | {"warnings": ["worse than <nothing>"]}
+    write_json(copy / "evaluation.json", record)
+    page = write_report(RunFolder.load(copy)).read_text("utf-8")
+    first = page.index(f"<dt>way to the truth</dt><dd>{done.value('truth.way'):.2f}</dd>")
+    assert first < page.index("<dt>state</dt>")
+    assert page.index('<td class="name">way to the truth</td>') < page.index("distance to the true picture")
+    assert "<strong>Warning:</strong> worse than &lt;nothing&gt;" in page
+
+
+def test_the_card_of_the_built_in_generator_tells_how_near_each_domain_can_come() -> None:
+    world = Portraits()
+    sha256 = file_sha256(find_generator("portraits"))
+    ratios = [world.oracle_ratio(sha256, domain) for domain in world.domains[1:]]
+    assert all(ratio is not None and 0 < ratio < 1 for ratio in ratios)
+    assert world.oracle_ratio(sha256, "Roman  mosaic") == world.oracle_ratio(sha256, "mosaic")
+    assert world.oracle_ratio(sha256, "photo") is None
+    assert world.oracle_ratio("0" * 64, "mosaic") is None and Bare().oracle_ratio("0" * 64, "sketch") is None
+
+
 def test_without_judge_and_attributes_a_world_measures_pixels_and_says_what_else_it_lacks(
     tmp_path: Path,
 ) -> None:
@@ -190,6 +256,7 @@ def test_without_judge_and_attributes_a_world_measures_pixels_and_says_what_else
     save_generator(tmp_path / "g.safetensors", tiny.generator(), {"world": "bare"})
     done = evaluate(tmp_path / "g.safetensors", labels=("photo", "sketch"), seeds="0-3")
     assert list(done.record["metrics"]) == ["truth.distance"]
+    assert "no detail of single pixels" in done.record["missing"]["truth.grain"]
     expected = eight_bit(draw(tiny.generator(), range(4))).abs().mean()
     assert done.value("truth.distance") == pytest.approx(float(expected), rel=1e-2)
     assert "the world bare has no attributes" in done.record["missing"]["truth.attributes"]

@@ -33,7 +33,8 @@ class Sample:
     """Draw pictures of a run or a generator by seed: grid.png and one PNG per seed."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a run; or a generator: a file, a built-in name or a hub reference (hf:owner/name)."""
+    """Folder of a run; or a generator: a file (delta.safetensors too), a built-in name or a hub reference
+    (hf:owner/name)."""
     seeds: str = "0-15"
     """Seeds as numbers and ranges: 0-15 or 1,4,7-9. The same seed is always the same picture."""
     truncation: float | None = None
@@ -42,8 +43,8 @@ class Sample:
     """0 is the source generator, 1 the adapted one, between them a blend (of weights, of predictions of
     diffusion models), up to 2 beyond."""
     generator: str | None = None
-    """Where the source generator is now, if not where the run found it. Needed only for a strength other than
-    1."""
+    """Where the source generator is now, if not where the run found it. Needed for a strength other than 1
+    and for a delta.safetensors."""
     steps: int | None = None
     """Diffusion models: steps from noise to picture; unset: as in the run, 50 for a generator."""
     eta: float | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zeroshift import __version__
-from zeroshift.config.schema import to_dict
+from zeroshift.config.schema import placeless
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import export_pt, load_generator_file, save_generator, with_styles
 from zeroshift.files.hub import (
@@ -186,7 +186,7 @@ def public_name(spec: str) -> str:
 
 def public_config(run: RunFolder) -> dict[str, Any]:
     """The config of a run as plain values, without the folders of this computer."""
-    return _without_folders(to_dict(run.config) | {"out": None})
+    return _without_folders(placeless(run.config))
 
 
 def _without_folders(tree: Any, name: str = "") -> Any:

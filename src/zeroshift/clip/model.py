@@ -50,6 +50,7 @@ class ClipModel(nn.Module):
         templates: TemplateBank = IMAGENET,
         context: str = "a photo of a",
         resize: Resize = "antialias",
+        length_scale: float = 1.0,
         frozen: bool = True,
     ) -> None:
         super().__init__()
@@ -67,6 +68,9 @@ class ClipModel(nn.Module):
         self.templates = templates
         self.context = context
         self.resize: Resize = resize
+        self.length_scale = length_scale
+        """Distance of pictures of two domains over that of their labels, both of unit features; 1 where
+        nobody measured it."""
         self.embed_dim: int = self._text_projection.out_features
         self.text_width: int = self._text_projection.in_features
         self.context_length: int = self.model.text_model.config.max_position_embeddings

@@ -23,11 +23,13 @@ from zeroshift.measure.evaluate import metric_named
 from zeroshift.measure.report import data_uri, duration, settings_text, template
 
 MAIN = (
+    "truth.way",
     "truth.recognised",
     "truth.distance",
     "truth.frechet",
     "truth.diversity",
     "truth.attributes",
+    "truth.grain",
     "identity",
     "clip_score",
     "direction",
@@ -39,7 +41,7 @@ ENOUGH = 6
 """Pairs below which nothing is marked: a bootstrap of so few is too sure of itself, and five wins of five are
 chance enough."""
 
-OWN = ("target", "method", "out", "run.seed", "run.recipe")
+OWN = ("target", "method", "run.out", "run.seed", "run.recipe")
 """Options that differ between runs without being a choice of the method."""
 
 

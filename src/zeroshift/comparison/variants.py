@@ -23,7 +23,7 @@ from zeroshift.config.recipes import resolve
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 
-FIXED = (("target",), ("source",), ("generator",), ("method",), ("out",), ("run", "seed"))
+FIXED = (("target",), ("source",), ("generator",), ("method",), ("run", "out"), ("run", "seed"))
 """What the runs of a comparison share, or what it sets itself."""
 
 LONGEST = 48

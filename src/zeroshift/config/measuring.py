@@ -8,6 +8,7 @@ import tyro
 from pydantic import Field
 
 from zeroshift.config.options import ModelName, config_class
+from zeroshift.config.targets import canonical_target
 
 
 @config_class(section="networks")
@@ -49,7 +50,7 @@ class EvaluateConfig:
     """Folder of real pictures of the target domain; unset: the rendered truth, where it is known."""
     shots: Path | None = None
     """Folder of the few pictures that few-shot Intra-LPIPS assigns to; unset: without it."""
-    labels: tuple[str, ...] = ()
+    labels: tuple[Annotated[str, pydantic.BeforeValidator(canonical_target)], ...] = ()
     """Source and target label, two texts; empty: those of the run."""
     size: Annotated[int | None, Field(ge=8)] = None
     """Side in pixels at which all pictures are compared; unset: that of the evaluated pictures."""
@@ -74,8 +75,8 @@ class CompareConfig:
     methods: tuple[str, ...] = ("nada", "ipl")
     """Methods, each METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:FIELD=VALUE, such as
     ipl:lambda_domain=10."""
-    targets: tuple[str, ...] = ()
-    """Labels of the domains to move to."""
+    targets: tuple[Annotated[str, pydantic.BeforeValidator(canonical_target)], ...] = ()
+    """Labels of the domains to move to; a hybrid is one text, "pencil sketch:0.6 + zombie:0.4"."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
     """Seeds of the runs: every method is run on every target once per seed."""
     out: Path = Path("runs/compare")

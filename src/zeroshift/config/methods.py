@@ -39,8 +39,9 @@ class Method:
     """Name as its paper writes it."""
     summary: str
     """What it does, in half a sentence; part of the help text."""
-    words: Literal["own", "shared", "none"]
-    """Whether every picture learns words of its own, all share learned ones, or the labels alone are used."""
+    words: Literal["own", "shared", "none", "captions"]
+    """Whether every picture learns words of its own, all share learned ones, or the labels alone are used; or
+    every picture has its true caption, which only a world knows."""
     on: Mapping[Kind, Procedure]
     """Kinds of generator that it moves."""
     file: str
@@ -50,8 +51,13 @@ class Method:
 
     @property
     def learns_words(self) -> bool:
-        """Whether there is a stage 1."""
-        return self.words != "none"
+        """Whether there is a stage 1 that learns words."""
+        return self.words in ("own", "shared")
+
+    @property
+    def bound(self) -> bool:
+        """Whether it is no method for use but the bound of others, in worlds that know the truth."""
+        return self.words == "captions"
 
 
 _LOG = Procedure(log_direction=True)
@@ -89,19 +95,49 @@ METHODS: dict[str, Method] = {
         file="ipl",
         recipe="diffusionclip",
     ),
+    "air": Method(
+        title="AIR",
+        summary="NADA's direction, and from half of the steps on that from anchors on the way",
+        words="none",
+        on={"styles": Procedure(), "diffusion": _LOG},
+        file="air",
+        recipe="air-paper",
+    ),
+    "svl": Method(
+        title="SVL",
+        summary="a spread of directions, from variations of the target text",
+        words="none",
+        on={"styles": Procedure(), "diffusion": Procedure()},
+        file="svl",
+        recipe="svl-paper",
+    ),
+    "captions": Method(
+        title="Captions",
+        summary="the bound of ipl: each person's true captions in place of learned words, in worlds that "
+        "have them",
+        words="captions",
+        on={"styles": Procedure()},
+        file="captions",
+        recipe="ipl-paper",
+    ),
 }
 """Name -> method, in the order in which they are explained."""
 
 
-def procedure(method: str, kind: Kind, generator: str) -> Procedure:
-    """How a method moves a generator of this kind and name. InputError, which names what would work, if it
-    does not."""
+def procedure(method: str, kind: Kind, generator: str, *, captioned: bool = False) -> Procedure:
+    """How a method moves a generator of this kind and name, whose world has captions of the labels or not.
+    InputError, which names what would work, if it does not."""
     row = METHODS[method]
+    others = ", ".join(name for name, each in METHODS.items() if kind in each.on and not each.bound)
     if kind in row.on:
+        if row.bound and not captioned:
+            raise InputError(
+                f"method {method} takes the true captions of each picture from the world of its generator, "
+                f"and {generator} has none for these labels; it is for domains of {BUILT_IN[kind]}. Methods "
+                f"for {generator} are {others}."
+            )
         return row.on[kind]
-    others = [name for name, each in METHODS.items() if kind in each.on]
     where = " or ".join(f"{KINDS[each]} such as {BUILT_IN[each]}" for each in row.on)
     raise InputError(
-        f"method {method} moves {where}, and {generator} is {KINDS[kind]}; methods for it are "
-        f"{', '.join(others)}."
+        f"method {method} moves {where}, and {generator} is {KINDS[kind]}; methods for it are {others}."
     )

@@ -11,12 +11,16 @@ from zeroshift.config.methods import METHODS
 from zeroshift.config.overrides import chosen, override
 from zeroshift.config.schema import (
     AdaptConfig,
+    AirConfig,
     FinetuneConfig,
     LossConfig,
     MapperConfig,
+    OwnConfig,
     QuirkConfig,
     RunConfig,
+    SvlConfig,
     TrainConfig,
+    ViewsConfig,
     configure,
 )
 from zeroshift.errors import InputError
@@ -25,22 +29,40 @@ HUB_CLIP = "openai/clip-vit-base-patch32"
 DIFFUSION_CLIP = "openai/clip-vit-base-patch16"
 
 
+# With the published weights the angle to the target does not settle in this world (docs/log.md).
+WORLD_SVL = SvlConfig(steps=500, lr=0.01, covariance=0.3, elastic=1e4, consistency=1.0)
+
+_PORTRAIT_WORDS = MapperConfig(
+    steps=150,
+    batch=16,
+    pictures=128,
+    lr=0.3,
+    prompt_init="tokens",
+    lambda_domain=0.1,
+    mean="label",
+)
+"""Words that tell the built-in people apart, about the direction of the labels (ADR 0017)."""
+
+
 def portraits(target: str) -> AdaptConfig:
     """For the built-in 64 px portraits and their CLIPs: minutes on two CPU cores."""
     return AdaptConfig(
         target=target,
         generator="portraits",
         clip=("portraits-clip-a", "portraits-clip-b"),
-        # Cautious on purpose: words that fit the pictures well made worse generators here (docs/log.md,
-        # Image-specific words).
-        mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
+        mapper=_PORTRAIT_WORDS,
         # Coarser layers hold who and where somebody is; freeing them turned faces into blots (docs/log.md).
         train=TrainConfig(
-            steps=300, batch=4, lr=0.005, layers=",".join(f"convs.{i}" for i in range(2, 8)), free_rgb=True
+            steps=300,
+            batch=4,
+            lr=0.005,
+            layers=",".join(f"convs.{i}" for i in range(2, 8)),
+            free_rgb=True,
+            views=ViewsConfig(count=4),
         ),
-        # About the distance between two domains for these CLIPs: a direction alone is content with half the
-        # way.
-        quirks=QuirkConfig(image_floor=1.2),
+        own=OwnConfig(svl=WORLD_SVL),
+        # A direction alone is content with half the way, or with more than the whole (ADR 0030).
+        quirks=QuirkConfig(length="point", residual="none"),
         run=RunConfig(recipe="portraits", truncation=1.0),
     )
 
@@ -63,7 +85,7 @@ def portraits_ddpm(target: str) -> AdaptConfig:
         generator="portraits-ddpm",
         method="diffusionclip",
         clip=("portraits-clip-a", "portraits-clip-b"),
-        mapper=MapperConfig(steps=150, batch=16, lr=0.02, prompt_init="tokens"),
+        mapper=_PORTRAIT_WORDS,
         train=TrainConfig(
             steps=300,
             batch=2,
@@ -85,7 +107,8 @@ def portraits_ddpm(target: str) -> AdaptConfig:
         # Larger weights hold the photo's colours: with 0.3 zombies are further from the truth than with 0.1
         # (docs/log.md).
         losses=LossConfig(direction=3.0, pixel=0.2),
-        quirks=QuirkConfig(image_floor=1.0),
+        own=OwnConfig(svl=WORLD_SVL),
+        quirks=QuirkConfig(length="point", residual="none"),
         run=RunConfig(recipe="portraits-ddpm", truncation=1.0),
     )
 
@@ -103,6 +126,29 @@ def diffusionclip(target: str) -> AdaptConfig:
         ),
         losses=LossConfig(direction=3.0, pixel=1.0),
         run=RunConfig(recipe="diffusionclip", truncation=1.0),
+    )
+
+
+def air_paper(target: str) -> AdaptConfig:
+    """The settings published with AIR for StyleGAN2 at 1024 px, with OpenAI's ViT-B/32 (photo to sketch)."""
+    return AdaptConfig(
+        target=target,
+        method="air",
+        clip=(HUB_CLIP,),
+        train=TrainConfig(steps=300, batch=2, lr=0.002, layers="all"),
+        own=OwnConfig(air=AirConfig(offset_pictures=1000)),
+        run=RunConfig(recipe="air-paper", truncation=0.7),
+    )
+
+
+def svl_paper(target: str) -> AdaptConfig:
+    """The settings published with SVL for StyleGAN2, with OpenAI's ViT-B/32."""
+    return AdaptConfig(
+        target=target,
+        method="svl",
+        clip=(HUB_CLIP,),
+        train=TrainConfig(steps=300, batch=4, lr=0.002, layers="all"),
+        run=RunConfig(recipe="svl-paper", truncation=0.7),
     )
 
 
@@ -125,9 +171,8 @@ _PORTRAITS = Home(
     # of the zombies were seen.
     identity_source="photo",
     in_domain_source="person",
-    # Moving every layer ruins these pictures. Words are learned at a higher rate, to tell pictures apart
-    # about the direction of the labels (docs/results.md).
-    far={"mapper": {"lr": 0.3, "mean": "label"}},
+    # Moving every layer ruins these pictures (docs/results.md).
+    far={},
 )
 
 HOMES: dict[str, Home] = {
@@ -177,6 +222,8 @@ RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
     "ipl-paper": lambda target, generator: ipl_paper(target),
     "portraits-ddpm": lambda target, generator: portraits_ddpm(target),
     "diffusionclip": lambda target, generator: diffusionclip(target),
+    "air-paper": lambda target, generator: air_paper(target),
+    "svl-paper": lambda target, generator: svl_paper(target),
     "style": style,
     "identity": identity,
     "in-domain": in_domain,

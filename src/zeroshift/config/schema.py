@@ -1,6 +1,7 @@
 """Every option of `adapt`, as frozen, keyword-only dataclasses; the docstring under a field is its help text
 everywhere."""
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
-from zeroshift.config.overrides import override, sections
+from zeroshift.config.overrides import OptionPath, override, sections
+from zeroshift.config.targets import Target, target_parts
 
 if TYPE_CHECKING:
     MethodName = str
@@ -112,6 +114,55 @@ class FinetuneConfig:
     """Mode through: how many of the last steps the gradient goes back through; 0: all, as published."""
 
 
+@_config(section="train.views")
+class ViewsConfig:
+    """Views: CLIPs see every picture several times, changed at random, source and target alike. What they
+    reward must then lie in the picture, not in one look at it."""
+
+    count: Annotated[int, Field(ge=1), tyro.conf.arg(aliases=("--views",))] = 1
+    """Views of every picture that each CLIP sees per step, in one call. 1: the picture itself, as
+    published."""
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on all that changes; flips become no more frequent than `flip`."""
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Size of what is seen: up to this much smaller or larger than the picture. 0: none."""
+    shift: Annotated[float, Field(ge=0)] = 0.3
+    """Shift to the side, and up or down, at most, in half sides of the picture. 0: none."""
+    turn: Annotated[float, Field(ge=0)] = 0.3
+    """Turn in either sense at most, in radians. 0: none."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Chance that left and right are exchanged. 0: none."""
+    grain: Annotated[float, Field(ge=0)] = 0.05
+    """Deviation of the noise that is added to pictures in [-1, 1]. 0: none."""
+
+
+@_config(section="train.adaptive")
+class AdaptiveConfig:
+    """Adaptive selection of layers in stage 2, by generators with styles."""
+
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """Layers that adaptive selection frees; unset: two thirds of them."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Pictures per adaptive selection."""
+
+
+@_config(section="train.parameters")
+class ParametersConfig:
+    """What moves in the layers that may move. Everything but `weights` leaves a file of kilobytes,
+    `delta.safetensors`, beside the generator."""
+
+    kind: Annotated[
+        Literal["weights", "affine", "lowrank", "domain"], tyro.conf.arg(aliases=("--parameters",))
+    ] = "weights"
+    """weights: everything, as published. affine: the layers that turn w into styles (StyleDomain). lowrank: a
+    change of low rank to every convolution. domain: one factor per input channel of every convolution
+    (domain modulation). Diffusion models take weights and lowrank."""
+    rank: Annotated[int, Field(ge=1)] = 4
+    """lowrank: the rank of every change."""
+
+
 @_config(section="train")
 class TrainConfig:
     """Stage 2: move the generator along the directions of the words."""
@@ -125,12 +176,10 @@ class TrainConfig:
     layers: Annotated[str, tyro.conf.arg(aliases=("--layers",))] = "adaptive"
     """What may move: `adaptive` (the layers that matter most to the target label), a phase (`all`, `shape`,
     `texture`, ...), or layer names separated by commas. `--dry-run` lists the names."""
-    top_k: Annotated[int | None, Field(ge=1)] = None
-    """Layers that adaptive selection frees; unset: two thirds of them."""
-    select_every: Annotated[int, Field(ge=1)] = 1
-    """Steps for which one adaptive selection holds. 1 is as published; 10 makes a step much cheaper."""
-    select_batch: Annotated[int, Field(ge=1)] = 8
-    """Pictures per adaptive selection."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+    """The adaptive selection of layers."""
+    parameters: ParametersConfig = ParametersConfig()
+    """What moves in these layers."""
     free_rgb: bool = False
     """Frees the to-RGB layers too, whatever was selected: needed where the target has other colours."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -138,6 +187,8 @@ class TrainConfig:
     until: Annotated[Literal["steps", "converged"], tyro.conf.arg(aliases=("--until",))] = "steps"
     """When stage 2 ends: after `steps`, or, at the latest then, once the monitor's score has stopped rising.
     The result is then the generator of the best record."""
+    views: ViewsConfig = ViewsConfig()
+    """Several views of every picture, in both stages."""
     monitor: MonitorConfig = MonitorConfig()
     """Watching for collapse."""
     diffusion: FinetuneConfig = FinetuneConfig()
@@ -154,6 +205,9 @@ class LossConfig:
     """Distance of the adapted picture to the target label (the global loss)."""
     manifold: Annotated[float, Field(ge=0)] = 0.0
     """Difference between the picture pair's similarity and the label pair's."""
+    relation: Annotated[float, Field(ge=0)] = 0.0
+    """Change in how alike the pictures of a batch are to each other, against collapse (HyperDomainNet); needs
+    a batch of at least 2."""
     patch: Annotated[float, Field(ge=0)] = 0.0
     """Directions of the parts of one 510 px patch; needs pictures larger than 510 px."""
     texture: Annotated[float, Field(ge=0)] = 0.0
@@ -173,6 +227,62 @@ class LossConfig:
     """Distance between the faces of the adapted picture and of its source, as a face network sees them."""
     identity_network: ModelName = ""
     """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
+
+
+@_config(section="own.air")
+class AirConfig:
+    """AIR: anchors on the way, from which the direction is estimated anew."""
+
+    start: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the steps of stage 2 after which the first anchor is made; before, it is NADA."""
+    interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the steps from one anchor to the next."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the direction from the anchor, beside that of the direction from the source."""
+    offset_pictures: Annotated[int, Field(ge=1)] = 256
+    """Pictures over which the offset between two anchors is averaged; published: 1000."""
+    offset_truncation: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Truncation of these pictures, of generators with styles."""
+    prompt_steps: Annotated[int, Field(ge=1)] = 200
+    """Steps in which the words of an anchor are learned."""
+    prompt_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of these words (Adam, betas 0.9 and 0.999)."""
+
+
+@_config(section="own.svl")
+class SvlConfig:
+    """SVL: semantic variations of the target text, whose spread the directions of pictures are to have."""
+
+    variations: Annotated[int, Field(ge=2)] = 6
+    """Variations of the target text."""
+    steps: Annotated[int, Field(ge=1)] = 2000
+    """Steps of stage 1, which finds them."""
+    lr: Annotated[float, Field(gt=0)] = 0.002
+    """Learning rate of stage 1 (Adam, betas 0 and 0.99)."""
+    apart: Annotated[float, Field(ge=0)] = 1.0
+    """Weight in stage 1 of holding variations apart, beside staying near the target text."""
+    covariance: Annotated[float, Field(ge=0)] = 1e3
+    """Weight of the second moments of directions, beside their mean."""
+    centred: bool = False
+    """Takes the mean off before second moments; published: not."""
+    elastic: Annotated[float, Field(ge=0)] = 1e7
+    """Weight of holding those weights that matter to the source's pictures."""
+    elastic_pictures: Annotated[int, Field(ge=1)] = 64
+    """Pictures by which it is known how much a weight matters."""
+    consistency: Annotated[float, Field(ge=0)] = 1e2
+    """Weight of keeping the similarities between pictures of a batch."""
+
+
+@_config(section="own")
+class OwnConfig:
+    """What only one method needs."""
+
+    air: AirConfig = AirConfig()
+    """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
+    but for `offset_pictures`."""
+    svl: SvlConfig = SvlConfig()
+    """Method `svl`: semantic variations of the target text, whose spread the directions of pictures are to
+    have. Defaults as published."""
 
 
 @_config(section="quirks")
@@ -197,6 +307,13 @@ class QuirkConfig:
     """Smallest divisor of an image direction. At the first step source equals target, and a tiny divisor
     would poison Adam's second moment for a thousand steps. 0 is as published. Above the length of usual
     directions (about 1) the loss asks for the whole way, not for the angle alone."""
+    length: Literal["floor", "labels", "point"] = "floor"
+    """How far pictures are to go. floor: `image_floor` is the smallest divisor, as published with 0. labels:
+    in its place the distance of the two labels in each CLIP, by its own scale, so the whole way is asked for.
+    point: the loss is the square distance to the point at that distance, so going too far costs too."""
+    across: Annotated[float, Field(ge=0)] = 1.0
+    """Length `point`: weight of what goes astray of the direction, beside what is missing along it. Small
+    where directions are not to be trusted, as those of labels; 1 is the plain distance."""
     logit_scale_over_100: bool = False
     """Multiplies the cosine of the global loss by CLIP's logit scale over 100, as published; else the cosine
     itself."""
@@ -212,6 +329,7 @@ OFFICIAL_QUIRKS = QuirkConfig(
     frozen_adam="decay",
     resize="noantialias",
     image_floor=0.0,
+    length="floor",
     logit_scale_over_100=True,
     identity="detached",
 )
@@ -224,6 +342,8 @@ class RunConfig:
 
     recipe: str = ""
     """Name of the recipe that the values came from."""
+    out: Path | None = None
+    """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every draw: the same seed, options and thread count give the same weights, bit for bit on a
     CPU."""
@@ -249,15 +369,19 @@ class RunConfig:
 class AdaptConfig:
     """One adaptation: a source generator, two labels, a method, and how to run it."""
 
-    target: str
-    """Label of the domain to move to, such as "pencil sketch"."""
+    target: Target
+    """Label of the domain to move to, such as "pencil sketch"; or several with weights, whose directions are
+    mixed: "pencil sketch:0.6" zombie:0.4."""
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
     identity."""
     method: MethodName = "ipl"
     """`ipl`: every picture gets its own direction, from its own learned words. `coop`: one direction for all,
     from words that are learned once. `nada`: one direction for all, from the labels. `diffusionclip`: NADA's
-    direction by the published training procedure for diffusion models."""
+    direction by the published training procedure for diffusion models. `air`: NADA's direction, and from half
+    of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
+    text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
+    have them."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -265,14 +389,14 @@ class AdaptConfig:
     file's activation."""
     clip_weights: tuple[float, ...] = ()
     """One weight per CLIP; empty: 1 each."""
-    out: Path | None = None
-    """Run folder; unset: runs/METHOD-TARGET-seedSEED. The same command again resumes."""
     mapper: MapperConfig = MapperConfig()
     """Stage 1 (ipl and coop)."""
     train: TrainConfig = TrainConfig()
     """Stage 2."""
     losses: LossConfig = LossConfig()
     """Weights of the losses of stage 2."""
+    own: Annotated[OwnConfig, tyro.conf.arg(name="")] = OwnConfig()
+    """What only one method needs."""
     quirks: QuirkConfig = QuirkConfig()
     """Correct or as published, one by one."""
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
@@ -289,11 +413,10 @@ class AdaptConfig:
 
     @property
     def folder(self) -> Path:
-        """Run folder: `out`, or a name made of method, target and seed."""
+        """Run folder: `run.out`, or a name made of method, target and seed."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
-        return (
-            self.out if self.out is not None else Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
-        )
+        usual = Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
+        return usual if self.run.out is None else self.run.out
 
     @property
     def learns_words(self) -> bool:
@@ -316,23 +439,69 @@ def configure(
 
 
 def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
-    """Config from plain values; every problem of every section in one InputError."""
-    return AdaptConfig(**tree)
+    """Config from plain values, also those that earlier versions wrote (`MOVED`); what they lack has its
+    default. Every problem of every section in one InputError."""
+    return AdaptConfig(**_renamed(tree))
+
+
+MOVED: dict[OptionPath, OptionPath] = {
+    ("out",): ("run", "out"),
+    ("train", "top_k"): ("train", "adaptive", "top_k"),
+    ("train", "select_every"): ("train", "adaptive", "every"),
+    ("train", "select_batch"): ("train", "adaptive", "batch"),
+}
+"""Options that had other names in run folders of earlier versions: the old name -> the new one."""
+
+
+def _renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a config with the moved ones under their new names."""
+    made = {name: dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    for (*old, last), (*new, name) in MOVED.items():
+        place = functools.reduce(lambda at, part: at.get(part, {}), old, made)
+        if last in place:
+            value = place.pop(last)
+            functools.reduce(lambda at, part: at.setdefault(part, {}), new, made)[name] = value
+    return made
+
+
+def placeless(config: AdaptConfig) -> dict[str, Any]:
+    """Config as plain values that are the same wherever its run folder lies: what records hold."""
+    tree = to_dict(config)
+    tree["run"]["out"] = None
+    return tree
 
 
 SECTIONS = sections(AdaptConfig)
 """The sections of AdaptConfig."""
 
 
+def _unseen(config: AdaptConfig) -> list[str]:
+    """What is wrong with what CLIPs are to see and compare."""
+    problems: list[str] = []
+    if config.losses.relation and config.train.batch < 2:
+        problems.append(
+            "losses.relation compares the pictures of a batch, and train.batch is 1; set it to 2 or more, or "
+            "losses.relation to 0."
+        )
+    views = config.train.views
+    if views.zoom * views.strength >= 1:
+        problems.append(
+            f"train.views.zoom times strength is {views.zoom * views.strength:g}, by which a view may shrink "
+            "to nothing; keep it below 1."
+        )
+    return problems
+
+
 def _conflicts(config: AdaptConfig) -> list[str]:
     """What is wrong with the values taken together, one sentence each."""
-    problems: list[str] = []
+    problems = _unseen(config)
     for name in ("source", "target"):
         if not getattr(config, name).strip():
             problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
-    if config.source.strip() and config.source.strip().lower() == config.target.strip().lower():
+    labels = [part.label for part in target_parts(config.target)]
+    if same := [each for each in labels if each.strip().lower() == config.source.strip().lower() != ""]:
         problems.append(
-            f"source and target are both {config.target!r}, so there is no direction; change one of them."
+            f"source and target are both {same[0]!r}, so there is no direction; change one of them."
         )
     if not config.generator.strip():
         problems.append("generator is empty; give a built-in name such as 'portraits', a file, or a hub id.")
@@ -360,10 +529,10 @@ def _conflicts(config: AdaptConfig) -> list[str]:
             f"mapper.pictures is {config.mapper.pictures}, less than one batch of {config.mapper.batch}; "
             "use 0 or more."
         )
-    if config.train.layers != "adaptive" and config.train.top_k is not None:
+    if config.train.layers != "adaptive" and config.train.adaptive.top_k is not None:
         problems.append(
-            f"train.top_k is {config.train.top_k} but train.layers is {config.train.layers!r}; it needs "
-            "'adaptive'."
+            f"train.adaptive.top_k is {config.train.adaptive.top_k} but train.layers is "
+            f"{config.train.layers!r}; it needs 'adaptive'."
         )
     if not config.train.layers.strip():
         problems.append("train.layers is empty; use 'adaptive', a phase, or layer names separated by commas.")

@@ -98,6 +98,7 @@ def save_clip(clip: ClipModel, folder: str | Path) -> None:
         "image_std": list(clip.std),
     }
     ours = {"name": clip.name, "templates": list(clip.templates.templates), "context": clip.context}
+    ours |= {"length_scale": clip.length_scale}
     for file_name, content in (("preprocessor_config.json", processor), ("zeroshift.json", ours)):
         (folder / file_name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -204,6 +205,17 @@ def _three(path: Path, numbers: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _length_scale(path: Path, ours: Mapping[str, Any]) -> float:
+    """What a CLIP's folder says of the scale of its lengths, or 1."""
+    scale = ours.get("length_scale", 1.0)
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
+        raise InputError(
+            f"length_scale in {path / 'zeroshift.json'} must be a number above 0, got {scale!r}; leave it "
+            "out for 1."
+        )
+    return float(scale)
+
+
 def _from_transformers(path: Path, kind: str, resize: Resize, name: str | None) -> ClipModel:
     """A CLIP of transformers, with its own processor constants, tokenizer and templates."""
     processor = _settings(path / "preprocessor_config.json")
@@ -221,6 +233,7 @@ def _from_transformers(path: Path, kind: str, resize: Resize, name: str | None) 
         if "templates" in ours
         else IMAGENET,
         context=ours.get("context", "a photo of a"),
+        length_scale=_length_scale(path, ours),
         resize=resize,
     )
 

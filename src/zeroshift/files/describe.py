@@ -29,6 +29,7 @@ from zeroshift.files.checkpoints import (
     our_config,
     read_settings,
 )
+from zeroshift.files.deltas import DELTA_FORMAT, Delta, delta_of
 from zeroshift.files.formats import (
     DIFFUSION,
     FOREIGN,
@@ -53,6 +54,7 @@ from zeroshift.files.layouts import (
 from zeroshift.files.pickles import Content, flat_tensors, read_tensors
 from zeroshift.files.registry import ASSETS, CLIPS, GENERATOR_FILES, GENERATORS, locate
 from zeroshift.files.unpickle import Record
+from zeroshift.models.parameters import MOVES
 from zeroshift.models.stylegan2 import StyleGAN2Config
 
 NOT_PARAMETERS = ("latent_avg", "noises.")
@@ -160,6 +162,8 @@ def _described(path: Path, content: Content, facts: Mapping[str, str]) -> Descri
     if ours in (GENERATOR_FORMAT, DISCRIMINATOR_FORMAT):
         make = _generator if ours == GENERATOR_FORMAT else _discriminator
         return make(path, "zeroshift", content.tree, our_config(content), {})
+    if ours == DELTA_FORMAT:
+        return _delta(path, delta_of(content))
     if ours == DIFFUSION_FORMAT:
         what = f"a diffusion model in {LAYOUTS['zeroshift']}"
         return _diffusion(
@@ -264,6 +268,20 @@ def _generator(
         average_style={"present": average is not None, "norm": norm},
         parts=parts,
         problems=problems,
+    )
+
+
+def _delta(path: Path, delta: Delta) -> Description:
+    weights = list(dict.fromkeys(name.rpartition(".")[0] for name in delta.tensors))
+    return Description(
+        path=str(path),
+        kind="delta",
+        what=f"what a run changed in its source generator: {MOVES[delta.kind]} (parameters {delta.kind})",
+        usable=True,
+        use=f"Use it as a generator; it needs its source {printable(delta.source_name)} "
+        f"(sha256 {printable(delta.source_sha256[:12])}...).",
+        architecture={"parameters": delta.kind, "changed weights": len(weights)},
+        parameters=_num_parameters(delta.tensors),
     )
 
 

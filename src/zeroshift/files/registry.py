@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from zeroshift.errors import InputError
+from zeroshift.errors import InputError, printable
 from zeroshift.files.checkpoints import (
     AnyGenerator,
     is_diffusers_folder,
@@ -19,6 +19,7 @@ from zeroshift.files.checkpoints import (
     load_generator_file,
     weights_file,
 )
+from zeroshift.files.deltas import Delta, is_delta, load_delta, on_source
 from zeroshift.files.hub import (
     Reference,
     fetch_folder,
@@ -67,18 +68,42 @@ def is_built_in(name: str) -> bool:
     return name in GENERATORS
 
 
-def load_generator(spec: str | Path, device: str | torch.device = "cpu") -> tuple[AnyGenerator, SourceInfo]:
+def load_generator(
+    spec: str | Path, device: str | torch.device = "cpu", source: str | Path | None = None
+) -> tuple[AnyGenerator, SourceInfo]:
     """Generator in evaluation mode of a built-in name, a file, a folder (such as a run folder) or one on the
     hub, and its origin.
 
-    A folder may be one of diffusers. Raises InputError that names the built-in generators if nothing is
-    found, or says what is wrong with the file.
+    A folder may be one of diffusers. Small parameters of a run (`delta.safetensors`) become a generator on
+    top of their source, which is found by the name that they tell, or by `source`. Raises InputError that
+    names the built-in generators if nothing is found, or says what is wrong with the file.
     """
     name = str(spec)
     path, facts = locate(spec)
-    generator, metadata = load_generator_file(path, facts)
+    if is_delta(path):
+        delta = load_delta(path)
+        generator, metadata = on_source(path, delta, _source_of(path, delta, source)), delta.metadata
+    else:
+        generator, metadata = load_generator_file(path, facts)
     digest = file_sha256(weights_file(path))
     return generator.to(device).eval(), SourceInfo(name, path, digest, world_name(metadata))
+
+
+def _source_of(path: Path, delta: Delta, spec: str | Path | None) -> AnyGenerator:
+    """The generator that small parameters belong to, known by its hash before it is loaded."""
+    name = spec or delta.source_name
+    try:
+        digest = file_sha256(weights_file(locate(name)[0]))
+    except InputError as error:
+        raise InputError(
+            f"the source generator of {path} was not found: {error} Give it with --generator PATH."
+        ) from error
+    if digest != delta.source_sha256:
+        raise InputError(
+            f"{name} is not the source generator of {path}: its sha256 is {digest[:12]}..., the parameters "
+            f"belong to {printable(delta.source_sha256[:12])}...; give the right file with --generator PATH."
+        )
+    return load_generator(name)[0]
 
 
 def load_discriminator(spec: str | Path, device: str | torch.device = "cpu") -> StyleGAN2Discriminator:

@@ -144,6 +144,40 @@ def _direction(found: FeatureStore) -> Number:
     return _over_pictures(metrics.directional_similarity(found["source"], found["target"], found["change"]))
 
 
+def _way(found: FeatureStore) -> Number:
+    values = metrics.way_to_truth(found["pixels"], found["source pixels"], found["oracle"])
+    left = float(found["pixels"].mean() / found["source pixels"].mean())
+    return _over_pictures(
+        values,
+        f"over pictures; {left:.3f} of the source's distance is left, {found['oracle']:.3f} after training "
+        "on the truth",
+    )
+
+
+def _detail(found: FeatureStore, kind: str) -> Number:
+    """Energy of detail over the mean energy of the truth's."""
+    whole = float(found["detail true grain"].mean())
+    if not whole > 0:
+        raise InputError("the true pictures have no detail of single pixels")
+    true = float(found[f"detail true {kind}"].mean()) / whole
+    note = "over pictures" if kind == "grain" else f"over pictures; {true:.3f} in the true pictures"
+    return _over_pictures(found[f"detail made {kind}"] / whole, note)
+
+
+def _further_than_source(found: FeatureStore) -> str:
+    """A warning where the pictures are further from the truth than the source's; else empty."""
+    if not {"pixels", "source pixels"} <= found.keys():
+        return ""
+    made, source = (float(found[name].mean()) for name in ("pixels", "source pixels"))
+    if made <= source:
+        return ""
+    times = f", {made / source:.2f} times that" if source else ""
+    return (
+        f"the pictures are further from the truth than the source's own: distance {made:.4f} for "
+        f"{source:.4f}{times}. Look at them beside the truth; fewer steps or a lower rate may leave more."
+    )
+
+
 def _read_by(found: FeatureStore, note: str) -> str:
     return f"no reader: by the judge's words; {note}" if found["by words"] else note
 
@@ -162,6 +196,47 @@ def _attribute(found: FeatureStore, name: str) -> Number:
 
 
 METRICS: dict[str, Metric] = {
+    "truth.way": Metric("way to the truth", "higher", ("pixels", "source pixels", "oracle"), _way),
+    "truth.recognised": Metric(
+        "recognised as the target",
+        "higher",
+        ("target", "truth"),
+        lambda found: Number(float(found["recognised"].mean())),
+    ),
+    "truth.distance": Metric(
+        "distance to the true picture",
+        "lower",
+        ("pixels",),
+        lambda found: _over_pictures(found["pixels"]),
+    ),
+    "truth.perceptual": Metric(
+        "perceptual distance to the true picture",
+        "lower",
+        ("perceptual",),
+        lambda found: _over_pictures(found["perceptual"]),
+    ),
+    "truth.frechet": Metric(
+        "Frechet distance to the true domain",
+        "lower",
+        ("target", "truth"),
+        lambda found: Number(metrics.frechet_distance(found["target"], found["truth"])),
+    ),
+    "truth.diversity": Metric(
+        "diversity over the truth's",
+        "near 1",
+        ("target", "truth"),
+        lambda found: Number(metrics.diversity_ratio(found["target"], found["truth"])),
+    ),
+    "truth.attributes": Metric("attributes kept", "higher", ("true attributes",), _attributes),
+    "truth.grain": Metric(
+        "grain: 1-px detail over the truth's", "near 1", ("detail",), lambda found: _detail(found, "grain")
+    ),
+    "truth.raster": Metric(
+        "raster: repeating detail over the truth's detail",
+        "lower",
+        ("detail",),
+        lambda found: _detail(found, "raster"),
+    ),
     "fid": Metric(
         "Frechet distance (FID)",
         "lower",
@@ -221,39 +296,9 @@ METRICS: dict[str, Metric] = {
         lambda found: _over_pictures(metrics.clip_score(found["target"], found["label"])),
     ),
     "direction": Metric("directional similarity", "higher", ("target", "source", "change"), _direction),
-    "truth.recognised": Metric(
-        "recognised as the target",
-        "higher",
-        ("target", "truth"),
-        lambda found: Number(float(found["recognised"].mean())),
-    ),
-    "truth.distance": Metric(
-        "distance to the true picture",
-        "lower",
-        ("pixels",),
-        lambda found: _over_pictures(found["pixels"]),
-    ),
-    "truth.perceptual": Metric(
-        "perceptual distance to the true picture",
-        "lower",
-        ("perceptual",),
-        lambda found: _over_pictures(found["perceptual"]),
-    ),
-    "truth.frechet": Metric(
-        "Frechet distance to the true domain",
-        "lower",
-        ("target", "truth"),
-        lambda found: Number(metrics.frechet_distance(found["target"], found["truth"])),
-    ),
-    "truth.diversity": Metric(
-        "diversity over the truth's",
-        "near 1",
-        ("target", "truth"),
-        lambda found: Number(metrics.diversity_ratio(found["target"], found["truth"])),
-    ),
-    "truth.attributes": Metric("attributes kept", "higher", ("true attributes",), _attributes),
 }
-"""Name -> metric. Those of `truth.` need a world; `metrics_of` adds one row per attribute of the world."""
+"""Name -> metric, in the order of every table, what says most to a person first. Those of `truth.` need a
+world; `metrics_of` adds one row per attribute of the world."""
 
 TRUTH = "truth."
 """Prefix of the metrics that need a world."""
@@ -324,7 +369,9 @@ class Evaluation:
         for name, why in self.record["missing"].items():
             reasons.setdefault(why, []).append(name)
         lines += ["", "not measured"] if reasons else []
-        return "\n".join([*lines, *(f"  {', '.join(names)}: {why}" for why, names in reasons.items())])
+        lines += [f"  {', '.join(names)}: {why}" for why, names in reasons.items()]
+        told = self.record["warnings"]
+        return "\n".join([*lines, *(["", "warnings"] if told else []), *(f"  {text}" for text in told)])
 
     def csv(self) -> str:
         """One line per metric, each with all that the value depends on."""
@@ -386,13 +433,16 @@ def evaluate(
         raise InputError(f"{name} cannot be measured: {why}.")
     possible = {name: metric for name, metric in chosen.items() if name not in missing}
     needs = {need for metric in possible.values() for need in metric.needs}
+    # Whoever measures the distance is told where the source's own is smaller.
+    needs |= {"source pixels"} if "pixels" in needs and "source" in inputs.sets else set()
     found = extract_features(
         inputs, networks, needs, config.batch, device, progress or (lambda what, done, total: None)
     )
     # 4. numbers
     numbers = _numbers(possible, found, missing, strict=bool(config.metrics))
     # 5. record
-    record = _record(inputs, networks, config, numbers, missing)
+    told = filter(None, (_flattering(inputs, networks), _further_than_source(found)))
+    record = _record(inputs, networks, config, numbers, missing) | {"warnings": list(told)}
     for text in record["warnings"]:
         warnings.warn(text, stacklevel=2)
     # Other labels than the run's would stand in its report as if they were its own.
@@ -443,13 +493,6 @@ def _record(
     """All that the values depend on, as plain values, without folders of this computer."""
     labels = inputs.labels or ("", "")
     truth, reference = inputs.sets.get("truth"), inputs.sets.get("reference")
-    judge = networks.judge
-    told = []
-    if judge is not None and judge.record.sha256 in inputs.guides:
-        told.append(
-            f"the judge {judge.record.name} guided this run, so its numbers flatter it; give another one "
-            "with --judge."
-        )
     return {
         "schema": SCHEMA,
         "zeroshift": __version__,
@@ -464,8 +507,18 @@ def _record(
         "networks": {role: asdict(record) for role, record in networks.records().items()},
         "metrics": {name: _row(name, number, networks) for name, number in numbers.items()},
         "missing": dict(missing),
-        "warnings": told,
     }
+
+
+def _flattering(inputs: EvalInputs, networks: Networks) -> str:
+    """A warning where the judge guided the run; else empty."""
+    judge = networks.judge
+    if judge is None or judge.record.sha256 not in inputs.guides:
+        return ""
+    return (
+        f"the judge {judge.record.name} guided this run, so its numbers flatter it; give another one with "
+        "--judge."
+    )
 
 
 def _settings(inputs: EvalInputs, config: EvaluateConfig) -> dict[str, Any]:

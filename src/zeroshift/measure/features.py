@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zeroshift.clip.features import normalize, template_features, text_direction
+from zeroshift.clip.features import target_direction, target_feature
 from zeroshift.clip.model import ClipModel
+from zeroshift.config.targets import spoken_target
 from zeroshift.measure import metrics
 from zeroshift.measure.networks import NetworkOutput, Networks, PerceptualNetwork, attribute_features
 from zeroshift.measure.picture_sets import EvalInputs, PictureSet, TruePictures
@@ -46,8 +47,8 @@ class Requirement(NamedTuple):
     role: str
     """Role of the network that finds it; empty where none has to."""
     inputs: tuple[str, ...] = ()
-    """Sets of pictures (source, truth, reference, shots) and facts (labels, change, latents) beside the
-    target's pictures, as `EvalInputs.known` names them."""
+    """Sets of pictures (source, truth, reference, shots) and facts (labels, change, latents, oracle) beside
+    the target's pictures, as `EvalInputs.known` names them."""
 
 
 REQUIREMENTS: dict[str, Requirement] = {
@@ -64,6 +65,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "shots": Requirement("perceptual", ("shots",)),
     "perceptual": Requirement("perceptual", ("truth",)),
     "pixels": Requirement("", ("truth",)),
+    "source pixels": Requirement("", ("source", "truth")),
+    "oracle": Requirement("", ("oracle",)),
+    "detail": Requirement("", ("truth",)),
     "attributes": Requirement("reader", ("latents",)),
     "true attributes": Requirement("reader", ("latents", "truth")),
 }
@@ -72,8 +76,10 @@ REQUIREMENTS: dict[str, Requirement] = {
 target, source, truth: the judge's features. label: of the target label; change: direction from the source
 label to it. made, real: features, classes and early maps of the target's pictures and of the reference's.
 edges, identity: agreement of each pair of source and target. matrix, shots: perceptual distances among the
-target's pictures, and to the few-shot ones. perceptual, pixels: distances of each picture to its true one.
-attributes: shares that are read right, and where the truth is known, on the true pictures too.
+target's pictures, and to the few-shot ones. perceptual, pixels: distances of each picture to its true one;
+source pixels: of the source's picture. oracle: share of the source's distance that training on the truth
+leaves. detail: energies of 1-px detail. attributes: shares that are read right, and where the truth is known,
+on the true pictures too.
 """
 
 
@@ -128,6 +134,8 @@ def extract_features(
                 store[name] = perceptual_matrix(
                     networks.perceptual, inputs.target, other, batch, device, progress
                 )
+    if "oracle" in needs:
+        store["oracle"] = inputs.oracle
     _add_attributes(store, inputs, networks, needs)
     _add_words(store, inputs, networks, needs)
     return store
@@ -166,8 +174,24 @@ def _batch_features(
             if pictures is not None:
                 read = networks.reader.read(pictures)
                 found |= {f"{which} read {name}": choices for name, choices in read.items()}
-    if "pixels" in needs and truth is not None:
-        found["pixels"] = metrics.pixel_distances(target.cpu(), truth.cpu())
+    return found | _pixel_rows(needs, target.cpu(), {name: each.cpu() for name, each in pairs.items()})
+
+
+def _pixel_rows(needs: set[str], target: Tensor, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is found in the pixels of one batch, without a network: distances to the truth, and energies of
+    detail."""
+    found: dict[str, Tensor] = {}
+    truth = pairs.get("truth")
+    if truth is None:
+        return found
+    if "pixels" in needs:
+        found["pixels"] = metrics.pixel_distances(target, truth)
+    if "source pixels" in needs:
+        found["source pixels"] = metrics.pixel_distances(pairs["source"], truth)
+    if "detail" in needs:
+        for which, pictures in (("made", target), ("true", truth)):
+            found[f"detail {which} grain"] = metrics.grain(pictures)
+            found[f"detail {which} raster"] = metrics.raster(pictures)
     return found
 
 
@@ -238,9 +262,9 @@ def _add_words(store: FeatureStore, inputs: EvalInputs, networks: Networks, need
     labels = inputs.labels
     truth = inputs.sets.get("truth")
     if "label" in needs and labels:
-        store["label"] = normalize(template_features(clip, labels[1]).mean(dim=0, keepdim=True)).cpu()
+        store["label"] = target_feature(clip, labels[1]).cpu()
     if "change" in needs and labels:
-        store["change"] = text_direction(clip, *labels).cpu()
+        store["change"] = target_direction(clip, *labels).cpu()
     if {"target", "truth"} <= needs and isinstance(truth, TruePictures):
         store["recognised"] = metrics.recognised(clip, store["target"], truth.domain, truth.world.domains)
 
@@ -264,7 +288,7 @@ def _add_attributes(store: FeatureStore, inputs: EvalInputs, networks: Networks,
         assert networks.judge is not None
         label = inputs.labels[1] if inputs.labels else world.source
         return read_attributes(
-            networks.judge.clip, store[which], world, wanted, world.domain_of(label) or label
+            networks.judge.clip, store[which], world, wanted, world.domain_of(label) or spoken_target(label)
         )
 
     made = shares("target")

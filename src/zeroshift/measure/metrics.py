@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zeroshift.clip.features import normalize, template_features
 from zeroshift.clip.model import ClipModel
@@ -224,6 +225,58 @@ def pixel_distances(pictures: Picture, truth: Picture) -> Tensor:
     """Mean absolute difference B of every picture to its true one, in float64. Range [0, 2]."""
     _same_shape(pictures, truth, "pictures", "truth")
     return (pictures.double() - truth.double()).abs().flatten(1).mean(dim=1)
+
+
+def way_to_truth(made: Tensor, source: Tensor, oracle: float) -> Tensor:
+    """How far every picture went towards its true one, B in float64; the mean of it is the way of the set.
+    0: as far from the truth as the source's pictures; 1: as near as training on the truth gets; below 0:
+    further away than the source. InputError where nothing can be gained.
+
+    Eq. (s_i - d_i) / (mean(s) (1 - oracle)), with mean (1 - mean(d) / mean(s)) / (1 - oracle); d = `made` and
+    s = `source` are the distances B to the truth of the adapted pictures and of the source's, and `oracle` is
+    mean(d) / mean(s) of a generator trained on the truth.
+
+    Note. Each is divided by the mean of s, not by its own: a picture that is near its truth from the start
+    would count without bound.
+    """
+    _same_shape(made, source, "made", "source")
+    made, source = made.double(), source.double()
+    if not 0 <= oracle < 1 or not float(source.mean()) > 0:
+        raise InputError(
+            f"there is no way to the truth where the source's pictures are at a distance of "
+            f"{float(source.mean()):g} and training on the truth leaves {oracle:g} of it."
+        )
+    return (source - made) / (source.mean() * (1 - oracle))
+
+
+# Detail of single pixels.
+
+
+def fine_detail(pictures: Picture) -> Tensor:
+    """What is finer than about two pixels: pictures less their blur by the binomial filter (1 2 1)/4 along
+    rows and columns, at all pixels with eight neighbours: BC,H-2,W-2, in float64."""
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64, device=pictures.device)
+    flat = pictures.double().flatten(0, 1)[:, None]
+    blurred = F.conv2d(flat, torch.outer(line, line)[None, None]).unflatten(0, pictures.shape[:2])[:, :, 0]
+    return pictures.double()[..., 1:-1, 1:-1] - blurred
+
+
+def grain(pictures: Picture) -> Tensor:
+    """Energy of 1-px detail of every picture, B in float64: the mean square of `fine_detail`."""
+    return fine_detail(pictures).square().flatten(1).mean(dim=1)
+
+
+def raster(pictures: Picture, block: int = 4) -> Tensor:
+    """Energy of 1-px detail that repeats from block to block of `block` x `block` px, B in float64: the mean
+    square, over channels and the places within a block, of the mean of `fine_detail` over all whole blocks.
+
+    Source. What `losses.raster` of a run is to prevent: networks that double pixels, or make blocks of them,
+    cover pictures with a raster when they move. Not published.
+    """
+    detail = fine_detail(pictures)
+    rows, columns = (side // block * block for side in detail.shape[-2:])
+    places = F.pixel_unshuffle(detail[..., :rows, :columns], block)
+    return places.mean(dim=(2, 3)).square().mean(dim=1)
 
 
 # Perceptual distances, and diversity within clusters.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zeroshift.config.measuring import EvaluateConfig
+from zeroshift.config.targets import is_hybrid
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
@@ -208,6 +209,9 @@ class EvalInputs:
     guides: tuple[str, ...] = ()
     """SHA-256 of the CLIPs that guided the run."""
     folder: RunFolder | None = None
+    oracle: float | None = None
+    """Share of the source's distance to the truth that training on the truth leaves; None where it is not
+    known."""
     route: str = ""
     """How a diffusion model made the pictures of others, in words."""
     missing_reasons: dict[str, str] = field(default_factory=dict)
@@ -219,6 +223,7 @@ class EvalInputs:
         found = set(self.sets)
         if self.labels:
             found |= {"labels"} | ({"change"} if self.labels[0] != self.labels[1] else set())
+        found |= {"oracle"} if self.oracle is not None else set()
         return found | ({"latents"} if self.latents_known else set())
 
 
@@ -235,6 +240,7 @@ def open_inputs(what: Any, config: EvaluateConfig, device: str | torch.device = 
     if config.labels:
         inputs.labels = (config.labels[0], config.labels[1])
     _add_truth(inputs, config)
+    _add_oracle(inputs)
     _add_references(inputs, config)
     return inputs
 
@@ -417,6 +423,8 @@ def _add_truth(inputs: EvalInputs, config: EvaluateConfig) -> None:
         why = f"the truth belongs to truncation 1, not {config.truncation:g}"
     elif seeds is None:
         why = "files must be named after their seeds (seed00012.png) to know their truth"
+    elif domain is None and inputs.labels and is_hybrid(inputs.labels[1]):
+        why = f"a hybrid of domains ({inputs.labels[1]}) has no true pictures"
     elif domain is None:
         why = (
             f"the world {world.name} does not draw this target, so its truth is not known (--labels SOURCE "
@@ -433,6 +441,21 @@ def _add_truth(inputs: EvalInputs, config: EvaluateConfig) -> None:
     inputs.missing_reasons["truth"] = why
     inputs.missing_reasons["latents"] = (
         f"the world {world.name} has no attributes" if world is not None and not has_attributes else why
+    )
+
+
+def _add_oracle(inputs: EvalInputs) -> None:
+    """Adds how near to the truth training on it brings the source generator, or the reason why that is not
+    known."""
+    world, truth = inputs.world, inputs.sets.get("truth")
+    if world is None or not isinstance(truth, TruePictures):
+        inputs.missing_reasons["oracle"] = inputs.missing_reasons["truth"]
+        return
+    source = inputs.hashes.get("source", "")
+    inputs.oracle = world.oracle_ratio(source, truth.domain) if source else None
+    inputs.missing_reasons["oracle"] = (
+        f"the world {world.name} does not say how near to the truth training on it brings this source "
+        f"generator in {truth.domain} (World.oracle_ratio)"
     )
 
 

@@ -125,7 +125,9 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "watched_text": _monitor_text(folder),
         "grids": [{"uri": data_uri(path), "text": _step_of(path)} for path in _grids(folder)],
         "evaluation": evaluation_rows(folder.evaluation) if folder.evaluation else [],
+        "evaluation_warnings": folder.evaluation.get("warnings", []) if folder.evaluation else [],
         "evaluation_text": evaluation_settings(folder.evaluation) if folder.evaluation else "",
+        "agreement": _agreement(folder.agreement),
         "layers": layers,
         "layers_text": f"How many of the {layers[0]['of'] if layers else 0} steps of stage 2 each layer was "
         "free to move in.",
@@ -135,8 +137,19 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row per CLIP: its name, and mean cosines with the true directions of the labels' direction, the
+    learned words', the captions', and the best that one direction for all could be."""
+    names = ("label", "words", "captions", "best")
+    return [
+        [row["clip"], *(f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names)]
+        for row in rows
+    ]
+
+
 def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """State, seed, steps, last loss and training time: what stands on top."""
+    """Way to the truth where it was measured, state, seed, steps, last loss and training time: what stands on
+    top."""
     status = folder.status
     config = folder.config
     last = [line for line in lines if line["stage"] == 2][-1:]
@@ -147,6 +160,10 @@ def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[
     ]
     if last and isinstance(last[0].get("loss"), float):
         rows.append(("last loss", f"{last[0]['loss']:.4f}"))
+    evaluation = folder.evaluation or {"metrics": {}}
+    way = evaluation["metrics"].get("truth.way", {}).get("value")
+    if way is not None:
+        rows.insert(0, ("way to the truth", f"{way:.2f}"))
     if seconds := sum(float(line.get("seconds", 0.0)) for line in lines):
         rows.append(("training time", duration(seconds)))
     return rows

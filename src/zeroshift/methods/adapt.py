@@ -15,8 +15,10 @@ from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.measure.report import write_report_files
+from zeroshift.methods.agreement import write_agreement
 from zeroshift.methods.backend import Given
 from zeroshift.methods.prompts import PromptMapper, load_mapper
+from zeroshift.methods.views import draw_views, seen
 from zeroshift.methods.zero_shot import MAPPER_FILE, ZeroShotRun
 from zeroshift.models import layers
 from zeroshift.training.loop import Hook, Progress
@@ -66,14 +68,15 @@ def adapt(
     run = open_run(resolved, given, hook, progress)
     with run.loop.recorded():
         _method(resolved).train(run)
+        write_agreement(run)
     return _concluded(
         AdaptRun(
             folder=run.loop.folder,
             config=resolved,
             source=run.source,
-            generator=run.average,
+            generator=run.folded(run.average),
             mapper=run.mapper,
-            trained=run.target,
+            trained=run.folded(run.target),
             steps_done=run.loop.place.steps_done,
         )
     )
@@ -131,7 +134,7 @@ def plan(config: AdaptConfig | None = None, *, state: Given | None = None, **ove
     """What `adapt` would do with the same arguments; loads the models, checks everything, writes nothing."""
     run = open_run(resolve(config, **overrides), state or Given())
     saved = run.loop.folder.load_checkpoint()
-    movable = set(run.backend.movable)
+    movable = run.backend.movable
     named = dict(run.target.named_parameters())
     train = run.config.train
     counts = {
@@ -142,11 +145,13 @@ def plan(config: AdaptConfig | None = None, *, state: Given | None = None, **ove
     clips = {clip.name: _parameters(clip) for clip in run.all_clips}
     # Source, target and average; gradients and two moments of what moves, or of the mapper.
     numbers = 3 * counts["generator"] + 3 * max(counts["movable"], counts["mapper"]) + counts["mapper"]
-    select = (train.top_k or layers.default_top_k(run.target)) if train.layers == "adaptive" else None
+    select = (
+        (train.adaptive.top_k or layers.default_top_k(run.target)) if train.layers == "adaptive" else None
+    )
     return Plan(
         config=run.config,
         parameters=counts | clips,
-        layers=tuple(each.name for each in run.target.layers() if movable.issuperset(each.parameters)),
+        layers=layers.moving_layers(run.target, movable),
         select=select,
         memory_bytes=(numbers + sum(clips.values())) * run.dtype.itemsize + _activations(run),
         resumes_at=(saved[1]["stage"], saved[1]["step"]) if saved else None,
@@ -164,6 +169,8 @@ def _activations(run: ZeroShotRun) -> int:
     code = run.backend.probe(run.clips)
     sizes = [0]
     for stage in run.loop.stages:
+        if stage == 1 and run.mapper is None:
+            continue  # a first stage without pictures and without words keeps next to nothing
         kept: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
@@ -176,11 +183,12 @@ def _activations(run: ZeroShotRun) -> int:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             if stage == 1:
                 for clip, words in zip(run.clips, run.words(code), strict=True):
-                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, clip.target)]
+                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, *clip.targets)]
                 batch = run.config.mapper.batch
             else:
                 picture = run.backend.pictures(run.target, code, 1)
-                held += [clip.encode_image(picture) for clip in run.clips]
+                shown = seen(picture, draw_views(run.config.train.views, picture, 0, "probe", 0))
+                held += [shown, *(clip.encode_image(shown) for clip in run.clips)]
                 batch = run.backend.most_at_once()
         sizes.append(batch * sum(size for place, size in kept.items() if place not in owned))
         held.clear()

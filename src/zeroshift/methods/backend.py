@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import Precision
+from zeroshift.errors import InputError
 from zeroshift.methods.guidance import ClipObjective
-from zeroshift.shapes import Feature, Picture, UnitFeature
+from zeroshift.models.parameters import reparametrise
+from zeroshift.shapes import Feature, Latent, Picture, UnitFeature
 from zeroshift.training.loop import Progress, StepLog
 
 
@@ -80,11 +82,24 @@ class Backend(ABC):
         self.target = target
         self.average = average
         self.movable: list[str] = []
-        """Names of all weights that may move at any step of stage 2."""
+        """Names of all parameters that may move at any step of stage 2."""
         self.moving: tuple[str, ...] = ()
         """Names of the layers that the current step may move."""
 
     # 1. Before the first step.
+
+    def parameters_of(self, weights: list[str]) -> list[str]:
+        """Names of the parameters that move where these weights of the target may: the weights themselves, or
+        the small parameters that the run asks for, which the target and its average then have."""
+        options = self.config.train.parameters
+        if options.kind != "weights" and (self.given.target is not None or self.given.ema is not None):
+            raise InputError(
+                f"train.parameters.kind {options.kind} begins at the source, but other weights to begin at "
+                "were given; leave them out, or use kind weights."
+            )
+        seed = self.config.run.seed
+        reparametrise(self.average, options.kind, weights, rank=options.rank, seed=seed)
+        return reparametrise(self.target, options.kind, weights, rank=options.rank, seed=seed)
 
     @abstractmethod
     def code_width(self, clip: ClipObjective) -> int:
@@ -112,6 +127,11 @@ class Backend(ABC):
     def codes(self, step: int) -> Any:
         """Codes of the pictures of a step of stage 2."""
 
+    def latents(self, codes: Any) -> Latent:
+        """Noise BZ, on the CPU, from which codes of stage 2 or of the monitor were drawn. A method that asks
+        for it has a row for these generators only."""
+        raise NotImplementedError(f"a generator of kind {self.source.kind} draws no latents")
+
     @abstractmethod
     def free_layers(self, step: int, clips: Sequence[ClipObjective]) -> None:
         """Lets those weights move that this step of stage 2 may move."""
@@ -121,7 +141,8 @@ class Backend(ABC):
         """Pictures BCHW of the codes of a step of stage 2, by source or target."""
 
     def encode_source(self, clips: Sequence[ClipObjective], pictures: Picture, step: int) -> list[Feature]:
-        """For every CLIP its features BE, un-normalised, of the source's pictures of a step of stage 2."""
+        """For every CLIP its features BE, un-normalised, of the source's pictures of a step of stage 2, as
+        they are."""
         return [clip.encode_image(pictures) for clip in clips]
 
     def faces(self, pictures: Picture) -> Picture:
@@ -156,6 +177,12 @@ class Backend(ABC):
     def monitor_pictures(self, generator: Any, codes: Any) -> Picture:
         """Watched pictures BCHW, by the source or by another generator."""
 
+    @abstractmethod
+    def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
+        """Pictures BCHW, in parts, of `count` codes that are the same whenever and of whatever generator they
+        are asked: with gradient one by one, where gradients are on. A diffusion model has no more than it
+        learns from, and no truncation."""
+
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> Any:
         """Codes of about as many pictures, for means over pictures."""
         return self.monitor_codes(count, clips)
@@ -176,4 +203,6 @@ class Backend(ABC):
         least = 2 if stage == 1 else 1
         if batch > least:
             return f"try {section}.batch {batch // 2}"
+        if self.config.train.views.count > 1:
+            return f"try train.views.count {self.config.train.views.count // 2}"
         return "try precision bf16 or a smaller generator"

@@ -9,7 +9,7 @@ picture, from which its words are learned, is what each guiding CLIP sees in it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from zeroshift.errors import InputError
 from zeroshift.measure.picture_sets import read_folder
 from zeroshift.methods.backend import Backend, Surroundings
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.diffusion import generation_times
 from zeroshift.models.seeds import rng
@@ -40,9 +41,11 @@ class InvertedSet:
     noisy: Tensor
     """Their latents BCHW at time t0, by the source."""
     features: list[UnitFeature]
-    """For every guiding CLIP its unit features BE of them."""
+    """For every guiding CLIP what stage 1 ties words to: its unit features BE of them, or with several views
+    the means of these."""
     codes: list[Tensor]
-    """For every guiding CLIP the codes from which words are learned: its features (ADR 0018)."""
+    """For every guiding CLIP the codes from which words are learned: its unit features BE of the plain
+    pictures (ADR 0018)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class DiffusionBackend(Backend):
         self.grid_start: Tensor | None = None
         """Pictures of a sample grid at time t0, which only the source makes."""
         self._check()
-        self.movable = layers.select(self.target, self.config.train.layers)
+        self.movable = self.parameters_of(layers.select(self.target, self.config.train.layers))
 
     # 1. Before the first step.
 
@@ -133,10 +136,18 @@ class DiffusionBackend(Backend):
     @torch.no_grad()
     def _inverted_set(self, pictures: Picture, clips: Sequence[ClipObjective]) -> InvertedSet:
         noisy = inverted(self.source, pictures, Route.of(self.tuning), self._tell)
+        rows = pictures.split(1)
+        codes = [torch.cat([normalize(clip.encode_image(row)) for row in rows]) for clip in clips]
+        options = self.config.train.views
+        if options.count == 1 or not self.config.learns_words:
+            return InvertedSet(pictures, noisy, codes, codes)
+        seed = self.config.run.seed
+        views = [draw_views(options, row, seed, "stage1", 0, number) for number, row in enumerate(rows)]
         features = [
-            torch.cat([normalize(clip.encode_image(row)) for row in pictures.split(1)]) for clip in clips
+            torch.cat([mean_feature(clip.encode_image, *each) for each in zip(rows, views, strict=True)])
+            for clip in clips
         ]
-        return InvertedSet(pictures, noisy, features, features)
+        return InvertedSet(pictures, noisy, features, codes)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self.surroundings.progress({"kind": "prepare", "what": what, "done": done, "total": total})
@@ -177,18 +188,18 @@ class DiffusionBackend(Backend):
     def free_layers(self, step: int, clips: Sequence[ClipObjective]) -> None:
         """Lets the weights move that may move at all."""
         layers.free(self.target, self.movable)
-        moving = set(self.movable)
-        self.moving = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
+        self.moving = layers.moving_layers(self.target, self.movable)
         self.step_log["chosen"] = ()
 
     def encode_source(self, clips: Sequence[ClipObjective], pictures: Picture, step: int) -> list[Feature]:
-        """Features of the pictures of a step, which never change."""
+        """Features of the pictures of a step, which never change; those of unit length are kept."""
         rows = self.visit(step).rows
-        return [each[rows] for each in self.learned.features]
+        return [each[rows] for each in self.learned.codes]
 
     def pictures(self, generator: Any, codes: Any, step: int) -> Picture:
-        """Pictures of a step: the source's own; or the target's from their noise, in mode per-step the clean
-        ones that it predicts there."""
+        """Pictures of a step: the source's own; or those of another generator from their noise, in mode
+        per-step the clean ones that it predicts there. Only the target goes on from there, so others come
+        before it."""
         visit = self.visit(step)
         if generator is self.source:
             return self.learned.pictures[visit.rows]
@@ -200,8 +211,9 @@ class DiffusionBackend(Backend):
         t, t_next = generation_times(self.tuning.t0, self.tuning.train_steps)[visit.denoising]
         with self.precision.autocast():
             eps = generator.predict_noise(x, t)
-        self.next_x = generator.step(x, t, t_next, eps).detach()
-        self.step_log["path"] = [self.next_x]
+        if generator is self.target:
+            self.next_x = generator.step(x, t, t_next, eps).detach()
+            self.step_log["path"] = [self.next_x]
         return generator.clean(x, t, eps)
 
     def _through(self, generator: Any, x: Tensor) -> Picture:
@@ -257,6 +269,15 @@ class DiffusionBackend(Backend):
         if self.monitor_set is None or len(self.monitor_set.pictures) != count:
             self.monitor_set = self._made_set("monitor", count, clips)
         return self.monitor_set.codes
+
+    def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
+        """What a generator makes of the noise of the first pictures that are learned from, in the steps of
+        training; of the source too, so that what inversion loses does not count as a change."""
+        size = 1 if torch.is_grad_enabled() else PART.get(self.device.type, 16)
+        for x in self.learned.noisy[:count].split(size):
+            with self.precision.autocast():
+                made = generator.generate(x, self.tuning.t0, self.tuning.train_steps)
+            yield made
 
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> list[Tensor]:
         """Codes of the pictures that are learned from; more would have to be made."""

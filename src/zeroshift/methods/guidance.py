@@ -3,18 +3,20 @@ directions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from zeroshift.clip.features import normalize, template_features, text_direction
+from zeroshift.clip.features import mixed, normalize, template_features, text_direction
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import PARTS, sentence
 from zeroshift.config.schema import AdaptConfig
+from zeroshift.config.targets import target_parts
 from zeroshift.devices import Precision
+from zeroshift.errors import InputError
 from zeroshift.methods import directions, losses
 from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature, Words
 
@@ -28,6 +30,17 @@ class Label:
     """tbar: mean E of its unit template features."""
     residuals: tuple[Feature, Feature]
     """Residual features 1,E of stage 1 and of stage 2."""
+    share: float = 1.0
+    """Its part of a hybrid target; 1 for a target of its own."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Sentences about pictures, one for each: what true words would be."""
+
+    source: list[str]
+    targets: list[list[str]]
+    """For every label of the target."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,18 @@ class ClipObjective:
     context_tokens: int
     """Their number of tokens."""
     source: Label
-    target: Label
+    targets: tuple[Label, ...]
+    """The target label; of a hybrid target several, whose shares sum to 1."""
     label_direction: UnitFeature
-    """NADA's text direction 1,E, from the source label to the target label."""
+    """NADA's text direction 1,E, from the source label to the target label; this and all below of a hybrid
+    mixed by shares."""
     target_feature: UnitFeature
     """Of the bare target label, 1,E: what selects layers."""
     target_sentence_feature: UnitFeature
     """Of "a {target}", 1,E: what the global loss compares with."""
+    length: float
+    """How far pictures are to go: distance of the two labels' mean template features, by the scale of the
+    CLIP."""
     part_directions: Tensor | None
     """Directions of the parts of a picture, one per row, for the patch loss."""
     words_mean: Feature | None = None
@@ -66,9 +84,24 @@ class ClipObjective:
         return self.clip.logit_scale
 
     @property
+    def floor(self) -> float:
+        """Smallest divisor of an image direction: that of the options, or the length."""
+        quirks = self.config.quirks
+        return quirks.image_floor if quirks.length == "floor" else self.length
+
+    @property
     def global_scale(self) -> float:
         """Factor on the cosine of the global loss."""
         return self.clip.logit_scale / 100 if self.config.quirks.logit_scale_over_100 else 1.0
+
+    @property
+    def target_mean(self) -> Tensor:
+        """tbar of the target: E, of a hybrid the sum of its labels' by shares."""
+        return torch.stack([each.share * each.template_mean for each in self.targets]).sum(dim=0)
+
+    def mixed(self, found: Sequence[Feature]) -> UnitFeature:
+        """One unit vector of those of each target label, mixed by shares."""
+        return mixed(found, [each.share for each in self.targets])
 
     def encode_image(self, pictures: Picture) -> Feature:
         """Features BE of pictures BCHW in [-1, 1], un-normalised, in the precision of the run."""
@@ -87,13 +120,31 @@ class ClipObjective:
                 context_tokens=self.context_tokens,
             )
 
+    def caption_features(self, captions: Sequence[str]) -> UnitFeature:
+        """Unit features BE of sentences."""
+        with self.precision.autocast():
+            return normalize(self.clip.encode_text(captions))
+
     @torch.no_grad()
-    def text_direction(self, words: Words | None) -> UnitFeature:
-        """Text directions: B,E of each picture's words, or 1,E of the labels where there are no words."""
+    def text_direction(self, words: Words | Captions | None) -> UnitFeature:
+        """Text directions: B,E of each picture's words or captions, or 1,E of the labels where there are
+        none."""
         if words is None:
             return self.label_direction
-        found_BE = directions.prompt_direction(
-            self.prompt_features(words, self.source, 2), self.prompt_features(words, self.target, 2)
+        if isinstance(words, Captions):
+            before_BE = self.caption_features(words.source)
+            return self.mixed(
+                [
+                    directions.prompt_direction(before_BE, self.caption_features(each))
+                    for each in words.targets
+                ]
+            )
+        source_BE = self.prompt_features(words, self.source, 2)
+        found_BE = self.mixed(
+            [
+                directions.prompt_direction(source_BE, self.prompt_features(words, each, 2))
+                for each in self.targets
+            ]
         )
         if self.words_mean is None:
             return found_BE
@@ -115,18 +166,39 @@ class ClipObjective:
 def clip_objective(
     clip: ClipModel, weight: float, config: AdaptConfig, precision: Precision
 ) -> ClipObjective:
-    """The objective of a CLIP that is already on its device."""
+    """The objective of a CLIP that is already on its device. InputError where the labels must have a distance
+    and have none."""
     context = config.mapper.context or clip.context
     first: directions.Residual = "none" if config.quirks.residual == "none" else "corrected"
 
-    def label(text: str, features: Tensor) -> Label:
+    def label(text: str, share: float = 1.0) -> Label:
         residuals = [
             directions.residual_feature(clip, context, text, kind) for kind in (first, config.quirks.residual)
         ]
-        return Label(text, features.mean(dim=0), (residuals[0], residuals[1]))
+        mean = template_features(clip, text).mean(dim=0)
+        return Label(text, mean, (residuals[0], residuals[1]), share)
 
-    source_PE, target_PE = (template_features(clip, text) for text in (config.source, config.target))
-    parts = zip(PARTS.sentences(config.source), PARTS.sentences(config.target), strict=True)
+    parts = target_parts(config.target)
+    shares = [part.share for part in parts]
+
+    def of_parts(feature: Callable[[str], Tensor]) -> UnitFeature:
+        """A unit feature of the target: of each label of it, mixed by shares."""
+        return mixed([feature(part.label) for part in parts], shares)
+
+    def way(text: str) -> Tensor:
+        """Difference E of a label's mean template feature to the source's."""
+        return (template_features(clip, text) - template_features(clip, config.source)).mean(dim=0)
+
+    def sentence_feature(template: str) -> UnitFeature:
+        return of_parts(lambda text: normalize(clip.encode_text([sentence(template, text)])))
+
+    way_E = torch.stack([part.share * way(part.label) for part in parts]).sum(dim=0)
+    apart = float(torch.linalg.vector_norm(way_E))
+    if not apart and config.quirks.length != "floor":
+        raise InputError(
+            f"{config.source!r} and {config.target!r} are the same to the CLIP {clip.name}, so there is no "
+            'distance to go; give other labels, or quirks.length "floor".'
+        )
     return ClipObjective(
         clip=clip,
         weight=weight,
@@ -134,21 +206,29 @@ def clip_objective(
         precision=precision,
         context=context,
         context_tokens=len(clip.embed_tokens(context)),
-        source=label(config.source, source_PE),
-        target=label(config.target, target_PE),
-        label_direction=normalize((target_PE - source_PE).mean(dim=0, keepdim=True)),
-        target_feature=normalize(clip.encode_text([config.target])),
-        target_sentence_feature=normalize(clip.encode_text([sentence("a {}", config.target)])),
-        part_directions=torch.cat([text_direction(clip, *pair) for pair in parts])
+        source=label(config.source),
+        targets=tuple(label(part.label, part.share) for part in parts),
+        label_direction=of_parts(lambda text: text_direction(clip, config.source, text)),
+        target_feature=sentence_feature("{}"),
+        target_sentence_feature=sentence_feature("a {}"),
+        length=clip.length_scale * apart,
+        part_directions=of_parts(lambda text: _part_directions(clip, config.source, text))
         if config.losses.patch
         else None,
     )
 
 
+def _part_directions(clip: ClipModel, source: str, target: str) -> Tensor:
+    """Directions of the parts of a picture between two labels, one per row."""
+    pairs = zip(PARTS.sentences(source), PARTS.sentences(target), strict=True)
+    return torch.cat([text_direction(clip, *pair) for pair in pairs])
+
+
 def unknown_words(clip: ClipModel, labels: Sequence[str], most: int = 150) -> str | None:
-    """A warning that names the words of labels that a CLIP never learned and some that it knows; None where
-    it knows all."""
-    unknown = [word for label in labels for word in clip.tokenizer.unknown(label)]
+    """A warning that names the words of labels and targets that a CLIP never learned and some that it knows;
+    None where it knows all."""
+    every = [part.label for label in labels for part in target_parts(label)]
+    unknown = [word for label in every for word in clip.tokenizer.unknown(label)]
     if not unknown:
         return None
     known = [word for word in getattr(clip.tokenizer, "vocab", ()) if word[0].isalnum()]

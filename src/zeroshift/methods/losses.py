@@ -25,6 +25,34 @@ def directional(image_direction: Tensor, text_direction: Tensor) -> Scalar:
     return (1 - (image_direction * text_direction).sum(dim=-1)).mean()
 
 
+def to_point(
+    source: UnitFeature,
+    target: UnitFeature,
+    text_direction: UnitFeature,
+    length: float,
+    across: float = 1.0,
+) -> Scalar:
+    """Mean over pictures of ((L - p_i)^2 + across |d_i - p_i DeltaT_i|^2) / L^2, d_i = t_i - s_i the step of
+    a picture and p_i = d_i . DeltaT_i its part along the text direction (B,E, or 1,E for all): square
+    distance to the point at length L, with what goes astray weighed by `across`; 1 where nothing has moved.
+    Range from 0 up.
+
+    Not published. Unlike `directional` it grows again beyond the point.
+    """
+    step = target - source
+    along = (step * text_direction).sum(dim=-1, keepdim=True)
+    astray = (step - along * text_direction).square().sum(dim=-1)
+    return ((length - along.squeeze(-1)).square() + across * astray).mean() / length**2
+
+
+def relation(source: UnitFeature, target: UnitFeature) -> Scalar:
+    """Eq. HyperDomainNet (in-domain loss): 2 / (B (B - 1)) sum_{i<j} (s_i . s_j - t_i . t_j)^2; 0 for one
+    picture. Of features ...,B,E the mean over what leads. Range [0, 4]."""
+    count = source.shape[-2]
+    change = source @ source.mT - target @ target.mT
+    return change.triu(diagonal=1).square().sum(dim=(-2, -1)).mean() * 2 / max(1, count * (count - 1))
+
+
 def log_direction(directional_loss: Scalar) -> Scalar:
     """Eq. DiffusionCLIP, as coded: -log((2 - L_dir) / 2), L_dir the mean directional loss in [0, 2). Range
     from 0 up."""

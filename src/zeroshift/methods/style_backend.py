@@ -5,21 +5,21 @@ The code of a picture is its style w.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zeroshift.clip.features import normalize
 from zeroshift.errors import InputError
 from zeroshift.methods.backend import Backend, Surroundings
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.protocol import Generator, Noise, noise_of
-from zeroshift.models.seeds import draw_noise, draw_z, rng
+from zeroshift.models.seeds import draw_noise, draw_z, rng, truncate
 from zeroshift.pictures.sample import draw
-from zeroshift.shapes import Picture, Style, UnitFeature
+from zeroshift.shapes import Latent, Picture, Style, UnitFeature
 
 PART_PIXELS = {"cpu": 4 * 256**2}
 """Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's
@@ -43,8 +43,10 @@ class StyleBackend(Backend):
         self.noise_key: tuple[str, int] = ("", 0)
         self.noise_maps: list[Tensor] = []
         self.pages: dict[int, Page] = {}
+        self.drawn: dict[str, tuple[Style, Latent]] = {}
+        """What was drawn last, by what it was drawn for: styles, and the noise that they are of."""
         self._check()
-        self.movable = self._movable()
+        self.movable = self.parameters_of(self._movable())
 
     def _check(self) -> None:
         """Refuses what does not fit the given latents."""
@@ -71,9 +73,10 @@ class StyleBackend(Backend):
         if train.layers != "adaptive":
             return layers.select(self.target, train.layers, free_rgb=train.free_rgb)
         count = self.target.num_latents
-        if train.top_k is not None and train.top_k > count:
+        wanted = train.adaptive.top_k
+        if wanted is not None and wanted > count:
             raise InputError(
-                f"train.top_k is {train.top_k}, this generator has {count} latents to choose from."
+                f"train.adaptive.top_k is {wanted}, this generator has {count} latents to choose from."
             )
         return layers.select_latents(
             self.target, range(count), layer_map=self.config.quirks.layer_map, free_rgb=train.free_rgb
@@ -90,7 +93,7 @@ class StyleBackend(Backend):
         """Styles BS of a step of stage 1, and the unit features BE of their source pictures for every CLIP.
 
         With `mapper.pictures`, the first steps draw that many and the later ones show them again, shuffled
-        anew every round.
+        anew every round, by the same views.
         """
         batch = self.config.mapper.batch
         count = self.config.mapper.pictures // batch
@@ -112,7 +115,8 @@ class StyleBackend(Backend):
             return self.pages[step]
         w_BS = self._styles(self.given.stage1_z, self.config.mapper.batch, "stage1", step)
         pictures = self._draw(self.source, w_BS, "stage1", step)
-        page = w_BS, [normalize(clip.encode_image(pictures)) for clip in clips]
+        views = draw_views(self.config.train.views, pictures, self.config.run.seed, "stage1", step)
+        page = w_BS, [mean_feature(clip.encode_image, pictures, views) for clip in clips]
         if self.config.mapper.pictures:
             self.pages[step] = page
         return page
@@ -128,7 +132,13 @@ class StyleBackend(Backend):
             z_BZ = given[step - 1]
         else:
             z_BZ = draw_z(self.source.latent_dim, batch, self.config.run.seed, label, step)
-        return self.source.map(z_BZ.to(self.device, self.dtype))
+        w_BS = self.source.map(z_BZ.to(self.device, self.dtype))
+        self.drawn[label] = (w_BS, z_BZ)
+        return w_BS
+
+    def latents(self, codes: Tensor) -> Latent:
+        """Noise BZ of the styles that were drawn last for stage 2, or for the monitor."""
+        return next(z_BZ for w_BS, z_BZ in self.drawn.values() if w_BS is codes).cpu()
 
     def pictures(self, generator: Generator, codes: Tensor, step: int) -> Picture:
         """Pictures of styles BS or BKS, with the noise of a step of stage 2."""
@@ -160,20 +170,20 @@ class StyleBackend(Backend):
         if train.layers != "adaptive":
             names = self.movable
         else:
-            if not self.selected or (step - 1) % train.select_every == 0:
+            if not self.selected or (step - 1) % train.adaptive.every == 0:
                 self.selected = self._select(step, clips)
             names = layers.select_latents(
                 self.target, self.selected, layer_map=self.config.quirks.layer_map, free_rgb=train.free_rgb
             )
         self.step_log["chosen"] = self.selected
-        layers.free(self.target, names)
-        moving = set(names)
-        self.moving = tuple(each.name for each in self.target.layers() if moving.issuperset(each.parameters))
+        moving = set(names).intersection(self.movable)
+        layers.free(self.target, moving)
+        self.moving = layers.moving_layers(self.target, moving)
 
     def _select(self, step: int, clips: Sequence[ClipObjective]) -> tuple[int, ...]:
         """The latents whose layers matter most to the target label, most first."""
         layers.free(self.target, ())
-        w_BS = self._styles(self.given.select_z, self.config.train.select_batch, "select", step)
+        w_BS = self._styles(self.given.select_z, self.config.train.adaptive.batch, "select", step)
 
         def loss(pictures: Tensor) -> Tensor:
             pictures = pictures.to(self.dtype)
@@ -187,13 +197,15 @@ class StyleBackend(Backend):
         self.surroundings.require_finite(value)
         self.step_log["scores"] = scores
         self.step_log["selection_loss"] = value
-        return layers.top_latents(scores, self.config.train.top_k or layers.default_top_k(self.target))
+        return layers.top_latents(
+            scores, self.config.train.adaptive.top_k or layers.default_top_k(self.target)
+        )
 
     def most_at_once(self) -> int:
         """Pictures of the target that stage 2 differentiates at a time: a batch, or a part of those that
         select layers."""
         train = self.config.train
-        part = min(train.select_batch, self._part()) if train.layers == "adaptive" else 1
+        part = min(train.adaptive.batch, self._part()) if train.layers == "adaptive" else 1
         return max(train.batch, part)
 
     def _part(self) -> int:
@@ -215,8 +227,15 @@ class StyleBackend(Backend):
     @torch.no_grad()
     def monitor_codes(self, count: int, clips: Sequence[ClipObjective]) -> Style:
         """Styles BS of latents that belong to the seed of the run."""
-        z_BZ = draw_z(self.source.latent_dim, count, self.config.run.seed, "monitor", 0)
-        return self.source.map(z_BZ.to(self.device, self.dtype))
+        return self._styles(None, count, "monitor", 0)
+
+    def fixed_pictures(self, generator: Any, count: int, truncation: float = 1.0) -> Iterator[Picture]:
+        """Pictures of latents that belong to the seed of the run, with the generator's own noise maps."""
+        w_BS = truncate(self._styles(None, count, "fixed", 0), self.source.latent_avg, truncation)
+        for part in w_BS.split(1 if torch.is_grad_enabled() else self._part()):
+            with self.precision.autocast():
+                pictures = generator.synthesize(part, "buffers").to(self.dtype)
+            yield pictures
 
     def monitor_pictures(self, generator: Any, codes: Tensor) -> Picture:
         """Pictures of styles with the generator's own noise maps."""
@@ -238,6 +257,6 @@ class StyleBackend(Backend):
         """Selecting layers may take more memory than the step itself."""
         tip = super().memory_tip(stage)
         if stage == 2 and self.most_at_once() > self.config.train.batch:
-            half = max(1, self.config.train.select_batch // 2)
-            return f"try train.select_batch {half}, or {tip.removeprefix('try ')}"
+            half = max(1, self.config.train.adaptive.batch // 2)
+            return f"try train.adaptive.batch {half}, or {tip.removeprefix('try ')}"
         return tip

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.methods import METHODS, Procedure, procedure
-from zeroshift.config.schema import AdaptConfig, to_dict
+from zeroshift.config.schema import AdaptConfig, placeless
+from zeroshift.config.targets import target_parts
 from zeroshift.devices import Precision, device_name, resolve_device
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
+from zeroshift.files.deltas import load_delta, save_delta
 from zeroshift.files.registry import load_clip, load_generator
 from zeroshift.files.writing import fingerprint
 from zeroshift.measure.monitor import Monitor
@@ -29,6 +31,7 @@ from zeroshift.methods.guidance import clip_objective, unknown_words
 from zeroshift.methods.picture_losses import PictureLosses, texture_of
 from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
 from zeroshift.methods.style_backend import StyleBackend
+from zeroshift.models import parameters
 from zeroshift.models.seeds import rng
 from zeroshift.shapes import Picture, UnitFeature
 from zeroshift.training.loop import Average, Hook, Loop, Progress, Stage, StepLog, Trained
@@ -84,7 +87,11 @@ class ZeroShotRun:
         self.step_log: StepLog = {}
         opened = open_source(config, given)
         self.source = opened.generator.to(self.device, self.dtype).requires_grad_(False)
-        self.procedure: Procedure = procedure(config.method, self.source.kind, config.generator)
+        self.world = world_of(opened.record)
+        """The world of the source, where it belongs to one."""
+        self.procedure: Procedure = procedure(
+            config.method, self.source.kind, config.generator, captioned=self._captioned()
+        )
         self.target = self._copy(given.target)
         self.average = self._copy(given.ema)
         surroundings = Surroundings(
@@ -118,13 +125,18 @@ class ZeroShotRun:
             config,
             self.loop.folder,
             self,
-            world=world_of(opened.record),
+            world=self.world,
             guiding={each["sha256"] for each in prints},
             save=self._save_average,
             progress=self.progress,
         )
 
     # 1. Loading.
+
+    def _captioned(self) -> bool:
+        """Whether the world has captions of people in the domains of all labels."""
+        labels = [self.config.source, *(part.label for part in target_parts(self.config.target))]
+        return self.world is not None and self.world.describes(labels)
 
     def _copy(self, state: Mapping[str, Tensor] | None) -> Any:
         """A copy of the source, with other weights where some are given."""
@@ -249,7 +261,8 @@ class ZeroShotRun:
         pictures."""
         if self.loop.hook is None:
             return
-        self.step_log["per_clip"] = terms.per_group()
+        # What a method adds once per step stands in groups behind those of the CLIPs.
+        self.step_log["per_clip"] = terms.per_group()[: len(self.clips)]
         if source is not None and target is not None:
             self.step_log["pictures"] = (source, target.detach())
 
@@ -299,19 +312,32 @@ class ZeroShotRun:
         """Writes the averaged generator: that of the last step, or of the best record of the monitor where
         the run went on until it converged."""
         best = self.monitor.result()
-        if best is not None:
+        if best is not None and self.config.train.parameters.kind == "weights":
             self.average.load_state_dict(cast(Any, best).state_dict())
+        elif best is not None:
+            folder = self.loop.folder
+            parameters.put(self.average, load_delta(folder.delta_file(folder.best_file)).tensors)
         self._save_average(path)
 
+    def folded(self, generator: Any) -> Any:
+        """The target or its average as an ordinary generator."""
+        return parameters.folded(generator, self.source)
+
     def _save_average(self, path: Path, **facts: str) -> None:
-        """Writes the averaged generator, with all that made it in its metadata."""
+        """Writes the averaged generator, and behind it its small parameters where it has some, with all that
+        made them in the metadata."""
         config = self.config
         source = self.loop.environment["source"]
         made = {"method": config.method, "source": config.source, "target": config.target}
-        made |= {"seed": str(config.run.seed), "run": json.dumps(to_dict(config) | {"out": None})}
+        made |= {"seed": str(config.run.seed), "run": json.dumps(placeless(config))}
         made |= {f"source_{key}": source[key] for key in ("name", "sha256")}
         made |= {"world": source["world"]} if source.get("world") else {}
-        save_generator(path, self.average, made | facts)
+        save_generator(path, self.folded(self.average), made | facts)
+        kind = config.train.parameters.kind
+        if kind != "weights":
+            # Behind the generator: the monitor trusts in the step that stands in the generator's file.
+            tensors = parameters.small_parameters(self.average)
+            save_delta(self.loop.folder.delta_file(path), kind, tensors, made | facts)
 
     def memory_tip(self, stage: int) -> str:
         """What to try where memory ran out, by the kind of generator."""
@@ -327,8 +353,9 @@ class ZeroShotRun:
         """Watched pictures BCHW."""
         return self.backend.monitor_pictures(generator, codes)
 
+    @torch.no_grad()
     def text_directions(self, codes: Any) -> list[UnitFeature]:
-        """For every CLIP the text directions of the watched pictures."""
+        """For every CLIP the text directions of codes: B,E of each picture's words, or 1,E of the labels."""
         words = self.words(codes)
         return [clip.text_direction(each) for clip, each in zip(self.clips, words, strict=True)]
 

@@ -105,6 +105,12 @@ def free(generator: Generator, parameters: Iterable[str]) -> None:
             parameter.grad = None
 
 
+def moving_layers(generator: Generator, parameters: Iterable[str]) -> tuple[str, ...]:
+    """Names of the layers of which any of the named parameters is one, in the order of computation."""
+    moving = set(parameters)
+    return tuple(layer.name for layer in generator.layers() if moving.intersection(layer.parameters))
+
+
 def score_layers(
     generator: Generator,
     w: Tensor,

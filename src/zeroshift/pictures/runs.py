@@ -132,12 +132,13 @@ def load(run: str | Path, *, generator: str | None = None, device: str = "auto")
     """A finished run, from its folder; or the generator of a file, a built-in name or a hub reference such as
     "hf:owner/name".
 
-    `generator` says where the source generator of a run is now, if not where the run found it. InputError
+    `generator` says where the source generator of a run, or of its `delta.safetensors`, is now, if not where
+    the run found it. InputError
     where the run has no adapted generator yet, nothing of this name is found, or there is no such device.
     """
     place = resolve_device(device)
     if not is_run(run):
-        return load_generator(run, place)[0]
+        return load_generator(run, place, generator)[0]
     if not Path(run).exists():
         raise InputError(
             f"there is no run, generator or file {run}; the built-in generators are {', '.join(GENERATORS)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from zeroshift.clip.text import PORTRAITS
 from zeroshift.portraits.scene import CHOICES, Scene
@@ -62,6 +63,23 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "background": {c: (f"on a {c} background", f"before a {c} wall") for c in CHOICES["background"][0]},
 }
+COLOURS = frozenset({"hair_color", "clothes", "background", "skin"})
+HIDDEN: dict[str, frozenset[str]] = {
+    "pencil sketch": COLOURS,
+    "charcoal": COLOURS,
+    "blueprint": COLOURS,
+    "marble statue": COLOURS,
+    "bronze statue": COLOURS,
+    "neon": frozenset({"skin"}),
+}
+"""Domain -> attributes that its pictures do not show, or only as a tone that other choices share."""
+
+Form = Literal["first", "last", "bare"]
+"""Where a caption names the domain."""
+
+NAMED = ("glasses", "beard", "hat", "clothes", "background", "hair", "hair_color", "mood", "skin", "side")
+"""All that a caption can name."""
+
 _EXTRA = (
     "man woman girl boy human smiling sad serious happy frowning looking left right light dark skin "
     "big small nose eyes image style art"
@@ -85,11 +103,12 @@ def attribute_prompts(attribute: str, prefix: str = "a photo of a person") -> li
     return [f"{prefix} {PHRASES[attribute][choice][0]}" for choice in CHOICES[attribute][0]]
 
 
-def _hair(words: dict[str, str], rng: random.Random) -> str:
+def _hair(words: dict[str, str], rng: random.Random, coloured: bool) -> str:
+    colour = f"{words['hair_color']} " if coloured else ""
     if words["hair"] in ("short", "long", "curly"):
-        return f"with {words['hair']} {words['hair_color']} hair"
+        return f"with {words['hair']} {colour}hair"
     phrase = rng.choice(PHRASES["hair"][words["hair"]])
-    return f"{phrase} and {words['hair_color']} hair" if words["hair"] == "bun" else phrase
+    return f"{phrase} and {colour}hair" if words["hair"] == "bun" and coloured else phrase
 
 
 def _mood(scene: Scene, index: int) -> str:
@@ -98,18 +117,37 @@ def _mood(scene: Scene, index: int) -> str:
 
 
 def full_caption(
-    scene: Scene, index: int, domain: str, rng: random.Random, *, label_last: bool = False
+    scene: Scene,
+    index: int,
+    domain: str,
+    rng: random.Random,
+    *,
+    form: Form = "first",
+    hidden: frozenset[str] = frozenset(),
+    mirrored: bool = False,
+    name: str = "",
 ) -> str:
-    """A caption that names every attribute of one person, the domain before or after them."""
+    """A caption that names every attribute of one person, the domain before them, after them, or after them
+    as a bare word.
+
+    Attributes that are `hidden` are left out (`HIDDEN`: what a domain does not show); equal draws name the
+    others in the same order. `mirrored`: the picture is seen in a mirror. `name` is what the domain is
+    called; where none is given, it is drawn.
+    """
     words = scene.words(index)
-    name = rng.choice(SYNONYMS[domain])
+    name = name or rng.choice(SYNONYMS[domain])
     tone = "light" if float(scene.slider["skin"][index]) > 0.5 else "dark"
-    side = "looking right" if float(scene.slider["yaw"][index]) > 0.5 else "looking left"
-    phrases = [rng.choice(PHRASES[a][words[a]]) for a in ("glasses", "beard", "hat", "clothes", "background")]
-    phrases += [_hair(words, rng), _mood(scene, index), f"with {tone} skin", side]
-    rng.shuffle(phrases)
-    described = f"person {' '.join(phrases)}"
-    return f"a {described} in the style of a {name}" if label_last else f"a {name} of a {described}"
+    side = "right" if (float(scene.slider["yaw"][index]) > 0.5) != mirrored else "left"
+    named = ("glasses", "beard", "hat", "clothes", "background")
+    phrases = {each: rng.choice(PHRASES[each][words[each]]) for each in named}
+    phrases["hair"] = _hair(words, rng, "hair_color" not in hidden)
+    phrases |= {"mood": _mood(scene, index), "skin": f"with {tone} skin", "side": f"looking {side}"}
+    order = list(phrases)
+    rng.shuffle(order)
+    described = " ".join(["person", *(phrases[each] for each in order if each not in hidden)])
+    if form == "bare":
+        return f"{described} {name}"
+    return f"a {described} in the style of a {name}" if form == "last" else f"a {name} of a {described}"
 
 
 def vocabulary() -> list[str]:

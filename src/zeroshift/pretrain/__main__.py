@@ -2,7 +2,9 @@
 
 The same command again continues a killed training. Each model is written with a card: data, steps, time and
 quality measured on people that no training saw. The generators' cards need the judge, the identity encoder's
-needs the generator, and the reader needs judge and encoder: train those first.
+needs the generator, and the reader needs judge and encoder: train those first. `guides` makes both CLIPs
+that guide, in rounds of adaptations of the generator. `oracle` trains copies of a generator on the truth and
+adds to its card how near they come.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from zeroshift.clip.model import ClipModel
 from zeroshift.files.checkpoints import load_generator_file, save_discriminator, save_generator, with_styles
 from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.faces import load_ir_se, save_ir_se
-from zeroshift.files.writing import file_sha256
+from zeroshift.files.registry import GENERATORS
+from zeroshift.files.writing import file_sha256, write_json
 from zeroshift.measure.features import read_attributes
 from zeroshift.measure.metrics import distance_to_truth
 from zeroshift.models.seeds import average_style, z_from_seeds
 from zeroshift.models.stylegan2 import StyleGAN2Generator
 from zeroshift.portraits.reader import load_reader, save_reader
 from zeroshift.portraits.scene import LATENT_DIM, sample_scene
-from zeroshift.portraits.shading import DOMAINS, render
-from zeroshift.pretrain import clips, dataset, ddpm, identity, reader
+from zeroshift.portraits.shading import DOMAINS, TUNING, render
+from zeroshift.pretrain import clips, dataset, ddpm, guides, identity, mistakes, oracle, reader
 from zeroshift.pretrain.generator import GENERATOR_RECIPE, distil, finish, polish, regress
 from zeroshift.worlds.portraits import Portraits
 
@@ -45,25 +48,62 @@ def _test_people() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
-    """Trains, measures and saves one built-in CLIP; returns its card."""
+    """Trains, measures and saves a CLIP that learns from clean pictures; returns its card."""
     clip, seconds = clips.train(name, data, work)
     clip.name = f"portraits-{name}"
-    z, photos, domains = _test_people()
     recipe = clips.RECIPES[name]
+    facts = {"pictures_seen": 2 * recipe.people * recipe.steps, "steps": recipe.steps}
+    return _save_clip(clip, recipe, facts, seconds, clips.measure(clip, *_test_people()), out / name)
+
+
+def _save_clip(
+    clip: ClipModel, recipe: clips.ClipRecipe, facts: dict, seconds: float, quality: dict, folder: Path
+) -> dict:
+    """Writes a CLIP with its card, of which `facts` are those of its own training; returns the card."""
     card = {
         "model": clip.name,
         "data": "renders of 8000 people in 14 domains",
-        "pictures_seen": 2 * recipe.people * recipe.steps,
-        "steps": recipe.steps,
+        **facts,
         "minutes": round(seconds / 60, 1),
         "attack_radius": recipe.attack,
         "seed": recipe.seed,
         "parameters": sum(p.numel() for p in clip.parameters()),
-        "quality": clips.measure(clip, photos, domains, z),
+        "quality": quality,
     }
-    save_clip(clip, out / name)
-    (out / name / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    save_clip(clip, folder)
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card
+
+
+def make_guides(data: Path, work: Path, out: Path, jobs: int) -> dict[str, dict]:
+    """Trains, measures and saves the two CLIPs that guide; returns their cards by name.
+
+    The minutes are those of a guide's own steps, in all rounds, without the adaptations between them.
+    `truth_above` is the share of people whose true picture the guide scores above what an adaptation under
+    both guides made: of the last round, on people of the training shards, in domains that are tuned on.
+    """
+    last = mistakes.train(data, work, jobs)
+    records = [json.loads((last / f"{domain}.json").read_text("utf-8")) for domain in TUNING]
+    z, photos, domains = _test_people()
+    rounds = mistakes.ROUNDS
+    cards = {}
+    for place, name in enumerate(mistakes.NAMES):
+        recipe = guides.RECIPES[name]
+        clip = load_clip_folder(last / name)
+        tuned = rounds.rounds * rounds.tune * (rounds.fresh + rounds.made)
+        above = {record["domain"]: record["truth_above"][place] for record in records}
+        facts = {
+            "pictures_seen": 2 * (recipe.people * recipe.steps + tuned),
+            "steps": recipe.steps,
+            "rounds": rounds.rounds,
+            "steps_per_round": rounds.tune,
+            "length_scale": clip.length_scale,
+            "truth_above": {"mean": round(sum(above.values()) / len(above), 3), **above},
+        }
+        seconds = torch.load(last / f"{name}.pt", weights_only=True)["seconds"]
+        quality = clips.measure(clip, photos, domains, z)
+        cards[name] = _save_clip(clip, recipe, facts, seconds, quality, out / name)
+    return cards
 
 
 @torch.no_grad()
@@ -209,12 +249,23 @@ def make_reader(data: Path, work: Path, out: Path) -> dict:
     return card
 
 
+def make_oracle(generator: str, work: Path, out: Path, device: str = "cpu") -> dict:
+    """Measures how near training on the truth brings a built-in generator, and writes it to the generator's
+    card; returns the entry."""
+    place = out / f"{Path(GENERATORS[generator]).stem}.card.json"
+    found = oracle.measure(generator, work, device)
+    card = json.loads(place.read_text("utf-8"))
+    write_json(place, card | {"oracle": found})
+    return found
+
+
 def main() -> None:
     """Parses the command line and trains one model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("generator", "ddpm", "identity", "reader", *clips.RECIPES))
+    models = ("generator", "guides", *clips.RECIPES, "ddpm", "identity", "reader", "oracle")
+    parser.add_argument("model", choices=models)
     parser.add_argument(
         "--data",
         type=Path,
@@ -229,7 +280,16 @@ def main() -> None:
         "--shards", type=int, default=24, help="thousands of people that a generator learns from"
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where the diffusion model is trained"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where a diffusion model or an oracle is trained",
+    )
+    parser.add_argument(
+        "--generator", choices=tuple(GENERATORS), default="portraits", help="generator of the oracle"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="adaptations under the guides that run at once, a core each"
     )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -237,6 +297,10 @@ def main() -> None:
         card = make_generator(args.data, args.work, args.out, args.shards)
     elif args.model == "ddpm":
         card = make_ddpm(args.data, args.work, args.out, args.shards, args.device)
+    elif args.model == "guides":
+        card = make_guides(args.data, args.work, args.out, args.jobs)
+    elif args.model == "oracle":
+        card = make_oracle(args.generator, args.work, args.out, args.device)
     elif args.model in ("identity", "reader"):
         card = {"identity": make_identity, "reader": make_reader}[args.model](args.data, args.work, args.out)
     else:

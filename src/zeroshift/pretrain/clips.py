@@ -1,11 +1,9 @@
-"""Trainings of the built-in CLIPs: two robust ones that guide, a plain one that can, and one that only
-judges.
+"""Trainings of the built-in CLIPs that learn from captions and clean pictures alone: a plain one that can
+guide, as CLIPs in the wild are, and one that only judges. What they share with the guides of `guides.py`.
 
 Every batch shows people twice, once as a photo and once in a domain, so three things are taught at once:
-names of domains and attributes from text prompts, captions, and the direction from the photo to the domain
-picture of the same person. A robust CLIP also sees pictures after a one-step L2 attack, blends of domains
-with soft labels, and pictures pushed past a domain or distorted, which have a label of their own: otherwise
-gradients find changes that nobody can see.
+names of domains and attributes from text prompts, captions, and (the judge) the direction from the photo to
+the domain picture of the same person.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zeroshift.clip.model import ClipModel, Vision, build_dual_encoder
+from zeroshift.clip.model import ClipModel, Vision, build_dual_encoder, own_randomness
 from zeroshift.clip.text import PORTRAITS, WordTokenizer
 from zeroshift.portraits import captions
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
@@ -43,16 +41,16 @@ class ClipRecipe:
     seed: int
     steps: int
     people: int = 40
-    attack: float = 0.0  # largest L2 radius, pictures in [-1, 1]
+    attack: float = 0.0  # of guides: largest L2 radius, pictures in [-1, 1]
     peak_lr: float = 2e-3
     attribute_weight: float = 1.5  # of the attributes against the domains
-    direction: float = 0.5  # weight of the loss that makes every photo-to-domain direction that of the labels
-    label_last: float = 0.0  # share of the captions that name the domain after the attributes
+    # Not of guides: weight of the loss that makes every photo-to-domain direction that of the labels, and
+    # share of the captions that name the domain after the attributes.
+    direction: float = 0.5
+    label_last: float = 0.0
 
 
 RECIPES = {
-    "clip-a": ClipRecipe("resnet", (40, 80, 160), (2, 2, 2), "silu", 1, steps=1600, attack=3.0),
-    "clip-b": ClipRecipe("resnet", (32, 64, 128, 192), (1, 2, 2, 1), "gelu", 2, steps=1600, attack=3.0),
     "clip-plain": ClipRecipe(
         "resnet", (40, 80, 160), (2, 2, 2), "silu", 4, steps=1600, direction=0.0, label_last=0.5
     ),
@@ -91,100 +89,47 @@ def build(recipe: ClipRecipe) -> ClipModel:
 
 @dataclass
 class Batch:
-    """Pictures (2n, 3, 64, 64): n photos, then the same people elsewhere; labels are soft over CLASSES."""
+    """Pictures (2n, 3, 64, 64): n photos, then the same people in a domain."""
 
     pictures: Tensor
-    labels: Tensor  # (2n, classes)
+    labels: Tensor  # (2n,) index into CLASSES
     attributes: dict[str, Tensor]  # (2n,)
-    readable: Tensor  # (2n,) 1 where attributes can be read
-    pure: Tensor  # (n,) 1 where the second picture is exactly one domain
-    domain: Tensor  # (n,) index into CLASSES of the second picture
     scene: Scene
 
-    def half(self) -> Batch:
-        """Every second picture with its labels."""
-        attributes = {name: values[::2] for name, values in self.attributes.items()}
-        return Batch(
-            self.pictures[::2],
-            self.labels[::2],
-            attributes,
-            self.readable[::2],
-            self.pure,
-            self.domain,
-            self.scene,
-        )
 
-
-def _distort(pictures: Tensor, draw: torch.Generator) -> Tensor:
-    """Wild contrast, colour cast and noise, at random, one row at a time."""
-    n = len(pictures)
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=draw)
-
-    gain = torch.where(rand(n, 1, 1, 1) < 0.5, 1.8 + 2.2 * rand(n, 1, 1, 1), 0.08 + 0.3 * rand(n, 1, 1, 1))
-    gain = torch.where(rand(n, 1, 1, 1) < 0.35, torch.ones(()), gain)
-    cast = (rand(n, 3, 1, 1) - 0.5) * 2.2 * (rand(n, 1, 1, 1) < 0.5)
-    grid = (
-        F.interpolate(torch.randn(n, 3, 8, 8, generator=draw), size=64, mode="bilinear")
-        * 0.7
-        * (rand(n, 1, 1, 1) < 0.4)
-    )
-    fine = (
-        torch.randn(n, 3, 64, 64, generator=draw)
-        * (0.25 + 0.5 * rand(n, 1, 1, 1))
-        * (rand(n, 1, 1, 1) < 0.55)
-    )
-    return pictures * gain + cast + grid + fine
-
-
-def draw_batch(people: dataset.People, n: int, seed: int, step: int, hard: bool) -> Batch:
-    """The batch of a step; `hard` adds blends, extrapolations and distortions."""
+def draw_batch(people: dataset.People, n: int, seed: int, step: int) -> Batch:
+    """The batch of a step."""
     draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
     rows = torch.randint(len(people.domains), (n,), generator=draw)
     domain = torch.randint(len(DOMAINS) - 1, (n,), generator=draw)
     photo = dataset.to_float(people.photo[rows])
     second = dataset.to_float(people.domains[rows, domain])
-    kind = torch.rand(n, generator=draw) if hard else torch.zeros(n)
-    labels = F.one_hot(domain + 1, len(CLASSES)).float()
-    share = torch.rand(n, generator=draw)
-    blend = (kind > 0.58) & (kind <= 0.78)
-    beyond = (kind > 0.78) & (kind <= 0.9)
-    broken = kind > 0.9
-    # Between two pictures of a person: photo and domain, or (a quarter of them) two domains.
-    other = torch.where(
-        torch.rand(n, generator=draw) < 0.25, torch.randint(len(DOMAINS) - 1, (n,), generator=draw), -1
-    )
-    base = torch.where(
-        (other < 0)[:, None, None, None], photo, dataset.to_float(people.domains[rows, other.clamp_min(0)])
-    )
-    factor = torch.where(beyond, 1.2 + 1.8 * share, torch.where(blend, share, torch.ones(())))
-    base = torch.where(beyond[:, None, None, None], photo, base)
-    second = base + factor[:, None, None, None] * (second - base)
-    labels = torch.where(
-        blend[:, None],
-        share[:, None] * labels + (1 - share[:, None]) * F.one_hot(other + 1, len(CLASSES)),
-        labels,
-    )
-    bad = F.one_hot(torch.full((n,), len(DOMAINS)), len(CLASSES)).float()
-    amount = torch.where(beyond, ((factor - 1.1) / 0.9).clamp(0, 1), broken.float())[:, None]
-    labels = amount * bad + (1 - amount) * labels
-    second = torch.where(
-        broken[:, None, None, None],
-        _distort(torch.where((share < 0.5)[:, None, None, None], photo, second), draw),
-        second,
-    )
+    second = _as_shipped(people, rows, photo, second, draw)
     shift = torch.randint(-2, 3, (2,), generator=draw).tolist()
     pictures = torch.cat([photo, second]).roll(shift, (2, 3)) + 0.03 * torch.randn(
         2 * n, 3, 64, 64, generator=draw
     )
-    labels = torch.cat([F.one_hot(torch.zeros(n, dtype=torch.long), len(CLASSES)).float(), labels])
     scene = sample_scene(people.z[rows])
     attributes = {a: scene.choice[a].repeat(2) for a in ATTRIBUTES}
-    readable = torch.cat([torch.ones(n), (~broken & (factor < 1.6)).float()])
-    return Batch(
-        pictures, labels, attributes, readable, (~(blend | beyond | broken)).float(), domain + 1, scene
-    )
+    return Batch(pictures, torch.cat([torch.zeros_like(domain), domain + 1]), attributes, scene)
+
+
+def _as_shipped(
+    people: dataset.People, rows: Tensor, photo: Tensor, second: Tensor, draw: torch.Generator
+) -> Tensor:
+    """The second pictures with the rounding, and after the draws, that the shipped weights were made with:
+    then blends and distortions were drawn for every CLIP, and these CLIPs were shown none."""
+    n = len(rows)
+    torch.rand(n, generator=draw)
+    between = torch.rand(n, generator=draw) < 0.25
+    other = torch.randint(len(DOMAINS) - 1, (n,), generator=draw)
+    base = torch.where(between[:, None, None, None], dataset.to_float(people.domains[rows, other]), photo)
+    torch.rand(8 * n, generator=draw)
+    torch.randn(n, 3, 8, 8, generator=draw)
+    torch.rand(n, generator=draw)
+    torch.randn(n, 3, 64, 64, generator=draw)
+    torch.rand(2 * n, generator=draw)
+    return base + (second - base)
 
 
 class Student(nn.Module):
@@ -194,7 +139,8 @@ class Student(nn.Module):
     def __init__(self, clip: ClipModel, width: int) -> None:
         super().__init__()
         self.clip = clip
-        self.heads = nn.Linear(width, len(CLASSES) + sum(len(c) for c, _ in CHOICES.values()))
+        with own_randomness(0):
+            self.heads = nn.Linear(width, len(CLASSES) + sum(len(c) for c, _ in CHOICES.values()))
 
     def pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, E) and head logits of pictures in [-1, 1] (the tower's own range here)."""
@@ -231,49 +177,26 @@ def _sentences(rng: random.Random, batch: Batch, n: int, label_last: float) -> t
         ]
     described = []
     for i in range(n):
-        second = bool(batch.pure[i]) and rng.random() < 0.5
+        second = rng.random() < 0.5
         described.append(i + n * second)
-        domain = DOMAINS[int(batch.domain[i])] if second else "photo"
+        domain = DOMAINS[int(batch.labels[described[-1]])]
         last = label_last > 0 and rng.random() < label_last
-        texts.append(captions.full_caption(batch.scene, i, domain, rng, label_last=last))
+        texts.append(captions.full_caption(batch.scene, i, domain, rng, form="last" if last else "first"))
     return texts, described
 
 
 def _naming_loss(logits: Tensor, batch: Batch, attribute_weight: float) -> Tensor:
-    """Soft cross-entropy over classes plus the mean cross-entropy of the attributes: logits (2n, classes +
+    """Cross-entropy over classes plus the mean cross-entropy of the attributes: logits (2n, classes +
     choices)."""
-    loss = -(batch.labels * logits[:, : len(CLASSES)].log_softmax(1)).sum(1).mean()
+    loss = F.cross_entropy(logits[:, : len(CLASSES)], batch.labels)
     start = len(CLASSES)
     total = torch.zeros(())
     for attribute in ATTRIBUTES:
         width = len(CHOICES[attribute][0])
-        each = F.cross_entropy(
-            logits[:, start : start + width], batch.attributes[attribute], reduction="none"
-        )
-        total = total + EMPHASIS.get(attribute, 1.0) * (each * batch.readable).sum() / batch.readable.sum()
+        each = F.cross_entropy(logits[:, start : start + width], batch.attributes[attribute])
+        total = total + EMPHASIS.get(attribute, 1.0) * each
         start += width
     return loss + attribute_weight * total / len(ATTRIBUTES)
-
-
-def _attack(
-    student: Student, batch: Batch, text: Tensor, weight: float, radius: float, draw: torch.Generator
-) -> Tensor:
-    """The batch's pictures, every second one moved along the naming loss by a random L2 distance up to
-    `radius`."""
-    half = batch.half()
-    pictures = half.pictures.clone().requires_grad_()
-    image, heads = student.pictures(pictures)
-    loss = _naming_loss(student.clip.logit_scale * image @ text.T, half, weight) + 0.5 * _naming_loss(
-        heads, half, weight
-    )
-    (gradient,) = torch.autograd.grad(loss, pictures)
-    length = radius * torch.rand(len(pictures), 1, 1, 1, generator=draw)
-    moved = (
-        pictures + length * gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-    )
-    result = batch.pictures.clone()
-    result[::2] = moved.detach()
-    return result
 
 
 def _caption_loss(logits: Tensor) -> Tensor:
@@ -295,30 +218,20 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
     )
 
     def step(number: int) -> dict:
-        draw = torch.Generator().manual_seed(recipe.seed * 9973 + number)
         rng = random.Random(recipe.seed * 7919 + number)
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(number, recipe.steps, recipe.peak_lr)
-        # Clean pictures first, which is two times cheaper; then attacks of growing length.
-        progress = number / recipe.steps
-        batch = draw_batch(
-            people, recipe.people, recipe.seed, number, hard=recipe.attack > 0 and progress > 0.1
-        )
-        radius = recipe.attack * min(1.0, max(0.0, (progress - 0.25) / 0.35))
+        batch = draw_batch(people, recipe.people, recipe.seed, number)
         sentences, described = _sentences(rng, batch, recipe.people, recipe.label_last)
         text = student.texts(sentences)
         named = len(CLASSES) + sum(len(c) for c, _ in CHOICES.values())
-        if radius > 0:
-            batch.pictures = _attack(
-                student, batch, text[:named].detach(), recipe.attribute_weight, radius, draw
-            )
         image, heads = student.pictures(batch.pictures)
         scale = clip.model.logit_scale.clamp(max=4.6).exp()
         naming = _naming_loss(scale * image @ text[:named].T, batch, recipe.attribute_weight)
         caption = _caption_loss(scale * image[described] @ text[named:].T)
         moved = F.normalize(image[recipe.people :] - image[: recipe.people], dim=1, eps=0.05)
-        wanted = F.normalize(text[batch.domain] - text[:1], dim=1, eps=0.05)
-        direction = ((1 - (moved * wanted).sum(1)) * batch.pure).sum() / batch.pure.sum().clamp_min(1)
+        wanted = F.normalize(text[batch.labels[recipe.people :]] - text[:1], dim=1, eps=0.05)
+        direction = (1 - (moved * wanted).sum(1)).mean()
         loss = (
             naming
             + 0.5 * _naming_loss(heads, batch, recipe.attribute_weight)
@@ -329,9 +242,9 @@ def train(name: str, data: Path, work: Path, shards: int = 8) -> tuple[ClipModel
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()
-        accuracy = (heads[:, : len(CLASSES)].argmax(1) == batch.labels.argmax(1)).float().mean()
+        accuracy = (heads[:, : len(CLASSES)].argmax(1) == batch.labels).float().mean()
         terms = {"naming": naming, "caption": caption, "direction": direction}
-        return {**terms, "radius": radius, "scale": scale, "domain_accuracy": accuracy}
+        return {**terms, "scale": scale, "domain_accuracy": accuracy}
 
     student.train()
     seconds = run_resumably(name, work, recipe.steps, {"student": student, "optimizer": optimizer}, step)

@@ -10,6 +10,7 @@ moment.
     mapper.safetensors        and other files of the method, written when a stage ends
     best.safetensors          the generator (EMA) of the monitor's best record so far
     generator.safetensors     the adapted generator (EMA), written last
+    delta.safetensors         and best-delta.safetensors: where few parameters move, only these
     evaluation.json           what `zeroshift evaluate` measured
     tensorboard/              scalars, where asked for
     lock                      held by the process at work; the system releases it when that process ends
@@ -34,7 +35,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from filelock import FileLock, Timeout
 
 from zeroshift import __version__
-from zeroshift.config.schema import AdaptConfig, differences, from_dict, to_dict
+from zeroshift.config.schema import AdaptConfig, configure, differences, from_dict, placeless
 from zeroshift.errors import InputError, MissingExtra, RunError
 from zeroshift.files.checkpoints import DIFFUSION_FORMAT
 from zeroshift.files.writing import write_bytes, write_json, write_tensors
@@ -144,6 +145,11 @@ class RunFolder:
         """The generator (EMA weights) of the monitor's best record."""
         return self.path / "best.safetensors"
 
+    def delta_file(self, of: Path | None = None) -> Path:
+        """The small parameters of the adapted generator, or of the one of the best record where that is the
+        file that is given; only runs that move small parameters have them."""
+        return self.path / ("best-delta.safetensors" if of == self.best_file else "delta.safetensors")
+
     @property
     def checkpoint_file(self) -> Path:
         """State from which the run resumes."""
@@ -152,7 +158,7 @@ class RunFolder:
     @property
     def config(self) -> AdaptConfig:
         """The resolved config; InputError where the folder is of another schema."""
-        return from_dict({**self.read_json("config.json")["config"], "out": str(self.path)})
+        return configure(from_dict(self.read_json("config.json")["config"]), out=self.path)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -180,6 +186,12 @@ class RunFolder:
         """The record of `zeroshift evaluate`; None before the first."""
         return self.read_json("evaluation.json") if (self.path / "evaluation.json").is_file() else None
 
+    @property
+    def agreement(self) -> list[dict[str, Any]]:
+        """How well text directions agree with the true ones, a row per CLIP; empty where the truth is not
+        known."""
+        return self.read_json("directions.json") if (self.path / "directions.json").is_file() else []
+
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, oldest first. A half-written last line, left by a kill, is passed over."""
         return self._lines("metrics.jsonl")
@@ -196,8 +208,8 @@ class RunFolder:
             else []
         )
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A json file of the folder; InputError where it is damaged or of another schema."""
+    def read_json(self, name: str) -> Any:
+        """What a json file of the folder holds; InputError where it is damaged or of another schema."""
         try:
             tree = json.loads((self.path / name).read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -265,7 +277,7 @@ class RunFolder:
                 self._require_same(environment)
             else:
                 write_json(self.path / "environment.json", environment)
-                resolved = to_dict(config) | {"out": None, "clip_weights": list(config.weights)}
+                resolved = placeless(config) | {"clip_weights": list(config.weights)}
                 write_json(self.config_file, {"schema": SCHEMA, "version": __version__, "config": resolved})
         except OSError as error:
             self.close()
@@ -412,9 +424,12 @@ def _summary_writer() -> Any:
 
 
 def _changed(old: Mapping[str, Any], config: AdaptConfig) -> list[str]:
-    """Options in which a config differs from the recorded one, wherever the folder now lies."""
-    new = to_dict(config) | {"clip_weights": list(config.weights)}
-    return differences({**old, "out": None}, {**new, "out": None})
+    """Options in which a config differs from the recorded one, wherever the folder now lies; an option that
+    is newer than the record had its default."""
+    before, after = (
+        placeless(each) | {"clip_weights": list(each.weights)} for each in (from_dict(old), config)
+    )
+    return differences(before, after)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

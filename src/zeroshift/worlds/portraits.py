@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 
 import torch
 from torch import Tensor
 
 from zeroshift import portraits
-from zeroshift.files.registry import ASSETS, CLIPS
-from zeroshift.portraits.captions import attribute_prompts
+from zeroshift.files.registry import ASSETS, CLIPS, GENERATORS
+from zeroshift.portraits.captions import HIDDEN, attribute_prompts, full_caption
 from zeroshift.portraits.reader import Reader, load_reader
 from zeroshift.portraits.scene import CHOICES
 from zeroshift.shapes import Latent, Picture
@@ -40,6 +45,15 @@ class PortraitsReader:
         return self.reader.read(self.reader.features(pictures), self.domain)
 
 
+@cache
+def _oracle_ratios() -> dict[str, Mapping[str, float]]:
+    """SHA-256 of a built-in generator -> domain -> ratio, from the generators' cards."""
+    places = [(ASSETS / name).with_suffix(".card.json") for name in GENERATORS.values()]
+    cards = [json.loads(place.read_text("utf-8")) for place in places if place.is_file()]
+    entries = [card["oracle"] for card in cards if "oracle" in card]
+    return {entry["sha256"]: entry["ratio"] for entry in entries}
+
+
 class Portraits(World):
     """People in fourteen domains, three of them held out. What a seed draws is a person, whose hair, glasses,
     hat, ... are the same in every domain."""
@@ -61,6 +75,11 @@ class Portraits(World):
         """Renders of the people of latents. ValueError for a label that names no domain."""
         return portraits.render(z, self.domain_of(label) or label, size)
 
+    def oracle_ratio(self, generator: str, label: str) -> float | None:
+        """What the card of a built-in generator says, as `python -m zeroshift.pretrain oracle` measured
+        it."""
+        return _oracle_ratios().get(generator, {}).get(self.domain_of(label) or "")
+
     def attributes(self, z: Latent) -> dict[str, Tensor]:
         """Attribute -> number (B, long) of the choice of every person."""
         return portraits.sample_scene(z).choice
@@ -68,6 +87,20 @@ class Portraits(World):
     def prompts(self, attribute: str, label: str) -> list[str]:
         """Sentences such as "a pencil sketch of a person with a hat"."""
         return attribute_prompts(attribute, f"a {label} of a person")
+
+    def captions(self, z: Latent, label: str) -> list[str] | None:
+        """Captions that name everything that the domain shows of a person, in words and an order that belong
+        to the latent."""
+        domain = self.domain_of(label)
+        if domain is None:
+            return None
+        scene = portraits.sample_scene(z)
+        wordings = [random.Random(sha256(one.numpy().tobytes()).digest()) for one in z.float().cpu()]
+        hidden = HIDDEN.get(domain, frozenset())
+        return [
+            full_caption(scene, row, domain, wording, hidden=hidden, name=label)
+            for row, wording in enumerate(wordings)
+        ]
 
     def open_reader(self, label: str, device: str | torch.device = "cpu") -> PortraitsReader | None:
         """The attribute reader, where it has heads for the domain that a label names."""

@@ -21,7 +21,8 @@ point group `zeroshift.worlds`:
     save_generator("photos.safetensors", generator, {"world": "negatives"})
 
 Everything else is optional, and adds to what can be measured: a judge (recognised as the target, distances
-and diversity in its features), attributes and a reader of them, a face network, an edge filter.
+and diversity in its features), attributes and a reader of them, captions, a face network, an edge filter, and
+how near to the truth its generators can come.
 """
 
 from __future__ import annotations
@@ -94,6 +95,13 @@ class World(ABC):
         domain = self.domain_of(label)
         return None if domain is None else self.truth(self.latents(seeds), domain, size)
 
+    def oracle_ratio(self, generator: str, label: str) -> float | None:
+        """Share of its source's distance to the truth that training on the truth itself leaves a generator
+        in the domain that a label names, measured as `truth.distance` is; None where nobody measured it.
+        `generator` is the SHA-256 of the source generator's file of weights. A world that knows it gets
+        `truth.way`."""
+        return None
+
     def latents(self, seeds: Sequence[int] | range) -> Latent:
         """Latents BZ that seeds draw, on the CPU: those from which a generator of this world draws."""
         return z_from_seeds(seeds, self.latent_dim)
@@ -109,6 +117,15 @@ class World(ABC):
         """One sentence per choice of an attribute, about pictures that a label names; a CLIP that judges is
         asked which of them is true."""
         return [f"a {label} with {attribute} {choice}" for choice in self.choices[attribute]]
+
+    def captions(self, z: Latent, label: str) -> list[str] | None:
+        """One true sentence for each latent BZ, about its picture in the domain that a label names, with that
+        label in it; the same whenever it is asked. None where the world has no words for it."""
+        return None
+
+    def describes(self, labels: Sequence[str]) -> bool:
+        """Whether there are captions of pictures in the domains of all labels."""
+        return all(self.captions(self.latents([0]), label) is not None for label in labels)
 
     def open_judge(self, device: str | torch.device = "cpu") -> ClipModel | None:
         """The CLIP that judges, on a device; None where the world has none. InputError where it cannot be
