@@ -186,6 +186,6 @@ def test_the_official_bundle_is_a_run_with_every_quirk_named(
         torch.equal(value, named.run.generator.state()[name])
         for name, value in bundle.generator.state().items()
     )
-    # The length by one bound is the published form and the default too; `across` belongs to another length.
+    # The length by one bound is the published form and the default too; across has no part in it.
     defaults = to_dict(QuirkConfig()) | {"length": None, "across": None}
     assert all(value != defaults[name] for name, value in to_dict(OFFICIAL_QUIRKS).items())

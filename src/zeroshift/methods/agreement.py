@@ -71,13 +71,15 @@ def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
     """For every CLIP of a run the agreement, whole and individual, of the labels' direction, the learned
     words', the captions', and of the best that one direction for all could be (`best`).
 
-    Empty where the world of the source generator does not know the target, and for diffusion models, whose
-    pictures have no latent in a world.
+    Empty where the world of the source generator does not know the target or has latents of another width,
+    and for diffusion models, whose pictures have no latent in a world.
     """
     config = run.config
     world = run.world
     domain = None if world is None else world.domain_of(config.target)
     if run.source.kind != "styles" or world is None or domain is None:
+        return []
+    if world.latent_dim != run.source.latent_dim:
         return []
     z = world.latents(SEEDS)
     w = run.source.map(z.to(run.device, run.dtype))
