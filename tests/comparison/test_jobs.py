@@ -33,7 +33,7 @@ class Tints(World):
     """A second world: plain pictures, as bright as their latent, in two colours."""
 
     name = "tints-of-jobs"
-    latent_dim = 8
+    latent_dim = tiny.generator().latent_dim
     domains = ("grey", "zombie", "sketch")
     held_out = ("sketch",)
 

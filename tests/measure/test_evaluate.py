@@ -465,7 +465,8 @@ def test_options_of_an_evaluation_have_the_defaults_of_the_benchmark() -> None:
 
 def test_the_page_about_metrics_names_every_metric_and_no_function_that_is_not_there() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    tables = re.findall(r"^\| name \| equation \|.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    rows = [line.split(" | ") for table in tables for line in table.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
     assert named - set(METRICS) == {"truth.hair"} and set(METRICS) <= named
     assert set(metrics_of(Portraits())) - set(METRICS) == {f"truth.{name}" for name in CHOICES}

@@ -56,6 +56,18 @@ def test_to_point_is_the_mean_square_distance_to_the_point_over_its_own() -> Non
         assert close(losses.to_point(source, target, directions, 0.8), total / 4)
 
 
+@pytest.mark.parametrize("across", [0.0, 0.25, 3.0])
+def test_what_goes_astray_of_the_direction_has_a_weight_of_its_own(across: float) -> None:
+    source, target, text = units(4, 21), units(4, 22), units(4, 23)
+    total = 0.0
+    for i in range(4):
+        aim, moved = text[i].tolist(), (target[i] - source[i]).tolist()
+        along = sum(m * d for m, d in zip(moved, aim, strict=True))
+        astray = sum((m - along * d) ** 2 for m, d in zip(moved, aim, strict=True))
+        total += ((0.8 - along) ** 2 + across * astray) / 0.8**2
+    assert close(losses.to_point(source, target, text, 0.8, across), total / 4)
+
+
 def test_to_point_is_one_at_the_start_zero_at_the_point_and_one_at_twice_the_way() -> None:
     source, text = units(3, 24), units(3, 25)
     at = [float(losses.to_point(source, source + way * text, text, 0.7)) for way in (0.0, 0.35, 0.7, 1.4)]

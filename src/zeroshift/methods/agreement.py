@@ -76,7 +76,8 @@ def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
     """
     config = run.config
     world = run.world
-    if run.source.kind != "styles" or world is None or world.domain_of(config.target) is None:
+    domain = None if world is None else world.domain_of(config.target)
+    if run.source.kind != "styles" or world is None or domain is None:
         return []
     if world.latent_dim != run.source.latent_dim:
         return []
@@ -86,7 +87,7 @@ def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
     learned = run.mapper(w) if run.mapper is not None else [None] * len(run.clips)
     rows = []
     for clip, words in zip(run.clips, learned, strict=True):
-        true = true_directions(clip, world, z, pictures, config.target)
+        true = true_directions(clip, world, z, pictures, domain)
         found: dict[str, Tensor | None] = {
             "label": clip.label_direction,
             "words": None if words is None else clip.text_direction(words),
