@@ -21,6 +21,7 @@ from torch import Tensor
 
 from zeroshift.config.schema import configure
 from zeroshift.files.checkpoints import load_generator_file
+from zeroshift.methods import losses
 from zeroshift.methods.adapt import open_run
 from zeroshift.methods.agreement import seen
 from zeroshift.methods.backend import Given
@@ -34,12 +35,15 @@ SEEDS = range(2000, 2256)
 PART = 32
 
 
-def losses(clip: ClipObjective, source: Tensor, target: Tensor, text_direction: Tensor) -> Tensor:
+def losses_of(clip: ClipObjective, source: Tensor, target: Tensor, text_direction: Tensor) -> Tensor:
     """Directional loss of every picture, by the form that the run followed; unit features BE."""
-    if clip.config.quirks.length == "point":
-        missed = target - source - clip.length * text_direction
-        return missed.square().sum(dim=1) / clip.length**2
-    return 1 - (image_direction(source, target, clip.floor) * text_direction).sum(dim=1)
+    quirks = clip.config.quirks
+    rows = zip(source.split(1), target.split(1), text_direction.expand_as(source).split(1), strict=True)
+    if quirks.length == "point":
+        found = [losses.to_point(*row, clip.length, quirks.across) for row in rows]
+    else:
+        found = [losses.directional(image_direction(s, t, clip.floor), d) for s, t, d in rows]
+    return torch.stack(found)
 
 
 @torch.no_grad()
@@ -67,7 +71,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
         source, made, truth = (seen(clip, each) for each in pictures)
         text_direction = clip.text_direction(words)
         at = {
-            name: losses(clip, source, each, text_direction)
+            name: losses_of(clip, source, each, text_direction)
             for name, each in (("source", source), ("adapted", made), ("truth", truth))
         }
         share = float((at["truth"] < at["adapted"]).float().mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -105,5 +106,5 @@ def test_the_command_line_joins_several_words_into_one_target() -> None:
 
 
 def test_targets_of_a_comparison_have_canonical_texts() -> None:
-    given = parse(["compare", "--targets", "neon:3+zombie:1", "zombie"])
-    assert given.config.targets == ("neon:3 + zombie:1", "zombie")  # pyright: ignore[reportAttributeAccessIssue]
+    given: Any = parse(["compare", "--targets", "neon:3+zombie:1", "zombie"])
+    assert given.config.targets == ("neon:3 + zombie:1", "zombie")

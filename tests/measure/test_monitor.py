@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import signal
 import warnings
 from itertools import combinations
 from pathlib import Path
@@ -135,23 +134,15 @@ def test_a_watched_run_has_the_weights_of_one_that_is_not_watched(whole: AdaptRu
     ]
 
 
-class Stop:
-    """Hook that ends the run at one step of stage 2, by an error or by signal 9."""
-
-    def __init__(self, step: int, kill: bool = False) -> None:
-        self.step, self.kill = step, kill
-
-    def __call__(self, event: Look) -> None:
-        if (event["stage"], event["step"]) == (2, self.step):
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise ZeroDivisionError
-
-
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_stopped_run_looks_once_at_every_step(whole: AdaptRun, tmp_path: Path, step: int) -> None:
     with pytest.raises(ZeroDivisionError):
-        tiny.run(tmp_path / "run", hook=Stop(step), monitor=WATCH, run={"checkpoint_every": 3})
+        tiny.run(
+            tmp_path / "run",
+            hook=tiny.Stop((2, step), ZeroDivisionError()),
+            monitor=WATCH,
+            run={"checkpoint_every": 3},
+        )
     resumed = tiny.run(tmp_path / "run", monitor=WATCH, run={"checkpoint_every": 3})
     assert plain(resumed.folder) == plain(whole.folder)
     assert same(resumed.generator, whole.generator)
@@ -207,7 +198,7 @@ def test_a_killed_run_that_stops_early_decides_the_same(tmp_path: Path) -> None:
     for kill in (looks[-1]["step"] - 1, looks[-1]["step"]):
         child = os.fork()
         if child == 0:
-            tiny.run(tmp_path / f"{kill}", hook=Stop(kill, kill=True), **options)
+            tiny.run(tmp_path / f"{kill}", hook=tiny.Stop((2, kill), None), **options)
             os._exit(3)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         resumed = tiny.run(tmp_path / f"{kill}", **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,20 +47,6 @@ def moved(before: Any, after: Any) -> set[str]:
 def lines(run: AdaptRun) -> list[Event]:
     """The log without the times, which differ from run to run."""
     return [{key: value for key, value in line.items() if key != "seconds"} for line in run.folder.metrics()]
-
-
-class Stop:
-    """Hook that ends the run in its own way at one step."""
-
-    def __init__(self, at: tuple[int, int], error: BaseException | None) -> None:
-        self.at, self.error = at, error
-
-    def __call__(self, event: Event) -> None:
-        if (event["stage"], event["step"]) == self.at:
-            if self.error is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            else:
-                raise self.error
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +96,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     for at in stops:
         with pytest.raises(ZeroDivisionError):
-            tiny.run(tmp_path / "run", hook=Stop(at, ZeroDivisionError()), train={"adaptive": {"every": 3}})
+            tiny.run(
+                tmp_path / "run", hook=tiny.Stop(at, ZeroDivisionError()), train={"adaptive": {"every": 3}}
+            )
         assert RunFolder.load(tmp_path / "run").status.state == "failed"
     resumed = tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}})
     assert (
@@ -124,7 +111,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 
 def test_a_run_begun_by_an_earlier_version_goes_on(whole: AdaptRun, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        tiny.run(tmp_path / "run", hook=Stop((2, 3), ZeroDivisionError()), train={"adaptive": {"every": 3}})
+        tiny.run(
+            tmp_path / "run", hook=tiny.Stop((2, 3), ZeroDivisionError()), train={"adaptive": {"every": 3}}
+        )
     file = tmp_path / "run" / "config.json"
     tree = json.loads(file.read_text())
     train = tree["config"]["train"]
@@ -142,7 +131,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     child = os.fork()
     if child == 0:  # ends by its own SIGKILL, without any clean-up
-        tiny.run(tmp_path / "run", hook=Stop(at, None), train={"adaptive": {"every": 3}})
+        tiny.run(tmp_path / "run", hook=tiny.Stop(at, None), train={"adaptive": {"every": 3}})
         os._exit(3)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and RunFolder.load(tmp_path / "run").status.state == "running"
@@ -153,7 +142,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(whole: AdaptRun, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match=r"stopped in stage 2 after step 3; the same command goes on"):
-        tiny.run(tmp_path / "run", hook=Stop((2, 3), KeyboardInterrupt()), train={"adaptive": {"every": 3}})
+        tiny.run(
+            tmp_path / "run", hook=tiny.Stop((2, 3), KeyboardInterrupt()), train={"adaptive": {"every": 3}}
+        )
     assert RunFolder.load(tmp_path / "run").status.state == "stopped"
     assert same(tiny.run(tmp_path / "run", train={"adaptive": {"every": 3}}).generator, whole.generator)
 
@@ -328,11 +319,11 @@ def test_out_of_memory_names_the_batch_to_try(tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match=r"out of memory in stage 1 at step 2 with mapper.batch 4; try mapper.batch 2"
     ):
-        tiny.run(tmp_path / "a", hook=Stop((1, 1), torch.OutOfMemoryError("CUDA out of memory")))
+        tiny.run(tmp_path / "a", hook=tiny.Stop((1, 1), torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(RunError, match=r"with train.batch 2; try train.adaptive.batch 4, or train.batch 1"):
         tiny.run(
             tmp_path / "b",
-            hook=Stop((2, 1), RuntimeError("can't allocate memory")),
+            hook=tiny.Stop((2, 1), RuntimeError("can't allocate memory")),
             train={"adaptive": {"batch": 8}},
         )
 
@@ -414,7 +405,7 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> Non
 
 def test_a_plan_knows_where_a_stopped_run_would_go_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        tiny.run(tmp_path / "run", hook=Stop((2, 3), ZeroDivisionError()))
+        tiny.run(tmp_path / "run", hook=tiny.Stop((2, 3), ZeroDivisionError()))
     assert plan(tiny.config(tmp_path / "run"), state=tiny.given()).resumes_at == (2, 2)
 
 
@@ -511,7 +502,7 @@ def test_a_stopped_run_that_shows_pictures_again_goes_on_as_if_nothing_had_happe
     mapper = {"pictures": 9, "steps": 7}
     whole = tiny.run(tmp_path / "whole", mapper=mapper)
     with pytest.raises(ZeroDivisionError):
-        tiny.run(tmp_path / "run", hook=Stop((1, 5), ZeroDivisionError()), mapper=mapper)
+        tiny.run(tmp_path / "run", hook=tiny.Stop((1, 5), ZeroDivisionError()), mapper=mapper)
     assert same(tiny.run(tmp_path / "run", mapper=mapper).mapper, whole.mapper)
     with pytest.raises(InputError, match="mapper.pictures is 3"):
         tiny.config(tmp_path / "x", mapper={"pictures": 3})

@@ -196,17 +196,6 @@ def test_a_diffusion_models_own_path_does_not_notice_the_anchors_pictures(tmp_pa
     assert all("anchor" in line for line in runs[0].folder.metrics()[3:])
 
 
-class Stop:
-    """A person who presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, event: Event) -> None:
-        if event["step"] == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(("step", "kind"), [(4, "weights"), (7, "weights"), (7, "lowrank")])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, step: int, kind: str) -> None:
     # Checkpoints behind steps 2, 4, 6: before the first anchor, at it, and between two.
@@ -214,7 +203,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, step: int, ki
     whole = adapt(config(tmp_path / "whole", train=train), state=tiny.given())
     parted = config(tmp_path / "parted", train=train)
     with pytest.raises(KeyboardInterrupt):
-        adapt(parted, state=tiny.given(), hook=Stop(step))
+        adapt(parted, state=tiny.given(), hook=tiny.Stop((2, step), KeyboardInterrupt()))
     again = adapt(parted, state=tiny.given())
     assert again.steps_done == 8 - step // 2 * 2 + (2 if step % 2 == 0 else 0)
     torch.testing.assert_close(again.generator.state(), whole.generator.state(), rtol=0, atol=0)

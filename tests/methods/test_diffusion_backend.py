@@ -60,17 +60,6 @@ def logged(run: AdaptRun) -> list[Event]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-class Stop:
-    """Hook that breaks a run at one step."""
-
-    def __init__(self, stage: int, step: int) -> None:
-        self.at = (stage, step)
-
-    def __call__(self, event: Event) -> None:
-        if (event["stage"], event["step"]) == self.at:
-            raise ZeroDivisionError
-
-
 @pytest.mark.parametrize(("method", "mode"), [("ipl", "through"), ("diffusionclip", "per-step")])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(method: str, mode: str, tmp_path: Path) -> None:
     tuning = {"mode": mode}
@@ -79,7 +68,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(method: str, mode: str
     for stage, step in ((1, 3), (2, 3), (2, 5)):
         if stage == 2 or method != "diffusionclip":
             with pytest.raises(ZeroDivisionError):
-                run(tmp_path / "run", method, Stop(stage, step), diffusion=tuning)
+                run(tmp_path / "run", method, tiny.Stop((stage, step), ZeroDivisionError()), diffusion=tuning)
     again = run(tmp_path / "run", method, diffusion=tuning)
     assert same(again.generator, whole.generator) and logged(again) == logged(whole)
     assert not same(whole.generator, tiny.diffusion()) and same(whole.source, tiny.diffusion())

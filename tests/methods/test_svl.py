@@ -221,20 +221,9 @@ def test_it_moves_diffusion_models_and_resumes_in_both_modes(tmp_path: Path, mod
 
     whole = adapt(make("whole"), state=tiny.given_diffusion())
     with pytest.raises(KeyboardInterrupt):
-        adapt(make("parted"), state=tiny.given_diffusion(), hook=Stop(2, 5))
+        adapt(make("parted"), state=tiny.given_diffusion(), hook=tiny.Stop((2, 5), KeyboardInterrupt()))
     again = adapt(make("parted"), state=tiny.given_diffusion())
     torch.testing.assert_close(again.generator.state(), whole.generator.state(), rtol=0, atol=0)
-
-
-class Stop:
-    """A person who presses Ctrl-C after a step of a stage."""
-
-    def __init__(self, stage: int, step: int) -> None:
-        self.place = (stage, step)
-
-    def __call__(self, event: Event) -> None:
-        if (event["stage"], event["step"]) == self.place:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("place", "kind"), [((1, 5), "weights"), ((2, 3), "weights"), ((2, 3), "lowrank")])
@@ -243,7 +232,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, place: tuple[
     whole = adapt(config(tmp_path / "whole", train=train), state=tiny.given())
     parted = config(tmp_path / "parted", train=train)
     with pytest.raises(KeyboardInterrupt):
-        adapt(parted, state=tiny.given(), hook=Stop(*place))
+        adapt(parted, state=tiny.given(), hook=tiny.Stop(place, KeyboardInterrupt()))
     again = adapt(parted, state=tiny.given())
     assert again.steps_done < whole.steps_done == 11
     torch.testing.assert_close(again.generator.state(), whole.generator.state(), rtol=0, atol=0)

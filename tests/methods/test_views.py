@@ -285,17 +285,6 @@ def test_views_count_in_the_estimate_of_memory_and_are_what_to_lower(tmp_path: P
     assert run.backend.memory_tip(2) == "try train.views.count 1"
 
 
-class Stop:
-    """Hook that breaks a run at one step."""
-
-    def __init__(self, stage: int, step: int) -> None:
-        self.at = (stage, step)
-
-    def __call__(self, event: Event) -> None:
-        if (event["stage"], event["step"]) == self.at:
-            raise ZeroDivisionError
-
-
 def carried_out(kind: str, out: Path, hook: Any = None) -> AdaptRun:
     if kind == "styles":
         return tiny.run(out, hook=hook, mapper={"pictures": 8}, train={"views": {"count": 2}})
@@ -308,7 +297,7 @@ def test_a_resumed_run_with_views_equals_an_uninterrupted_one(kind: str, tmp_pat
     whole = carried_out(kind, tmp_path / "whole")
     for stage, step in ((1, 3), (2, 3)):
         with pytest.raises(ZeroDivisionError):
-            carried_out(kind, tmp_path / "run", Stop(stage, step))
+            carried_out(kind, tmp_path / "run", tiny.Stop((stage, step), ZeroDivisionError()))
     again = carried_out(kind, tmp_path / "run")
     states: list[Any] = [run.generator.state_dict() for run in (whole, again)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -117,7 +117,8 @@ def test_domain_modulation_scales_every_style_before_demodulation() -> None:
 
     slow = source.clone()
     for name, d in change.items():
-        slow.get_submodule(name).modulation.register_forward_hook(scale(d.detach()))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]  # a convolution's own layer
+        convolution: Any = slow.get_submodule(name)
+        convolution.modulation.register_forward_hook(scale(d.detach()))
     z = codes().double()
     torch.testing.assert_close(target(z), slow(z), rtol=1e-12, atol=1e-12)
     made = folded(target, source)

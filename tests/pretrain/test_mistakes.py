@@ -72,7 +72,7 @@ class Trained:
     data: Path
     work: Path
     last: Path
-    world: mistakes.World
+    world: mistakes.Known
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def trained(small: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     data, work = (tmp_path_factory.mktemp(name) for name in ("data", "work"))
     for index in range(8):
         dataset.make_shard(data, index, with_domains=True, people=6)
-    return Trained(data, work, mistakes.train(data, work), mistakes._world(data))
+    return Trained(data, work, mistakes.train(data, work), mistakes._known(data))
 
 
 def record_of(folder: Path, domain: str) -> dict[str, Any]:

@@ -79,7 +79,10 @@ def ipl_paper(target: str) -> AdaptConfig:
 
 
 def portraits_ddpm(target: str) -> AdaptConfig:
-    """For the built-in diffusion model of photos and the CLIPs of that world: minutes on two CPU cores."""
+    """For the built-in diffusion model of photos and the CLIPs of that world: minutes on two CPU cores.
+
+    A point has no logarithm, so `diffusionclip` and `nada` are the same here.
+    """
     return AdaptConfig(
         target=target,
         generator="portraits-ddpm",

@@ -72,6 +72,12 @@ def _places(options: ViewsConfig, draw: torch.Generator) -> Tensor:
     x, y = options.strength * options.shift * across, options.strength * options.shift * down
     turn = options.strength * options.turn * angle
     mirrored = uniform_K5[:, 4] < options.flip * min(1.0, options.strength)
+    return places(zoom, turn, x, y, mirrored)
+
+
+def places(zoom: Tensor, turn: Tensor, x: Tensor, y: Tensor, mirrored: Tensor) -> Tensor:
+    """Matrices N,2,3 from places of a view to places of its picture, in half sides, of N zooms, turns in
+    radians, shifts x and y, and whether left and right are exchanged."""
     side = torch.where(mirrored, -1.0, 1.0)
     rows = [
         torch.stack([zoom * turn.cos() * side, -zoom * turn.sin(), x], dim=-1),

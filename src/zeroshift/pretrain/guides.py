@@ -5,7 +5,8 @@ person at the start (photo), in truth, and in some picture on the way, beside it
 misses, distortions, pictures moved along the guide's own gradient, and, in `mistakes`, what adaptation under
 the guides really made. Each is labelled by the truth: soft names of domains by how near it lies, and by its
 progress, 1 - distance to the truth over the start's, which the step along the person's own captions has to
-equal. No loss ties the directions of pictures to those of labels.
+equal. Progress is told along the labels too, as a share of what the true picture reaches there; no loss asks
+the direction of a picture to be that of the labels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroshift.clip.model import ClipModel
+from zeroshift.methods import views
 from zeroshift.portraits import captions
 from zeroshift.portraits.scene import CHOICES, Scene, sample_scene
 from zeroshift.portraits.shading import DOMAINS
@@ -59,8 +61,6 @@ class Examples:
     @staticmethod
     def joined(parts: list[Examples]) -> Examples:
         """All examples of several."""
-        if len(parts) == 1:
-            return parts[0]
         names = ("start", "way", "truth", "domain", "labels", "readable", "pure")
         tensors = {name: torch.cat([getattr(each, name) for each in parts]) for name in names}
         choice = {a: torch.cat([each.scene.choice[a] for each in parts]) for a in parts[0].scene.choice}
@@ -109,7 +109,8 @@ def soft_labels(way: Tensor, truth: Tensor, start: Tensor, domain: Tensor, base:
 
 def near_misses(base: Tensor, truth: Tensor, share: Tensor, kind: Tensor, draw: torch.Generator) -> Tensor:
     """True pictures with something of the base left, the less the larger `share` (n,): by kind (n,) its
-    colours, light, coarse shapes, fine structure, whole patches, or a coarse or fine grain over all."""
+    colours, light, coarse shapes, fine structure, whole patches, a fine or coarse grain over all, or a
+    blur."""
 
     def tone(x: Tensor) -> Tensor:
         return (x * LUMA).sum(1, keepdim=True)
@@ -124,7 +125,6 @@ def near_misses(base: Tensor, truth: Tensor, share: Tensor, kind: Tensor, draw: 
     grain = torch.randn(n, 3, SIZE, SIZE, generator=draw)
     blots = F.interpolate(torch.randn(n, 3, 16, 16, generator=draw), size=SIZE, mode="bilinear")
     between = base - truth
-    smooth = F.avg_pool2d(F.pad(truth, (1, 1, 1, 1), mode="replicate"), 3, 1)
     changes = (
         between - tone(between),
         tone(between).expand_as(base),
@@ -133,7 +133,7 @@ def near_misses(base: Tensor, truth: Tensor, share: Tensor, kind: Tensor, draw: 
         patches * between / left.clamp_min(1e-3),
         0.5 * grain,
         0.8 * blots,
-        smooth - truth,
+        -detail(truth),
     )
     assert len(changes) == MISSES
     picked = torch.stack(changes)[kind, torch.arange(n)]
@@ -174,14 +174,10 @@ def seen_askew(examples: Examples, draw: torch.Generator) -> Examples:
     straight = rand() < 0.5
     zoom, turn = zoom.where(~straight, torch.ones(())), turn.where(~straight, torch.zeros(()))
     shift, mirror = shift.where(~straight[:, None], torch.zeros(())), mirror & ~straight
-    flip = 1 - 2 * mirror.float()
-    cosine, sine = zoom * turn.cos(), zoom * turn.sin()
-    theta = torch.stack([cosine * flip, -sine, shift[:, 0], sine * flip, cosine, shift[:, 1]], 1)
-    grid = F.affine_grid(theta.view(n, 2, 3), [n, 3, SIZE, SIZE], align_corners=False)
+    look = views.Views(views.places(zoom, turn, shift[:, 0], shift[:, 1], mirror)[None], None)
 
     def seen(pictures: Tensor) -> Tensor:
-        turned = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-        return pictures.where(straight[:, None, None, None], turned)
+        return pictures.where(straight[:, None, None, None], views.seen(pictures, look))
 
     return replace(
         examples,
@@ -397,7 +393,7 @@ def step_loss(seen: Seen, examples: Examples) -> Tensor:
 
 def label_loss(seen: Seen, examples: Examples) -> Tensor:
     """The same for the step from the photo's label to the domain's, with the pictures given: labels learn
-    where a domain lies on average and how far it is, and no picture learns from them."""
+    where a domain lies on average and how far it is, and no picture learns from this."""
     moved = (seen.way - seen.start).detach()
     told = seen.texts.named[examples.domain] - seen.texts.named[:1]
     lengths = moved.norm(dim=1) * told.norm(dim=1)

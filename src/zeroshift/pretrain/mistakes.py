@@ -93,7 +93,7 @@ def adaptation(number: int, domain: str, out: Path) -> AdaptConfig:
 
 
 @dataclass(frozen=True)
-class World:
+class Known:
     """People of the training shards as the generator makes them."""
 
     people: dataset.People
@@ -102,12 +102,12 @@ class World:
 
     @staticmethod
     @torch.no_grad()
-    def load(data: Path) -> World:
+    def load(data: Path) -> Known:
         """The people of the leading shards."""
         people = dataset.load(data, 8, 8)
         generator: Any = load_generator("portraits", torch.device("cpu"))[0]
         parts = people.z[: ROUNDS.pool].split(32)
-        return World(people, torch.cat([drawn(generator, generator, part) for part in parts]))
+        return Known(people, torch.cat([drawn(generator, generator, part) for part in parts]))
 
     def truth(self, rows: Tensor, domain: int | Tensor) -> Picture:
         """True pictures of people in domains, numbered as in DOMAINS."""
@@ -121,18 +121,25 @@ def drawn(source: Any, generator: Any, z: Tensor) -> Picture:
 
 
 @torch.no_grad()
+def label_step(clip: ClipModel, domain: str) -> Tensor:
+    """The step (E,) from the mean template feature of the photo's label to that of a domain's."""
+    source, target = (template_features(clip, each).mean(dim=0) for each in ("photo", domain))
+    return target - source
+
+
+@torch.no_grad()
 def above(clip: ClipModel, domain: str, source: Picture, made: Picture, truth: Picture) -> float:
     """The share of people whose true picture a guide scores above the adapted one: by the step along the
-    labels' direction over the larger of its length and that of the labels, as the directional loss does."""
-    means = [template_features(clip, each).mean(dim=0) for each in ("photo", domain)]
-    apart = means[1] - means[0]
+    labels' direction over the larger of its length and that of the labels. It is no measure of the loss that
+    a run followed, see benchmarks/guides.py."""
+    apart = label_step(clip, domain)
     floor = clip.length_scale * float(apart.norm())
     seen = [clip.encode_image(each) for each in (source, made, truth)]
     scores = [(image_direction(seen[0], each, floor) * normalize(apart)).sum(dim=1) for each in seen[1:]]
     return float((scores[1] > scores[0]).float().mean())
 
 
-def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, Any]:
+def collect(folder: Path, known: Known, number: int, domain: str) -> dict[str, Any]:
     """Adapts towards a domain under the guides of a round, keeps pictures from along the way, and tells how
     it went."""
     done = folder / f"{domain}.json"
@@ -151,7 +158,7 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
 
         def keep(generator: Any) -> None:
             people = rows[len(found)]
-            pictures = drawn(run.source, generator, world.people.z[people])
+            pictures = drawn(run.source, generator, known.people.z[people])
             found.append((((pictures + 1) * 127.5).round().byte(), people))
 
         def hook(event: dict[str, Any]) -> None:
@@ -163,8 +170,8 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
             ipl.train(run)
         keep(run.average)
         others = torch.cat(rows[-4:])
-        made = torch.cat([drawn(run.source, run.average, z) for z in world.people.z[others].split(32)])
-    truth, start = world.truth(others, place), world.starts[others]
+        made = torch.cat([drawn(run.source, run.average, z) for z in known.people.z[others].split(32)])
+    truth, start = known.truth(others, place), known.starts[others]
     save_atomically(run.target.state_dict(), folder / f"{domain}.target.pt")
     record = {
         "round": number,
@@ -190,32 +197,31 @@ def collect(folder: Path, world: World, number: int, domain: str) -> dict[str, A
 
 
 @torch.no_grad()
-def calibrate(clip: ClipModel, world: World) -> None:
+def calibrate(clip: ClipModel, known: Known) -> None:
     """Sets the length scale of a CLIP: how far its features of true pictures lie from those of the photos,
     over the distance of the labels; the mean of the domains that are not held out, of 48 people."""
     rows = torch.arange(48)
-    photo = normalize(clip.encode_image(dataset.to_float(world.people.photo[rows])))
+    photo = normalize(clip.encode_image(dataset.to_float(known.people.photo[rows])))
     ratios = []
     for domain in TUNING:
-        truth = normalize(clip.encode_image(world.truth(rows, DOMAINS.index(domain))))
-        means = [template_features(clip, each).mean(dim=0) for each in ("photo", domain)]
-        ratios.append(float((truth - photo).norm(dim=1).mean() / (means[1] - means[0]).norm()))
+        truth = normalize(clip.encode_image(known.truth(rows, DOMAINS.index(domain))))
+        ratios.append(float((truth - photo).norm(dim=1).mean() / label_step(clip, domain).norm()))
     clip.length_scale = sum(ratios) / len(ratios)
 
 
-def examples(world: World, pool: dict[str, Tensor], n: int, draw: torch.Generator) -> Examples:
+def examples(known: Known, pool: dict[str, Tensor], n: int, draw: torch.Generator) -> Examples:
     """Mistakes as examples: starts are the generator's own pictures, labels come from the truth."""
     picked = torch.randint(len(pool["way"]), (n,), generator=draw)
     rows, domain = pool["rows"][picked], pool["domain"][picked]
     way = dataset.to_float(pool["way"][picked])
-    start, truth = world.starts[rows], world.truth(rows, domain)
+    start, truth = known.starts[rows], known.truth(rows, domain)
     none = torch.zeros(n)
     return Examples(
         start,
         way,
         truth,
         domain,
-        sample_scene(world.people.z[rows]),
+        sample_scene(known.people.z[rows]),
         guides.soft_labels(way, truth, start, domain, torch.zeros_like(domain)),
         readable=none,
         pure=none,
@@ -234,7 +240,7 @@ def mistakes_until(work: Path, number: int) -> dict[str, Tensor]:
     return pool | {"domain": torch.cat([torch.full_like(part["rows"], place) for part, place in parts])}
 
 
-def tune(name: str, guide: Guide, world: World, work: Path, number: int) -> float:
+def tune(name: str, guide: Guide, known: Known, work: Path, number: int) -> float:
     """One round of tuning of a guide, on renders and on the mistakes of all rounds so far; the seconds
     spent."""
     began = time.monotonic()
@@ -246,8 +252,8 @@ def tune(name: str, guide: Guide, world: World, work: Path, number: int) -> floa
         draw = torch.Generator().manual_seed(seed * 9973 + key)
         batch = Examples.joined(
             [
-                guides.draw_examples(world.people, ROUNDS.fresh, seed, key, hard=True),
-                examples(world, pool, ROUNDS.made, draw),
+                guides.draw_examples(known.people, ROUNDS.fresh, seed, key, hard=True),
+                examples(known, pool, ROUNDS.made, draw),
             ]
         )
         # The last two rounds end at a tenth of the rate.
@@ -267,14 +273,14 @@ def _begin() -> None:
     torch.set_num_threads(1)
 
 
-_WORLDS: dict[Path, World] = {}
+_KNOWN: dict[Path, Known] = {}
 
 
-def _world(data: Path) -> World:
+def _known(data: Path) -> Known:
     """The people, loaded once per process."""
-    if data not in _WORLDS:
-        _WORLDS[data] = World.load(data)
-    return _WORLDS[data]
+    if data not in _KNOWN:
+        _KNOWN[data] = Known.load(data)
+    return _KNOWN[data]
 
 
 def _base(name: str, data: Path, work: Path) -> None:
@@ -282,14 +288,14 @@ def _base(name: str, data: Path, work: Path) -> None:
     if (work / "mistakes" / "00" / f"{name}.pt").exists():
         return
     guide, seconds = guides.train(name, data, work)
-    _lay_down(name, guide, _world(data), work / "mistakes" / "00", seconds)
+    _lay_down(name, guide, _known(data), work / "mistakes" / "00", seconds)
 
 
-def _lay_down(name: str, guide: Guide, world: World, folder: Path, seconds: float) -> None:
+def _lay_down(name: str, guide: Guide, known: Known, folder: Path, seconds: float) -> None:
     """Writes a guide as its CLIP, calibrated, and as what training goes on from, which is written last."""
     clip = guide.finished()
     clip.name = f"portraits-{name}"
-    calibrate(clip, world)
+    calibrate(clip, known)
     save_clip(clip, folder / name)
     state = {"student": guide.student.state_dict(), "optimizer": guide.optimizer.state_dict()}
     state |= {"reach": guide.reach}
@@ -298,7 +304,7 @@ def _lay_down(name: str, guide: Guide, world: World, folder: Path, seconds: floa
 
 def _collect(domain: str, data: Path, work: Path, number: int) -> dict[str, Any]:
     folder = work / "mistakes" / f"{number:02d}"
-    return collect(folder, _world(data), number, domain)
+    return collect(folder, _known(data), number, domain)
 
 
 def _tune(name: str, data: Path, work: Path, number: int) -> None:
@@ -308,9 +314,9 @@ def _tune(name: str, data: Path, work: Path, number: int) -> None:
         return
     guide = Guide(guides.RECIPES[name])
     seconds = guide.restore(rounds / f"{number:02d}" / f"{name}.pt")
-    world = _world(data)
-    seconds += tune(name, guide, world, rounds, number)
-    _lay_down(name, guide, world, after, seconds)
+    known = _known(data)
+    seconds += tune(name, guide, known, rounds, number)
+    _lay_down(name, guide, known, after, seconds)
 
 
 def train(data: Path, work: Path, jobs: int = 2) -> Path:
