@@ -40,6 +40,7 @@ _PORTRAIT_WORDS = MapperConfig(
     prompt_init="tokens",
     lambda_domain=0.1,
     mean="label",
+    individual=0.5,
 )
 """Words that tell the built-in people apart, about the direction of the labels (ADR 0017)."""
 

@@ -25,6 +25,16 @@ else:
     MethodName = Literal[tuple(METHODS)]
 
 
+@_config(section="mapper.network")
+class MapperNetworkConfig:
+    """The mapper: layers of one width."""
+
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the mapper's hidden layers; 0 takes the style width."""
+    depth: Annotated[int, Field(ge=1)] = 4
+    """Layers of the mapper."""
+
+
 @_config(section="mapper")
 class MapperConfig:
     """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the
@@ -57,10 +67,11 @@ class MapperConfig:
     """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the
     labels, about which the words then only tell the pictures apart. Words drift in ways that have nothing to
     do with the target."""
-    hidden: Annotated[int, Field(ge=0)] = 0
-    """Width of the mapper's hidden layers; 0 takes the style width."""
-    depth: Annotated[int, Field(ge=1)] = 4
-    """Layers of the mapper."""
+    individual: Annotated[float, Field(ge=0)] = 1.0
+    """Mean `label`: share of what is a picture's own in the direction of its words. Not all of it is about
+    the domain; 0 leaves NADA's one direction."""
+    network: MapperNetworkConfig = MapperNetworkConfig()
+    """Size of the mapper."""
 
 
 @_config(section="train.monitor")
@@ -446,6 +457,8 @@ def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
 
 MOVED: dict[OptionPath, OptionPath] = {
     ("out",): ("run", "out"),
+    ("mapper", "hidden"): ("mapper", "network", "hidden"),
+    ("mapper", "depth"): ("mapper", "network", "depth"),
     ("train", "top_k"): ("train", "adaptive", "top_k"),
     ("train", "select_every"): ("train", "adaptive", "every"),
     ("train", "select_batch"): ("train", "adaptive", "batch"),

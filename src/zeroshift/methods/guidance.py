@@ -148,7 +148,8 @@ class ClipObjective:
         )
         if self.words_mean is None:
             return found_BE
-        return directions.recentred(found_BE, self.words_mean, self.label_direction)
+        individual = self.config.mapper.individual
+        return directions.recentred(found_BE, self.words_mean, self.label_direction, individual)
 
     def about_label(self, words: Words) -> ClipObjective:
         """The same objective with directions that lie about the labels': `words` are those of many pictures,
@@ -211,7 +212,7 @@ def clip_objective(
         label_direction=of_parts(lambda text: text_direction(clip, config.source, text)),
         target_feature=sentence_feature("{}"),
         target_sentence_feature=sentence_feature("a {}"),
-        length=clip.length_scale * apart,
+        length=clip.lengths.of(apart),
         part_directions=of_parts(lambda text: _part_directions(clip, config.source, text))
         if config.losses.patch
         else None,

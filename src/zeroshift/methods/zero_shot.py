@@ -196,8 +196,8 @@ class ZeroShotRun:
                 start=options.prompt_init,
                 shared=self.shares_words,
                 words=options.words,
-                hidden=options.hidden or None,
-                depth=options.depth,
+                hidden=options.network.hidden or None,
+                depth=options.network.depth,
                 seed=rng("mapper", self.config.run.seed, number).initial_seed(),
             ).heads[0]
             for number, clip in enumerate(self.clips)
