@@ -17,6 +17,7 @@ from zeroshift import __version__
 from zeroshift.config.schema import placeless
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import export_pt, load_generator_file, save_generator, with_styles
+from zeroshift.files.deltas import load_delta, save_delta
 from zeroshift.files.hub import (
     Reference,
     endpoint,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 WEIGHTS = "generator.safetensors"
 OTHER_WEIGHTS = "generator.pt"
+SMALL_WEIGHTS = "delta.safetensors"
 PICTURE = "before_after.png"
 CONFIG = "config.json"
 
@@ -123,6 +125,10 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     if rosinality:
         export_pt(place / OTHER_WEIGHTS, with_styles(generator, str(run.path), "the layout rosinality"))
         names.append(OTHER_WEIGHTS)
+    if run.delta_file().is_file():
+        delta = load_delta(run.delta_file())
+        save_delta(place / SMALL_WEIGHTS, delta.kind, delta.tensors, delta.metadata | told)
+        names.append(SMALL_WEIGHTS)
     if (run.path / PICTURE).is_file():
         write_bytes(place / PICTURE, (run.path / PICTURE).read_bytes())
         names.append(PICTURE)
@@ -155,6 +161,7 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
         truncation=f"{1.0 if world else config.run.truncation:g}",
         repository=repository,
         rosinality=OTHER_WEIGHTS in names,
+        small=SMALL_WEIGHTS in names,
         styles=styles,
         built_in=is_built_in(origin["name"]),
         source_name=plain(public_name(origin["name"])),
