@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from zeroshift.config.few_shot import ShotsConfig
 from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
 
@@ -89,6 +90,8 @@ class AdversarialConfig:
 class OwnConfig:
     """What only some methods need."""
 
+    shots: ShotsConfig = ShotsConfig()
+    """Pictures of the target, beside its words or in place of them."""
     adversarial: AdversarialConfig = AdversarialConfig()
     """Methods that learn from pictures: training against a discriminator."""
     air: AirConfig = AirConfig()

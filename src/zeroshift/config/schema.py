@@ -329,7 +329,8 @@ class AdaptConfig:
     direction by the published training procedure for diffusion models. `air`: NADA's direction, and from half
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
-    have them."""
+    have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
+    `freezed`: the same, with the discriminator's blocks near the picture frozen."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
