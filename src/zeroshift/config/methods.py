@@ -48,6 +48,9 @@ class Method:
     """File of `methods/` that carries it out: `open_run` and `train`."""
     recipe: str
     """Recipe that supplies the defaults where the generator has no home recipe: the published settings."""
+    adversarial: bool = False
+    """Whether it learns from pictures against a discriminator: it needs pictures, and neither words nor
+    CLIPs."""
 
     @property
     def learns_words(self) -> bool:
@@ -119,6 +122,24 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure()},
         file="captions",
         recipe="ipl-paper",
+    ),
+    "tgan": Method(
+        title="TGAN",
+        summary="plain training on a few pictures against a discriminator, the control that collapses",
+        words="none",
+        on={"styles": Procedure()},
+        file="tgan",
+        recipe="few-shot",
+        adversarial=True,
+    ),
+    "freezed": Method(
+        title="FreezeD",
+        summary="the same, with the discriminator's blocks near the picture frozen",
+        words="none",
+        on={"styles": Procedure()},
+        file="tgan",
+        recipe="few-shot",
+        adversarial=True,
     ),
 }
 """Name -> method, in the order in which they are explained."""
