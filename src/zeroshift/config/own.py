@@ -4,8 +4,9 @@ A method brings its options as a class of its own here and a field of `OwnConfig
 `config.own.METHOD.NAME` in the package and `--METHOD.NAME` on the command line.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import tyro
 from pydantic import Field
 
 from zeroshift.config.few_shot import ShotsConfig
@@ -57,6 +58,44 @@ class SvlConfig:
     """Weight of keeping the similarities between pictures of a batch."""
 
 
+@_config(section="own.adversarial.augment")
+class AugmentConfig:
+    """Augmentation of what the discriminator sees, real and made, in every step: with few pictures it learns
+    them by heart, and then there is nothing more to learn from it."""
+
+    kind: Annotated[Literal["auto", "none", "diffaugment", "ada"], tyro.conf.arg(aliases=("--augment",))] = (
+        "auto"
+    )
+    """diffaugment: every picture, always. ada: each transform with chance `p`. auto: ada, with a fixed chance
+    for fewer than 50 pictures, whose logits would drive an adaptive one up to where transforms show in what
+    is made, else an adaptive one; none for the control, `tgan`."""
+    p: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """ada: chance of every transform; where it is adaptive, at the start. Above 0.8 transforms are learned as
+    if they were of the domain."""
+    adaptive: bool = False
+    """ada: moves `p` by how surely the discriminator knows the real pictures."""
+    parts: Annotated[tuple[Literal["blit", "geom", "color"], ...], Field(min_length=1)] = (
+        "blit",
+        "geom",
+        "color",
+    )
+    """ada: blit is flips, turns by quarters and whole pixels; geom sizes, any turns and places; color
+    brightness, contrast, luma, hue and saturation."""
+    policy: Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(min_length=1)] = (
+        "color",
+        "translation",
+        "cutout",
+    )
+    """diffaugment: what is changed."""
+    target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
+    """Adaptive: mean sign of the logits of real pictures at which `p` stays as it is."""
+    length: Annotated[int, Field(ge=1)] = 100_000
+    """Adaptive: real pictures in which `p` may go from 0 to 1. Published for training that goes on from a
+    trained network; from scratch: 500000."""
+    every: Annotated[int, Field(ge=1)] = 4
+    """Adaptive: steps from one change of `p` to the next."""
+
+
 @_config(section="own.adversarial")
 class AdversarialConfig:
     """Training against a discriminator, by methods that learn from pictures. Defaults as published for 256
@@ -84,6 +123,8 @@ class AdversarialConfig:
     """Chance that the pictures of a batch have two styles each, the second from a random layer on."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Chance that a real picture is shown with left and right exchanged."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation of what the discriminator sees."""
 
 
 @_config(section="own")
