@@ -127,6 +127,40 @@ class AdversarialConfig:
     """Augmentation of what the discriminator sees."""
 
 
+@_config(section="own.cr")
+class ConsistencyConfig:
+    """CR, bCR and zCR: the discriminator's judgement stays where little has changed. Defaults as published
+    for training from scratch; nobody has published any for a few pictures."""
+
+    real: Annotated[float, Field(ge=0)] = 10.0
+    """cr and bcr: weight of the distance of its logits of a real picture and of the same, moved."""
+    made: Annotated[float, Field(ge=0)] = 10.0
+    """bcr: the same of made pictures."""
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.125
+    """cr and bcr: how far a picture is moved at most, of its side; half of them are flipped as well."""
+    radius: Annotated[float, Field(gt=0)] = 0.05
+    """zcr: deviation of a latent's neighbour from it."""
+    latent: Annotated[float, Field(ge=0)] = 20.0
+    """zcr: weight of the distance of the discriminator's logits of the pictures of neighbours."""
+    apart: Annotated[float, Field(ge=0)] = 0.5
+    """zcr: weight by which the generator holds these pictures apart."""
+
+
+@_config(section="own.dag")
+class DagConfig:
+    """DAG: transforms with a head each."""
+
+    transforms: Literal["rotation", "fliprot", "cropping", "flipcrop"] = "flipcrop"
+    """rotation: by 0, 90, 180 and 270 degrees. fliprot: none, left and right, above and below, a quarter of a
+    turn. cropping: none and four corners. flipcrop: none, left and right, four corners, which faces bear
+    best."""
+    form: Literal["shared", "own"] = "shared"
+    """Who judges pictures without a transform. shared: the discriminator's own head alone, in the mean too.
+    own: in the mean a further one."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the mean over transforms, beside the plain losses of discriminator and generator."""
+
+
 @_config(section="own")
 class OwnConfig:
     """What only some methods need."""
@@ -135,6 +169,10 @@ class OwnConfig:
     """Pictures of the target, beside its words or in place of them."""
     adversarial: AdversarialConfig = AdversarialConfig()
     """Methods that learn from pictures: training against a discriminator."""
+    cr: ConsistencyConfig = ConsistencyConfig()
+    """Methods `cr`, `bcr` and `zcr`: consistency of the discriminator's judgement."""
+    dag: DagConfig = DagConfig()
+    """Method `dag`: transforms with a head each."""
     air: AirConfig = AirConfig()
     """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
     but for `offset_pictures`."""

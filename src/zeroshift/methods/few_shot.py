@@ -52,6 +52,7 @@ from zeroshift.measure.networks import Judge
 from zeroshift.measure.watching import ShotWatcher, map_features
 from zeroshift.methods import adversarial
 from zeroshift.methods.adaptation import AdaptationRun
+from zeroshift.methods.augmentation import Augmentation
 from zeroshift.methods.backend import Given
 from zeroshift.methods.style_backend import StyleBackend
 from zeroshift.models import layers
@@ -161,6 +162,8 @@ class FewShotRun(AdaptationRun):
         self.networks = nn.ModuleDict(self.heads())
         """What `heads` gave, by name."""
         self.networks.to(self.device, self.dtype)
+        self.augmentation = Augmentation(config, len(self.shots))
+        """What changes the pictures that are judged."""
         self.path_mean = torch.zeros((), device=self.device, dtype=self.dtype)
         """Running mean of path lengths."""
         self.moving = self.movable()
@@ -229,12 +232,29 @@ class FewShotRun(AdaptationRun):
                 weight.requires_grad_(name == part)
 
     def judge(self, pictures: Picture, label: str, step: int, *, precise: bool = False) -> Tensor:
-        """Logits B1 of pictures by the discriminator; in full precision where penalties differentiate them
-        twice. `label` and `step` are what all that is random in it is keyed by."""
+        """Logits B1 of pictures by the discriminator, as it is shown them (`augmented`); in full precision
+        where penalties differentiate them twice. `label` and `step` are what all that is random in it is
+        keyed by."""
+        shown = self.augmented(pictures, label, step)
         if precise:
-            return self.discriminator(pictures)
+            return self.discriminator(shown)
         with self.precision.autocast():
-            return self.discriminator(pictures).to(self.dtype)
+            return self.discriminator(shown).to(self.dtype)
+
+    def augmented(self, pictures: Picture, label: str, step: int) -> Picture:
+        """Pictures as every network that judges is shown them, real and made alike: differentiable, twice
+        too, and alike for equal `label` and `step`."""
+        if self.augmentation.adaptive is not None:
+            told = torch.tensor(self.augmentation.p)
+            self.step_log.setdefault("losses", {})["augment_p"] = told
+        return self.augmentation(pictures, label, step)
+
+    def after_step(self, stage: int, step: int, last: bool) -> None:
+        """Lets an adaptive augmentation see r_t, and shows the run to its monitor."""
+        sign = self.step_log["losses"].get("overfitting")
+        if sign is not None:
+            self.augmentation.see(float(sign), self.config.train.batch)
+        super().after_step(stage, step, last)
 
     # What goes on from step to step, and what is left behind.
 
@@ -245,13 +265,14 @@ class FewShotRun(AdaptationRun):
             self.found_shots.write(self.loop.folder.path / "shots")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the backend carries, and the mean of path lengths."""
+        """What the backend and the augmentation carry, and the mean of path lengths."""
         tensors, facts = super().state()
-        return tensors | {"path_mean": self.path_mean}, facts
+        return tensors | self.augmentation.state() | {"path_mean": self.path_mean}, facts
 
     def resume(self, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Goes on with what `state` gave."""
         super().resume(tensors, facts)
+        self.augmentation.resume(tensors)
         self.path_mean = tensors["path_mean"].to(self.device)
 
     # What the monitor asks.

@@ -199,14 +199,14 @@ class AdaptiveChance:
         self.pictures = 0
         self.steps = 0
 
-    def see(self, logits: Tensor) -> None:
-        """Takes in the logits B,... of the real pictures of one step of the discriminator."""
-        self.sign_sum += float(logits.detach().sign().flatten(1).mean(dim=1).sum())
-        self.pictures += len(logits)
+    def see(self, sign: float, pictures: int) -> None:
+        """Takes in the mean sign of the logits of the real pictures of one step of the discriminator."""
+        self.sign_sum += sign * pictures
+        self.pictures += pictures
         self.steps += 1
         if self.steps == self.every:
-            sign = self.sign_sum / self.pictures
-            self.p = next_chance(self.p, sign, self.target, self.pictures, self.length)
+            mean = self.sign_sum / self.pictures
+            self.p = next_chance(self.p, mean, self.target, self.pictures, self.length)
             self.sign_sum, self.pictures, self.steps = 0.0, 0, 0
 
     def state(self) -> Tensor:

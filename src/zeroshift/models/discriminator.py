@@ -140,8 +140,8 @@ class StyleGAN2Discriminator(nn.Module):
     def last_features(self, image: Tensor) -> Tensor:
         """What the last layer makes the logits of, (B, F)."""
         x = image
-        for x, *_ in self.block_outputs(image):
-            pass
+        for block in self.block_outputs(image):
+            x = block[0]
         return self._last_features(x)
 
     def _last_features(self, x: Tensor) -> Tensor:
