@@ -177,8 +177,8 @@ METHODS: dict[str, Method] = {
     ),
     "zcr": Method(
         title="zCR",
-        summary="a discriminator that judges pictures of neighbouring latents alike, which the generator holds "
-        "apart",
+        summary="a discriminator that judges pictures of neighbouring latents alike, which the generator "
+        "holds apart",
         words="none",
         on={"styles": Procedure()},
         file="consistency",
