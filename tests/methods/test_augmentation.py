@@ -87,9 +87,9 @@ def test_r1_is_the_slope_along_the_pixels_before_they_are_augmented(tmp_path: Pa
 
 
 def carried_out(out: Path, hook: Any = None, **augmentation: Any) -> AdaptRun:
-    return adapt(
-        tiny.learn(out, "freezed", **options(**augmentation)), hook=hook, state=tiny.given_few_shot()
-    )
+    short: dict[str, Any] = {"train": {"steps": 4}, "monitor": {"every": 0}}
+    config = tiny.learn(out, "freezed", **short, **options(**augmentation))
+    return adapt(config, hook=hook, state=tiny.given_few_shot())
 
 
 def states(run: AdaptRun) -> dict[str, Tensor]:
