@@ -89,7 +89,7 @@ class AugmentConfig:
     """diffaugment: what is changed."""
     target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     """Adaptive: mean sign of the logits of real pictures at which `p` stays as it is."""
-    length: Annotated[int, Field(ge=1)] = 100_000
+    ramp: Annotated[int, Field(ge=1)] = 100_000
     """Adaptive: real pictures in which `p` may go from 0 to 1. Published for training that goes on from a
     trained network; from scratch: 500000."""
     every: Annotated[int, Field(ge=1)] = 4
