@@ -114,9 +114,9 @@ class RssaConfig:
 
     correlation: Annotated[float, Field(ge=0)] = 0.8
     """Weight of keeping what belongs together within a picture (self-correlation)."""
-    sides: Annotated[tuple[int, ...], Field(min_length=1)] = (64, 128, 256)
-    """Sides, in pixels, of the maps within which it is kept; published for pictures of 256 px. For smaller
-    ones the three largest that there are are meant to stand here."""
+    sides: tuple[int, ...] = ()
+    """Sides, in pixels, of the maps within which it is kept. Empty: the three largest of the generator, up to
+    the published 64, 128 and 256."""
     disturbance: Annotated[float, Field(ge=0)] = 0.4
     """Weight of keeping what belongs together between neighbouring pictures (disturbance correlation)."""
     disturbance_every: Annotated[int, Field(ge=1)] = 6

@@ -20,7 +20,9 @@ from zeroshift.config.options import to_dict as to_dict
 from zeroshift.config.overrides import OptionPath, override, sections
 from zeroshift.config.own import AdversarialConfig as AdversarialConfig
 from zeroshift.config.own import AirConfig as AirConfig
+from zeroshift.config.own import CdcConfig as CdcConfig
 from zeroshift.config.own import OwnConfig
+from zeroshift.config.own import RssaConfig as RssaConfig
 from zeroshift.config.own import SvlConfig as SvlConfig
 from zeroshift.config.targets import Target, target_parts
 
@@ -331,7 +333,9 @@ class AdaptConfig:
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
     have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
-    `freezed`: the same, with the discriminator's blocks near the picture frozen."""
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `cdc`: patches are judged,
+    whole pictures only around a few latents, and pictures keep their distances to each other. `rssa`: judged
+    as in cdc, and what belongs together within and between pictures stays together."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
