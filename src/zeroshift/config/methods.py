@@ -56,6 +56,8 @@ class Method:
     adversarial: bool = False
     """Whether it learns from pictures against a discriminator: it needs pictures, and neither words nor
     CLIPs."""
+    augmented: bool = True
+    """Whether what its discriminator sees is augmented where nothing else is asked for."""
 
     @property
     def learns_words(self) -> bool:
@@ -141,6 +143,7 @@ METHODS: dict[str, Method] = {
         recipe="few-shot",
         shots="needed",
         adversarial=True,
+        augmented=False,
     ),
     "freezed": Method(
         title="FreezeD",
@@ -148,6 +151,47 @@ METHODS: dict[str, Method] = {
         words="none",
         on={"styles": Procedure()},
         file="tgan",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "cr": Method(
+        title="CR",
+        summary="a discriminator that judges real pictures alike when they are moved",
+        words="none",
+        on={"styles": Procedure()},
+        file="consistency",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "bcr": Method(
+        title="bCR",
+        summary="the same for real and made pictures",
+        words="none",
+        on={"styles": Procedure()},
+        file="consistency",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "zcr": Method(
+        title="zCR",
+        summary="a discriminator that judges pictures of neighbouring latents alike, which the generator "
+        "holds apart",
+        words="none",
+        on={"styles": Procedure()},
+        file="consistency",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "dag": Method(
+        title="DAG",
+        summary="a discriminator that judges pictures under several transforms, with a head for each",
+        words="none",
+        on={"styles": Procedure()},
+        file="dag",
         recipe="few-shot",
         shots="needed",
         adversarial=True,

@@ -4,8 +4,9 @@ A method brings its options as a class of its own here and a field of `OwnConfig
 `config.own.METHOD.NAME` in the package and `--METHOD.NAME` on the command line.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import tyro
 from pydantic import Field
 
 from zeroshift.config.few_shot import ShotsConfig
@@ -60,6 +61,44 @@ class SvlConfig:
     """Weight of keeping the similarities between pictures of a batch."""
 
 
+@_config(section="own.adversarial.augment")
+class AugmentConfig:
+    """Augmentation of what the discriminator sees, real and made, in every step: with few pictures it learns
+    them by heart, and then there is nothing more to learn from it."""
+
+    kind: Annotated[Literal["auto", "none", "diffaugment", "ada"], tyro.conf.arg(aliases=("--augment",))] = (
+        "auto"
+    )
+    """diffaugment: every picture, always. ada: each transform with chance `p`. auto: ada, with a fixed chance
+    for fewer than 50 pictures, whose logits would drive an adaptive one up to where transforms show in what
+    is made, else an adaptive one; none for the control, `tgan`."""
+    p: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """ada: chance of every transform; where it is adaptive, at the start. Above 0.8 transforms are learned as
+    if they were of the domain."""
+    adaptive: bool = False
+    """ada: moves `p` by how surely the discriminator knows the real pictures."""
+    parts: Annotated[tuple[Literal["blit", "geom", "color"], ...], Field(min_length=1)] = (
+        "blit",
+        "geom",
+        "color",
+    )
+    """ada: blit is flips, turns by quarters and whole pixels; geom sizes, any turns and places; color
+    brightness, contrast, luma, hue and saturation."""
+    policy: Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(min_length=1)] = (
+        "color",
+        "translation",
+        "cutout",
+    )
+    """diffaugment: what is changed."""
+    target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
+    """Adaptive: mean sign of the logits of real pictures at which `p` stays as it is."""
+    length: Annotated[int, Field(ge=1)] = 100_000
+    """Adaptive: real pictures in which `p` may go from 0 to 1. Published for training that goes on from a
+    trained network; from scratch: 500000."""
+    every: Annotated[int, Field(ge=1)] = 4
+    """Adaptive: steps from one change of `p` to the next."""
+
+
 @_config(section="own.adversarial")
 class AdversarialConfig:
     """Training against a discriminator, by methods that learn from pictures. Defaults as published for 256
@@ -87,6 +126,42 @@ class AdversarialConfig:
     """Chance that the pictures of a batch have two styles each, the second from a random layer on."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Chance that a real picture is shown with left and right exchanged."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation of what the discriminator sees."""
+
+
+@_config(section="own.cr")
+class ConsistencyConfig:
+    """CR, bCR and zCR: the discriminator's judgement stays where little has changed. Defaults as published
+    for training from scratch; nobody has published any for a few pictures."""
+
+    real: Annotated[float, Field(ge=0)] = 10.0
+    """cr and bcr: weight of the distance of its logits of a real picture and of the same, moved."""
+    made: Annotated[float, Field(ge=0)] = 10.0
+    """bcr: the same of made pictures."""
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.125
+    """cr and bcr: how far a picture is moved at most, of its side; half of them are flipped as well."""
+    radius: Annotated[float, Field(gt=0)] = 0.05
+    """zcr: deviation of a latent's neighbour from it."""
+    latent: Annotated[float, Field(ge=0)] = 20.0
+    """zcr: weight of the distance of the discriminator's logits of the pictures of neighbours."""
+    apart: Annotated[float, Field(ge=0)] = 0.5
+    """zcr: weight by which the generator holds these pictures apart."""
+
+
+@_config(section="own.dag")
+class DagConfig:
+    """DAG: transforms with a head each."""
+
+    transforms: Literal["rotation", "fliprot", "cropping", "flipcrop"] = "flipcrop"
+    """rotation: by 0, 90, 180 and 270 degrees. fliprot: none, left and right, above and below, a quarter of a
+    turn. cropping: none and four corners. flipcrop: none, left and right, four corners, which faces bear
+    best."""
+    form: Literal["shared", "own"] = "shared"
+    """Who judges pictures without a transform. shared: the discriminator's own head alone, in the mean too.
+    own: in the mean a further one."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the mean over transforms, beside the plain losses of discriminator and generator."""
 
 
 @_config(section="own.cdc")
@@ -148,6 +223,10 @@ class OwnConfig:
     """Pictures of the target, beside its words or in place of them."""
     adversarial: AdversarialConfig = AdversarialConfig()
     """Methods that learn from pictures: training against a discriminator."""
+    cr: ConsistencyConfig = ConsistencyConfig()
+    """Methods `cr`, `bcr` and `zcr`: consistency of the discriminator's judgement."""
+    dag: DagConfig = DagConfig()
+    """Method `dag`: transforms with a head each."""
     cdc: CdcConfig = CdcConfig()
     """Methods `cdc` and `rssa`: anchors, patches, and distances between pictures. Defaults as published."""
     rssa: RssaConfig = RssaConfig()

@@ -333,9 +333,12 @@ class AdaptConfig:
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
     have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
-    `freezed`: the same, with the discriminator's blocks near the picture frozen. `cdc`: patches are judged,
-    whole pictures only around a few latents, and pictures keep their distances to each other. `rssa`: judged
-    as in cdc, and what belongs together within and between pictures stays together."""
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `cr`: a discriminator that
+    judges real pictures alike when they are moved. `bcr`: the same for real and made pictures. `zcr`: a
+    discriminator that judges pictures of neighbouring latents alike, which the generator holds apart. `dag`:
+    a discriminator that judges pictures under several transforms, with a head for each. `cdc`: patches are
+    judged, whole pictures only around a few latents, and pictures keep their distances to each other.
+    `rssa`: judged as in cdc, and what belongs together within and between pictures stays together."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")

@@ -53,6 +53,7 @@ from zeroshift.measure.networks import Judge
 from zeroshift.measure.watching import ShotWatcher, map_features
 from zeroshift.methods import adversarial
 from zeroshift.methods.adaptation import AdaptationRun
+from zeroshift.methods.augmentation import Augmentation
 from zeroshift.methods.backend import Given
 from zeroshift.methods.style_backend import StyleBackend
 from zeroshift.models import layers
@@ -162,6 +163,8 @@ class FewShotRun(AdaptationRun):
         self.networks = nn.ModuleDict(self.heads())
         """What `heads` gave, by name."""
         self.networks.to(self.device, self.dtype)
+        self.augmentation = Augmentation(config, len(self.shots))
+        """What changes the pictures that are judged."""
         self.path_mean = torch.zeros((), device=self.device, dtype=self.dtype)
         """Running mean of path lengths."""
         self.moving = self.movable()
@@ -234,12 +237,29 @@ class FewShotRun(AdaptationRun):
                 weight.requires_grad_(name == part)
 
     def judge(self, pictures: Picture, label: str, step: int, *, precise: bool = False) -> Tensor:
-        """The `logits` of pictures; in full precision where penalties differentiate them twice. `label` and
-        `step` are what all that is random in it is keyed by."""
+        """The `logits` of pictures, as networks are shown them (`augmented`); in full precision where
+        penalties differentiate them twice. `label` and `step` are what all that is random in it is keyed
+        by."""
+        shown = self.augmented(pictures, label, step)
         if precise:
-            return self.logits(pictures, label, step)
+            return self.logits(shown, label, step)
         with self.precision.autocast():
-            return self.logits(pictures, label, step).to(self.dtype)
+            return self.logits(shown, label, step).to(self.dtype)
+
+    def augmented(self, pictures: Picture, label: str, step: int) -> Picture:
+        """Pictures as every network that judges is shown them, real and made alike: differentiable, twice
+        too, and alike for equal `label` and `step`."""
+        if self.augmentation.adaptive is not None:
+            told = torch.tensor(self.augmentation.p)
+            self.step_log.setdefault("losses", {})["augment_p"] = told
+        return self.augmentation(pictures, label, step)
+
+    def after_step(self, stage: int, step: int, last: bool) -> None:
+        """Lets an adaptive augmentation see r_t, and shows the run to its monitor."""
+        sign = self.step_log["losses"].get("overfitting")
+        if sign is not None:
+            self.augmentation.see(float(sign), self.config.train.batch)
+        super().after_step(stage, step, last)
 
     # What goes on from step to step, and what is left behind.
 
@@ -250,13 +270,14 @@ class FewShotRun(AdaptationRun):
             self.found_shots.write(self.loop.folder.path / "shots")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the backend carries, and the mean of path lengths."""
+        """What the backend and the augmentation carry, and the mean of path lengths."""
         tensors, facts = super().state()
-        return tensors | {"path_mean": self.path_mean}, facts
+        return tensors | self.augmentation.state() | {"path_mean": self.path_mean}, facts
 
     def resume(self, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Goes on with what `state` gave."""
         super().resume(tensors, facts)
+        self.augmentation.resume(tensors)
         self.path_mean = tensors["path_mean"].to(self.device)
 
     # What the monitor asks.

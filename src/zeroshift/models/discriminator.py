@@ -134,6 +134,16 @@ class StyleGAN2Discriminator(nn.Module):
         for block in self.block_outputs(image):
             x, first, second = block
             maps += [first, second]
-        x = self.final_conv(ops.minibatch_std(x))
-        logits = self.final_linear(x.flatten(1))
+        logits = self.final_linear[-1](self._last_features(x))
         return (logits, maps) if features else logits
+
+    def last_features(self, image: Tensor) -> Tensor:
+        """What the last layer makes the logits of, (B, F)."""
+        x = image
+        for block in self.block_outputs(image):
+            x = block[0]
+        return self._last_features(x)
+
+    def _last_features(self, x: Tensor) -> Tensor:
+        x = self.final_conv(ops.minibatch_std(x))
+        return self.final_linear[0](x.flatten(1))
