@@ -230,9 +230,14 @@ class FewShotRun(AdaptationRun):
 
     # What a step uses.
 
+    @property
+    def trains(self) -> Mapping[str, Trained]:
+        """What learns in the stage in which target and discriminator learn from each other."""
+        return self.loop.stages[2].trains
+
     def free(self, part: str) -> None:
         """Lets gradients reach the weights of one part, and no others."""
-        for name, trained in self.loop.stage.trains.items():
+        for name, trained in self.trains.items():
             for weight in trained.weights.values():
                 weight.requires_grad_(name == part)
 

@@ -179,14 +179,18 @@ class RssaRun(CdcRun):
         size = self.source.image_size
         self.sides = options.sides or published_sides(size)
         """Sides of the maps within which correlations are kept."""
-        if wrong := [
-            side for side in self.sides if side not in (4 << level for level in range(1, 10)) or side > size
-        ]:
+        there = [size >> level for level in range(size.bit_length() - 2)]
+        if wrong := [side for side in self.sides if side not in there]:
             raise InputError(
-                f"rssa.sides names {wrong[0]}, and a generator of {size} px has maps of 8, 16, ... {size} px."
+                f"rssa.sides names {wrong[0]}, and the generator has maps of {', '.join(map(str, there))} px."
             )
         if not options.compression:
             return super().stages()
+        if self.config.train.parameters.kind != "weights":
+            raise InputError(
+                "small parameters leave a file without the latent compression that pictures are drawn "
+                "through; set train.parameters.kind to weights, or rssa.compression to 0."
+            )
         if self.source.compression is not None:
             raise InputError(
                 f"{self.config.generator} draws through a latent compression already; adapt it with "
