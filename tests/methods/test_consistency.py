@@ -84,8 +84,9 @@ def test_the_generator_holds_pictures_of_neighbours_apart() -> None:
         assert consistency.picture_distance(*made) > distance
 
 
-def carried_out(out: Path, method: str, hook: Any = None, **overrides: Any) -> AdaptRun:
-    return adapt(tiny.learn(out, method, **overrides), hook=hook, state=tiny.given_few_shot())
+def carried_out(out: Path, method: str, hook: Any = None, *, steps: int = 4, **overrides: Any) -> AdaptRun:
+    config = tiny.learn(out, method, train={"steps": steps}, monitor={"every": 0}, **overrides)
+    return adapt(config, hook=hook, state=tiny.given_few_shot())
 
 
 def terms(run: AdaptRun) -> dict[str, float]:
@@ -103,7 +104,7 @@ def test_a_method_has_its_own_terms_and_a_resumed_run_equals_an_uninterrupted_on
     whole = carried_out(tmp_path / "whole", method)
     assert set(terms(whole)) == METHODS[method] and all(terms(whole).values())
     with pytest.raises(ZeroDivisionError):
-        carried_out(tmp_path / "run", method, tiny.Stop((2, 4), ZeroDivisionError()))
+        carried_out(tmp_path / "run", method, tiny.Stop((2, 3), ZeroDivisionError()))
     first, second = (run.generator.state_dict() for run in (whole, carried_out(tmp_path / "run", method)))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -111,7 +112,7 @@ def test_a_method_has_its_own_terms_and_a_resumed_run_equals_an_uninterrupted_on
 def test_the_terms_of_the_first_step_are_those_of_its_pictures(tmp_path: Path) -> None:
     found: dict[str, float] = {}
     for method in METHODS:
-        found |= terms(carried_out(tmp_path / method, method))
+        found |= terms(carried_out(tmp_path / method, method, steps=1))
     run = open_run(tiny.learn(tmp_path / "slow", "bcr"), tiny.given_few_shot())
     latents = random_latents(run, "discriminator", step=1)
     with torch.no_grad():
@@ -143,8 +144,8 @@ def test_the_terms_of_the_first_step_are_those_of_its_pictures(tmp_path: Path) -
 
 
 def test_without_its_weights_a_method_is_the_plain_one(tmp_path: Path) -> None:
-    plain = {"adversarial": {"augment": {"kind": "none"}}}
-    control = carried_out(tmp_path / "tgan", "tgan").generator.state_dict()
+    plain: dict[str, Any] = {"adversarial": {"augment": {"kind": "none"}}, "steps": 2}
+    control = carried_out(tmp_path / "tgan", "tgan", steps=2).generator.state_dict()
     for method in METHODS:
         nothing = {"real": 0.0, "made": 0.0, "latent": 0.0, "apart": 0.0}
         run = carried_out(tmp_path / method, method, cr=nothing, **plain)

@@ -126,8 +126,8 @@ def test_heads_get_gradients_of_their_own_loss_alone(tmp_path: Path) -> None:
     run = opened(tmp_path / "run", transforms="cropping")
     run.free("discriminator")
     plain, others = run.judge_all(real_pictures(run, 1), "real", 1)
-    heads = list(run.networks["dag"].children())
-    last = run.discriminator.final_linear[-1]
+    last: Any = run.discriminator.final_linear[-1]
+    heads: list[Any] = list(run.networks["dag"].children())
     for number, logits in enumerate([plain, *others]):
         loss = adversarial.generator_loss(logits)
         weights = [each.weight for each in (last, *heads)]
@@ -142,13 +142,15 @@ def test_heads_get_gradients_of_their_own_loss_alone(tmp_path: Path) -> None:
 # Runs.
 
 
-def carried_out(out: Path, hook: Any = None, method: str = "dag", **overrides: Any) -> AdaptRun:
-    return adapt(tiny.learn(out, method, **overrides), hook=hook, state=tiny.given_few_shot())
+def carried_out(out: Path, hook: Any = None, *, steps: int = 4, **overrides: Any) -> AdaptRun:
+    method = overrides.pop("method", "dag")
+    config = tiny.learn(out, method, train={"steps": steps}, monitor={"every": 0}, **overrides)
+    return adapt(config, hook=hook, state=tiny.given_few_shot())
 
 
 def test_the_terms_of_the_first_step_are_the_mean_over_transforms(tmp_path: Path) -> None:
     own = {"transforms": "rotation", "form": "own", "weight": 0.7}
-    line = carried_out(tmp_path / "run", dag=own).folder.metrics()[0]
+    line = carried_out(tmp_path / "run", steps=1, dag=own).folder.metrics()[0]
     run = opened(tmp_path / "slow", **own)
     with torch.no_grad():
         made = made_pictures(run, run.target, random_latents(run, "discriminator", step=1))
@@ -169,7 +171,7 @@ def test_the_terms_of_the_first_step_are_the_mean_over_transforms(tmp_path: Path
 def test_a_resumed_run_equals_an_uninterrupted_one_and_its_checkpoints_hold_the_heads(tmp_path: Path) -> None:
     whole = carried_out(tmp_path / "whole")
     with pytest.raises(ZeroDivisionError):
-        carried_out(tmp_path / "run", tiny.Stop((2, 4), ZeroDivisionError()))
+        carried_out(tmp_path / "run", tiny.Stop((2, 3), ZeroDivisionError()))
     again = carried_out(tmp_path / "run")
     first, second = (run.generator.state_dict() for run in (whole, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -185,8 +187,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_its_checkpoints_hold_the_
 
 
 def test_without_its_weight_it_is_the_plain_method(tmp_path: Path) -> None:
-    plain = {"adversarial": {"augment": {"kind": "none"}}}
+    plain: dict[str, Any] = {"adversarial": {"augment": {"kind": "none"}}, "steps": 2}
     run = carried_out(tmp_path / "run", dag={"weight": 0.0}, **plain)
-    control = carried_out(tmp_path / "tgan", method="tgan").generator.state_dict()
+    control = carried_out(tmp_path / "tgan", method="tgan", steps=2).generator.state_dict()
     state = run.generator.state_dict()
     assert all(torch.equal(state[name], control[name]) for name in control)
