@@ -121,8 +121,30 @@ def test_each_impossible_value_has_its_sentence(values: dict[str, Any], part: st
 
 
 def test_a_missing_target_is_named() -> None:
-    with pytest.raises(InputError, match="target is missing"):
-        configure()
+    with pytest.raises(InputError, match="target is empty; give the domain in words"):
+        AdaptConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"method": "nada"}, "or pictures of it (--pictures FOLDER)."),
+        ({"method": "ipl", "shots": {"folder": "x"}}, "method ipl takes pictures beside words of the target"),
+        ({"method": "air", "shots": {"folder": "x"}}, "method air takes no pictures of the target"),
+    ],
+)
+def test_a_target_of_pictures_is_refused_where_the_method_needs_words(
+    values: dict[str, Any], part: str
+) -> None:
+    assert part in message(target="", **values)
+
+
+def test_pictures_alone_are_a_target_which_is_named_after_their_folder() -> None:
+    alone = configure(method="nada", shots={"folder": "my pictures/Old Sketches"})
+    assert (alone.target, alone.target_name) == ("", "Old Sketches")
+    assert alone.folder == Path("runs/nada-old-sketches-seed0")
+    both = configure(alone, target="zombie", share=0.25)
+    assert (both.target_name, both.shots.share) == ("zombie", 0.25)
 
 
 def test_an_override_finds_the_one_section_that_has_it() -> None:

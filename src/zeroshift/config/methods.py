@@ -48,6 +48,11 @@ class Method:
     """File of `methods/` that carries it out: `open_run` and `train`."""
     recipe: str
     """Recipe that supplies the defaults where the generator has no home recipe: the published settings."""
+    shots: Literal["none", "beside", "instead", "needed"] = "none"
+    """What pictures of the target are to it: refused; taken beside the words of the target; taken beside them
+    or instead of them; needed, and words are but a name."""
+    least_shots: int = 1
+    """From how few pictures of the target it can learn."""
 
     @property
     def learns_words(self) -> bool:
@@ -70,6 +75,7 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure(), "diffusion": _LOG},
         file="ipl",
         recipe="ipl-paper",
+        shots="beside",
     ),
     "coop": Method(
         title="CoOp",
@@ -78,6 +84,7 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure(), "diffusion": _LOG},
         file="ipl",
         recipe="ipl-paper",
+        shots="beside",
     ),
     "nada": Method(
         title="StyleGAN-NADA",
@@ -86,6 +93,7 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure(), "diffusion": Procedure()},
         file="ipl",
         recipe="ipl-paper",
+        shots="instead",
     ),
     "diffusionclip": Method(
         title="DiffusionCLIP",
@@ -94,6 +102,7 @@ METHODS: dict[str, Method] = {
         on={"diffusion": _LOG},
         file="ipl",
         recipe="diffusionclip",
+        shots="instead",
     ),
     "air": Method(
         title="AIR",

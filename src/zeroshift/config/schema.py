@@ -11,6 +11,7 @@ import pydantic
 import tyro
 from pydantic import Field
 
+from zeroshift.config.few_shot import ShotsConfig
 from zeroshift.config.methods import METHODS
 from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
@@ -275,8 +276,10 @@ class SvlConfig:
 
 @_config(section="own")
 class OwnConfig:
-    """What only one method needs."""
+    """What only some methods need."""
 
+    shots: ShotsConfig = ShotsConfig()
+    """Pictures of the target, beside its words or in place of them."""
     air: AirConfig = AirConfig()
     """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
     but for `offset_pictures`."""
@@ -369,9 +372,9 @@ class RunConfig:
 class AdaptConfig:
     """One adaptation: a source generator, two labels, a method, and how to run it."""
 
-    target: Target
+    target: Target = ""
     """Label of the domain to move to, such as "pencil sketch"; or several with weights, whose directions are
-    mixed: "pencil sketch:0.6" zombie:0.4."""
+    mixed: "pencil sketch:0.6" zombie:0.4. Where pictures say it (--pictures), some methods need no words."""
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
     identity."""
@@ -396,7 +399,7 @@ class AdaptConfig:
     losses: LossConfig = LossConfig()
     """Weights of the losses of stage 2."""
     own: Annotated[OwnConfig, tyro.conf.arg(name="")] = OwnConfig()
-    """What only one method needs."""
+    """What only some methods need."""
     quirks: QuirkConfig = QuirkConfig()
     """Correct or as published, one by one."""
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
@@ -414,9 +417,22 @@ class AdaptConfig:
     @property
     def folder(self) -> Path:
         """Run folder: `run.out`, or a name made of method, target and seed."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
+        slug = re.sub(r"[^a-z0-9]+", "-", self.target_name.lower()).strip("-") or "target"
         usual = Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
         return usual if self.run.out is None else self.run.out
+
+    @property
+    def shots(self) -> ShotsConfig:
+        """Pictures of the target."""
+        return self.own.shots
+
+    @property
+    def target_name(self) -> str:
+        """What people call the target: its label, or where it has none the name of the folder of its
+        pictures."""
+        if self.target.strip() or self.shots.folder is None:
+            return self.target
+        return self.shots.folder.absolute().name
 
     @property
     def learns_words(self) -> bool:
@@ -492,12 +508,33 @@ def _unseen(config: AdaptConfig) -> list[str]:
     return problems
 
 
+def _targetless(config: AdaptConfig) -> list[str]:
+    """What is wrong with what names the target, or with what the method makes of it."""
+    method, shots = config.method, METHODS[config.method].shots
+    alone = ", ".join(name for name, each in METHODS.items() if each.shots in ("instead", "needed"))
+    if config.shots.folder is None:
+        if shots == "needed":
+            return [
+                f"method {method} learns from pictures of the target; give a folder of them (--pictures)."
+            ]
+        or_pictures = ", or pictures of it (--pictures FOLDER)" if shots == "instead" else ""
+        words = f"target is empty; give the domain in words, such as 'pencil sketch'{or_pictures}."
+        return [] if config.target.strip() else [words]
+    if shots == "none":
+        beside = ", ".join(name for name, each in METHODS.items() if each.shots != "none")
+        return [f"method {method} takes no pictures of the target; leave --pictures out, or use {beside}."]
+    if shots == "beside" and not config.target.strip():
+        return [
+            f"method {method} takes pictures beside words of the target; give --target too, or use {alone}."
+        ]
+    return []
+
+
 def _conflicts(config: AdaptConfig) -> list[str]:
     """What is wrong with the values taken together, one sentence each."""
-    problems = _unseen(config)
-    for name in ("source", "target"):
-        if not getattr(config, name).strip():
-            problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
+    problems = _unseen(config) + _targetless(config)
+    if not config.source.strip():
+        problems.append("source is empty; give the domain in words, such as 'photo' or 'person'.")
     labels = [part.label for part in target_parts(config.target)]
     if same := [each for each in labels if each.strip().lower() == config.source.strip().lower() != ""]:
         problems.append(

@@ -20,7 +20,7 @@ from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.config.targets import is_hybrid
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
-from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
+from zeroshift.files.images import eight_bit, fitted, folder_of_pictures, picture_files, read_picture
 from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
@@ -134,7 +134,7 @@ class TruePictures:
 
 @dataclass(frozen=True)
 class Files:
-    """PNG and JPEG files of a folder, in the order of their names."""
+    """Picture files of a folder, in the order of their names."""
 
     paths: tuple[Path, ...]
     size: int
@@ -159,17 +159,10 @@ class Files:
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
     """The pictures of a folder; `size` None takes that of the first. InputError where there are none, or they
     cannot be read."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of pictures. Give a folder with PNG or JPEG files.")
-    paths = picture_files(folder)
-    if not paths:
-        raise InputError(
-            f"{folder} holds no pictures ({', '.join(SUFFIXES)}). Give a folder with PNG or JPEG files."
-        )
+    paths = folder_of_pictures(folder)
     if size is None:
         size = min(read_picture(paths[0]).shape[-2:])
-    return Files(paths, size, folder.name)
+    return Files(paths, size, Path(folder).name)
 
 
 def paired(target: Files, source: Files) -> Files:

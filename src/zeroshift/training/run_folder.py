@@ -376,6 +376,15 @@ class RunFolder:
                 f"the pictures to learn from are not those that {self.path} began with; put them back, or "
                 "choose another --out."
             )
+        old_shots, new_shots = (
+            {each["name"]: each["sha256"] for each in made.get("shots", [])} for made in (before, environment)
+        )
+        if old_shots != new_shots:
+            changed = sorted(name for name, _ in old_shots.items() ^ new_shots.items())
+            raise InputError(
+                f"the pictures of the target are not those that {self.path} began with ({changed[0]} "
+                "differs); put them back, or choose another --out."
+            )
         names = [name for name in ("torch", "device", "threads") if before.get(name) != environment.get(name)]
         if names:
             what = ", ".join(f"{name} {before.get(name)} -> {environment.get(name)}" for name in names)
