@@ -46,6 +46,11 @@ CURVES = {
     "pixel": "Pixel loss",
     "raster": "Raster",
     "identity": "Identity loss",
+    "generator": "Loss of the generator",
+    "discriminator": "Loss of the discriminator",
+    "r1": "Gradient penalty R1",
+    "path": "Path length regularisation",
+    "overfitting": "How sure the discriminator is of the shots, r_t",
 }
 """Series that are drawn, by their name in metrics.jsonl."""
 
@@ -54,6 +59,9 @@ WATCHED = {
     "alike": "How alike the changes of different pictures are",
     "diversity": "Diversity, as a share of the source's",
     "judge": "Probability that the judge gives the target",
+    "approach": "Way to the shots",
+    "nearest": "Distance to the nearest shot, as a share of that between shots",
+    "overfitting": "How sure the discriminator is of the shots, r_t",
 }
 """Series of monitor.jsonl, by their name there."""
 
