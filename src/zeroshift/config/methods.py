@@ -152,6 +152,26 @@ METHODS: dict[str, Method] = {
         shots="needed",
         adversarial=True,
     ),
+    "ewc": Method(
+        title="EWC",
+        summary="the same, with weights that matter to the source held",
+        words="none",
+        on={"styles": Procedure()},
+        file="ewc",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "adam": Method(
+        title="AdAM",
+        summary="filters that matter to the target are kept and modulated, all others move",
+        words="none",
+        on={"styles": Procedure()},
+        file="adam",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
 }
 """Name -> method, in the order in which they are explained."""
 

@@ -6,7 +6,7 @@ of AdAM (Zhao et al., NeurIPS 2022).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ from zeroshift.shapes import Scalar
 
 
 def fisher(
-    samples: Iterable[Iterable[tuple[float, Scalar]]], weights: Mapping[str, Tensor]
+    samples: Iterable[Sequence[tuple[float, Scalar]]], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """F = mean over samples of sum_k share_k (d L_k / d theta)^2 by weight. A sample is its losses L_k with
-    their shares, each made when it is its turn; they may share a graph."""
+    their shares, which may have parts of their graphs in common."""
     found = {name: torch.zeros_like(each) for name, each in weights.items()}
     count = 0
     for sample in samples:
         count += 1
-        for share, loss in sample:
+        for number, (share, loss) in enumerate(sample, start=1):
             gradients = torch.autograd.grad(
-                loss, list(weights.values()), retain_graph=True, allow_unused=True
+                loss, list(weights.values()), retain_graph=number < len(sample), allow_unused=True
             )
             for each, gradient in zip(found.values(), gradients, strict=True):
                 if gradient is not None:

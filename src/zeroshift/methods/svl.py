@@ -8,7 +8,7 @@ held. Where the paper leaves a choice: docs/adr/0033.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -144,9 +144,11 @@ def importance(run: SvlRun) -> dict[str, Tensor]:
     named = dict(source.named_parameters())
     weights = {name: named[name].requires_grad_(True) for name in run.start}
 
-    def similarities(picture: Picture) -> Iterator[tuple[float, Scalar]]:
-        for clip in run.clips:
-            yield clip.weight, (normalize(clip.encode_image(picture)) * texts_of(clip)[0]).sum()
+    def similarities(picture: Picture) -> list[tuple[float, Scalar]]:
+        return [
+            (clip.weight, (normalize(clip.encode_image(picture)) * texts_of(clip)[0]).sum())
+            for clip in run.clips
+        ]
 
     pictures = run.backend.fixed_pictures(source, run.config.own.svl.elastic_pictures)
     return fisher(map(similarities, pictures), weights)

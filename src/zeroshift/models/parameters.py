@@ -156,19 +156,21 @@ def reparametrise(
     return moving
 
 
-def modulate(network: nn.Module, names: Iterable[str], seed: int, *, scrambled: bool = False) -> list[str]:
-    """Full names of v and u of the named weights, of a generator or a discriminator, which are computed as
-    `Modulated` from now on, in place. `seed` and name draw where they start."""
-    moving: list[str] = []
-    for name in list(names):
+def modulate(network: nn.Module, names: Iterable[str], seed: int, *, scrambled: bool = False) -> None:
+    """Computes the named weights, of a generator or a discriminator, as `Modulated` from now on, in place.
+    `seed` and name draw where v and u start."""
+    for name in names:
         place, _, attribute = name.rpartition(".")
         module = network.get_submodule(place)
-        computed = Modulated(
-            getattr(module, attribute).detach(), rng("modulation", seed, name), scrambled=scrambled
-        )
+        weight = getattr(module, attribute).detach()
+        computed = Modulated(weight, rng("modulation", seed, name), scrambled=scrambled)
         parametrize.register_parametrization(module, attribute, computed)
-        moving += [f"{place}.parametrizations.{attribute}.0.{small}" for small in ("v", "u")]
-    return moving
+
+
+def modulation_of(name: str) -> tuple[str, str]:
+    """Full names of v and u of a modulated weight."""
+    place, _, attribute = name.rpartition(".")
+    return f"{place}.parametrizations.{attribute}.0.v", f"{place}.parametrizations.{attribute}.0.u"
 
 
 def original_name(name: str) -> str:
