@@ -126,7 +126,7 @@ def test_the_path_penalty_follows_its_running_mean_and_can_be_learned_from(
         return adversarial.path_regularisation(lengths, mean)
 
     w = generator.map(z)[:, None].expand(-1, generator.num_latents, -1)
-    a, b = (float(each) for each in adversarial.path_lengths(generator.synthesize(w), w, noise))
+    a, b = adversarial.path_lengths(generator.synthesize(w), w, noise).tolist()
     moved = 0.7 + 0.01 * ((a + b) / 2 - 0.7)
     found = regularised()
     assert float(found.mean) == pytest.approx(moved) and not found.mean.requires_grad

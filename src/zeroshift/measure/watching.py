@@ -1,4 +1,4 @@
-"""What looks at the watched pictures of a run, beside the judge: at directions, where CLIPs guide, or at the way
+"""What looks at the watched pictures of a run, beside the judge: at directions, where CLIPs guide; at the way
 to the shots, where a few pictures are the target."""
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def lazy(weight: float, every: int, step: int) -> float:
 
 
 def lazy_adam(lr: float, every: int) -> tuple[float, tuple[float, float]]:
-    """Rate and betas of Adam for a network with a penalty of its own every so many steps: lr c and (0, 0.99 **
-    c), c = n / (n + 1), because it takes n + 1 steps in the time of n. 0: without a penalty c is 1."""
+    """Rate and betas of Adam for a network with a penalty of its own every n steps: lr c and (0, 0.99 ** c),
+    c = n / (n + 1), for it takes n + 1 steps in the time of n. 0: without a penalty c is 1."""
     share = every / (every + 1) if every else 1.0
     return lr * share, (0.0, 0.99**share)
 

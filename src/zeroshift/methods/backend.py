@@ -25,8 +25,8 @@ from zeroshift.training.loop import Progress, StepLog
 class Given:
     """What a caller gives instead of having it drawn or loaded; every part is optional.
 
-    Latents are (steps, B, Z); `pictures` NCHW are those that a diffusion model or a few-shot run learns from.
-    Weights are state dicts. Given CLIPs are moved to the device and type of the run. `world` names the world
+    Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state
+    dicts. Given CLIPs are moved to the device and type of the run. `world` names the world
     that a given generator belongs to.
     """
 

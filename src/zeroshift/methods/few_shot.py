@@ -20,12 +20,12 @@ What a method may change, by a subclass of `FewShotRun`:
   told.
 - other latents (anchors): a `Latents` of its own in place of `random_latents`. The same latents by
   `run.source` and `run.target` are a pair, with the same noise.
-- further networks (heads), trained like the discriminator, in its own part: `heads()`. Adam knows no more of a
-  weight than the weight itself, so one optimiser for all is the same as one for each. A head that a step does
-  not use is skipped.
-- other weights of the target that move: `movable()`, the names, after what is put in their place was put there
-  in `run.target` and `run.average` alike.
-- a stage before this one: `stages()`, with numbers below 2, and `for step in run.loop.steps(1)` in its `train`.
+- further networks (heads), trained like the discriminator and with it: `heads()`, later `run.networks`. Adam
+  treats every weight on its own, so one optimiser for all is the same as one for each. A head that a step
+  does not use is skipped.
+- other weights of the target that move: `movable()`, their names, once what computes them is in place in
+  `run.target` and `run.average` alike.
+- a stage before this one: `stages()`, with the number 1, and `for step in run.loop.steps(1)` in `train`.
 - what goes on from step to step: `state` and `resume`, beside what they give here.
 
 Every draw is keyed by (seed, what for, step, sample), so a resumed run equals an uninterrupted one.
@@ -34,7 +34,6 @@ Every draw is keyed by (seed, what for, step, sample), so a resumed run equals a
 from __future__ import annotations
 
 import copy
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -146,15 +145,16 @@ class FewShotRun(AdaptationRun):
                 f"train.layers 'adaptive' asks CLIPs which layers matter, and method {config.method} has "
                 "none; set it to 'all', a phase or layer names."
             )
-        shots, record = self._open_shots()
-        self.shots = shots.to(self.device, self.dtype)
+        least = METHODS[config.method].least_shots
+        self.found_shots: Shots = read_shots(config.shots, self.source.image_size, least)
+        self.shots = self.found_shots.pictures.to(self.device, self.dtype)
         """Pictures NCHW of the target, in [-1, 1]."""
         opened = self._open_discriminator()
         self.discriminator = opened.network
         if opened.name == "new":
             text = (
-                f"no discriminator belongs to {config.generator}, so a new one begins, which knows nothing of "
-                "pictures; give adversarial.discriminator where you have one."
+                f"no discriminator belongs to {config.generator}, so a new one begins, which knows nothing "
+                "yet; give adversarial.discriminator where you have one."
             )
             warnings.warn(text, stacklevel=4)
             self.progress({"kind": "warning", "message": text})
@@ -169,21 +169,8 @@ class FewShotRun(AdaptationRun):
         for each in (self.target, self.average, self.discriminator, self.networks):
             each.requires_grad_(False)
         sha256 = fingerprint(self.discriminator.state_dict())
-        record |= {"discriminator": {"name": opened.name, "sha256": sha256}}
-        self._begin(record, [], hook)
-
-    def _open_shots(self) -> tuple[Picture, dict[str, Any]]:
-        """Shots, and what environment.json holds of them."""
-        size = self.source.image_size
-        if self.given.pictures is None:
-            shots: Shots = read_shots(self.config.shots, size, METHODS[self.config.method].least_shots)
-            return shots.pictures, {"shots": shots.record()}
-        pictures = self.given.pictures
-        if pictures.shape[1:] != (3, size, size):
-            raise InputError(
-                f"given pictures must have shape (count, 3, {size}, {size}), got {tuple(pictures.shape)}."
-            )
-        return pictures, {"pictures": hashlib.sha256(pictures.cpu().numpy().tobytes()).hexdigest()}
+        record = {"discriminator": {"name": opened.name, "sha256": sha256}}
+        self._begin(record | {"shots": self.found_shots.record()}, [], hook)
 
     def _open_discriminator(self) -> Found:
         found = open_discriminator(self.config, self.given, self.source)
@@ -249,7 +236,13 @@ class FewShotRun(AdaptationRun):
         with self.precision.autocast():
             return self.discriminator(pictures).to(self.dtype)
 
-    # What goes on from step to step.
+    # What goes on from step to step, and what is left behind.
+
+    def prepare(self) -> None:
+        """Writes the shots into the run folder, where that is asked for."""
+        super().prepare()
+        if self.config.shots.copy:
+            self.found_shots.write(self.loop.folder.path / "shots")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the backend carries, and the mean of path lengths."""

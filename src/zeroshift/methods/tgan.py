@@ -1,4 +1,5 @@
-"""TGAN and FreezeD: a generator trained on a few pictures against its discriminator; nothing holds it.
+"""TGAN and FreezeD: a generator trained on a few pictures against its discriminator, with nothing that holds
+it.
 
 TGAN (Wang et al., ECCV 2018) is the control: it learns the pictures by heart, and that must be seen (the
 monitor warns). FreezeD (Mo et al. 2020) is the same with the discriminator's blocks near the picture frozen
