@@ -68,8 +68,8 @@ class AdamRun(FewShotRun):
         self.kernels = [name for name in names if KERNEL.fullmatch(name)]
         if not self.kernels:
             raise InputError(
-                f"method adam moves convolutions behind the first, and train.layers {train.layers!r} has none; "
-                "set it to 'all', or name some of convs.0, convs.1, ..."
+                f"method adam moves convolutions behind the first, and train.layers {train.layers!r} has "
+                "none; set it to 'all', or name some of convs.0, convs.1, ..."
             )
         for network in (self.target, self.average):
             self._modulate(network, self.kernels)

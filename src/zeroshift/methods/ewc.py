@@ -34,9 +34,9 @@ class EwcRun(FewShotRun):
         """Weights before anything has moved."""
 
     def importance(self) -> dict[str, Tensor]:
-        """F: for every weight that may move, the mean over pictures of the square of d log sigmoid(D(G(w))) / d
-        theta, scaled as `importance.of_mean_one` does. The same for a resumed run: nothing in it has
-        moved."""
+        """F: for every weight that may move, the mean over pictures of the square of
+        d log sigmoid(D(G(w))) / d theta, scaled as `importance.of_mean_one` does. The same for a resumed run:
+        nothing in it has moved."""
         discriminator = self._open_discriminator().network.requires_grad_(False)
         generator = self.target.clone().requires_grad_(False)
         generator.load_state_dict(self.start, strict=False)
