@@ -165,8 +165,8 @@ PUBLISHED_FEW_SHOT: Mapping[str, Any] = {
         "ema": 0.99778,
     }
 }
-"""What trainers against a discriminator share at 256 px; near domains take about 1000 steps, artistic ones 4000
-to 5000 (CDC)."""
+"""What trainers against a discriminator share at 256 px. Near domains take about 1000 steps, artistic ones
+4000 to 5000 (CDC)."""
 
 
 @dataclass(frozen=True)

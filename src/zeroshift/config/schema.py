@@ -20,7 +20,7 @@ from zeroshift.config.options import to_dict as to_dict
 from zeroshift.config.overrides import OptionPath, override, sections
 from zeroshift.config.own import AdversarialConfig as AdversarialConfig
 from zeroshift.config.own import AirConfig as AirConfig
-from zeroshift.config.own import OwnConfig
+from zeroshift.config.own import OwnConfig as OwnConfig
 from zeroshift.config.own import SvlConfig as SvlConfig
 from zeroshift.config.targets import Target, target_parts
 
