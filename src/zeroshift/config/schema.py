@@ -354,7 +354,12 @@ class AdaptConfig:
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
     """How the run is carried out."""
 
-    BUNDLES = {"compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}}
+    BUNDLES = {
+        "compat": {
+            "corrected": {},
+            "official": {"quirks": OFFICIAL_QUIRKS, "own": {"adam": {"scrambled": True}}},
+        }
+    }
     """Values that one override chooses together: its name -> each choice -> what it overrides."""
 
     @pydantic.model_validator(mode="after")
