@@ -28,6 +28,9 @@ from zeroshift.errors import InputError
 HUB_CLIP = "openai/clip-vit-base-patch32"
 DIFFUSION_CLIP = "openai/clip-vit-base-patch16"
 
+UNGIVEN = "unset"
+"""Stands for a target that is still to be given."""
+
 
 # With the published weights the angle to the target does not settle in this world (docs/log.md).
 WORLD_SVL = SvlConfig(steps=500, lr=0.01, covariance=0.3, elastic=1e4, consistency=1.0)
@@ -267,7 +270,7 @@ def recipe(name: str, target: str, *layers: Mapping[str, Any], **overrides: Any)
     layers = (*layers, overrides)
     generator = str(chosen(AdaptConfig, layers, ("generator",)) or "portraits")
     # The target is laid over too, so that an empty one is told together with all that is wrong besides.
-    start = configure(RECIPES[name]("unset", generator), run={"recipe": name})
+    start = configure(RECIPES[name](UNGIVEN, generator), run={"recipe": name})
     return override(start, {"target": target}, *layers, origin=f"recipe {name}")
 
 

@@ -85,7 +85,7 @@ def open_discriminator(config: AdaptConfig, given: Given, source: Any) -> Found:
     source generator, or a new one, drawn from the seed of the run. InputError where one is asked for and is
     not there, or sees pictures of another size."""
     if given.discriminator is not None:
-        return Found(copy.deepcopy(given.discriminator), "given")
+        return _fitting(copy.deepcopy(given.discriminator), "given", source)
     name = config.own.adversarial.discriminator
     if not name and given.generator is None:
         try:
