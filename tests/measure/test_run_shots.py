@@ -17,8 +17,6 @@ from zeroshift.files.shots import read_shots
 from zeroshift.measure.evaluate import evaluate
 from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.methods.adapt import adapt
-from zeroshift.methods.backend import Given
-from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.training.run_folder import RunFolder
 
 
@@ -33,11 +31,8 @@ def run(tmp_path: Path) -> RunFolder:
     folder.mkdir()
     for number in range(3):
         write_png(folder / f"{number}.png", picture(number))
-    train = {"layers": "all", "batch": 2, "steps": 1, "monitor": {"every": 0}}
-    config = tiny.config(tmp_path / "run", method="tgan", train=train, own={"shots": {"folder": folder}})
-    source = tiny.generator()
-    given = Given(generator=source, discriminator=StyleGAN2Discriminator(source.config, seed=4))
-    return adapt(config, state=given).folder
+    config = tiny.learn(tmp_path / "run", pictures=folder, train={"steps": 1}, monitor={"every": 0})
+    return adapt(config, state=tiny.given_few_shot()).folder
 
 
 def measured(run: RunFolder, **options: Any) -> Any:

@@ -15,46 +15,27 @@ import tiny
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file
-from zeroshift.files.images import write_png
 from zeroshift.methods import adam, adversarial
 from zeroshift.methods.adapt import AdaptRun, adapt, plan
-from zeroshift.methods.backend import Given
 from zeroshift.methods.few_shot import made_pictures, random_latents, real_pictures
-from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.parameters import original_name, small_parameters
 
 OWN: dict[str, Any] = {"steps": 3, "lr": 0.05, "batches": 2}
 KERNEL, AFFINE, JUDGED = "convs.1.conv.weight", "convs.0.conv.modulation.weight", "convs.1.conv2.1.weight"
 
 
-def shots(folder: Path) -> Path:
-    """A folder with three pictures of 16 px."""
-    folder.mkdir(exist_ok=True)
-    for number in range(3):
-        draw = torch.Generator().manual_seed(number)
-        picture = torch.rand(3, 16, 16, generator=draw) * 2 - 1
-        write_png(folder / f"{number}.png", picture)
-    return folder
-
-
 def config(out: Path, own: Mapping[str, Any] | None = None, **overrides: Any) -> AdaptConfig:
-    train = {"layers": "all", "batch": 2, "steps": 3, "ema": 0.5} | overrides.pop("train", {})
-    train["monitor"] = {"every": 0} | train.get("monitor", {})
-    parts = {
-        "shots": {"folder": shots(out.parent / "shots")},
-        "adversarial": {"r1_every": 2, "path_every": 2, "mixing": 0.5},
-        "adam": OWN | dict(own or {}),
-    }
-    return tiny.config(out, method="adam", train=train, own=parts, **overrides)
-
-
-def given() -> Given:
-    source = tiny.generator()
-    return Given(generator=source, discriminator=StyleGAN2Discriminator(source.config, seed=4))
+    train = {"batch": 2, "steps": 3} | overrides.pop("train", {})
+    lazy = {"r1_every": 2, "mixing": 0.5}
+    adam_options = {"adam": OWN | dict(own or {})}
+    watch = {"every": 0} | overrides.pop("monitor", {})
+    return tiny.learn(
+        out, "adam", train=train, adversarial=lazy, own=adam_options, monitor=watch, **overrides
+    )
 
 
 def opened(out: Path, own: Mapping[str, Any] | None = None, **overrides: Any) -> adam.AdamRun:
-    return adam.open_run(config(out, own, **overrides), given())
+    return adam.open_run(config(out, own, **overrides), tiny.given_few_shot())
 
 
 def states(run: adam.AdamRun) -> dict[str, dict[str, Tensor]]:
@@ -106,9 +87,10 @@ def test_the_importance_of_a_filter_is_that_of_its_modulation_over_batches(tmp_p
             ("discriminator", run.discriminator, JUDGED),
         ):
             place, _, attribute = name.rpartition(".")
-            computed: Any = part.get_submodule(place).parametrizations[attribute][0]
+            layer: Any = part.get_submodule(place)
+            computed = layer.parametrizations[attribute][0]
             weights = [computed.v, computed.u]
-            weights += [part.get_submodule(place).bias] if group == "affines" else []
+            weights += [layer.bias] if group == "affines" else []
             squares = [torch.zeros_like(each) for each in weights]
             for each in weights:
                 each.requires_grad_(True)
@@ -166,7 +148,7 @@ def test_filters_above_the_quantile_are_only_modulated_and_all_others_move(
 
 
 def test_the_result_is_an_ordinary_generator_of_which_only_convolutions_moved(tmp_path: Path) -> None:
-    done = adapt(config(tmp_path / "run"), state=given())
+    done = adapt(config(tmp_path / "run"), state=tiny.given_few_shot())
     source = tiny.generator()
     assert result(done).keys() == source.state_dict().keys()
     changed = moved(source.state_dict(), result(done))
@@ -175,7 +157,7 @@ def test_the_result_is_an_ordinary_generator_of_which_only_convolutions_moved(tm
     read = load_generator_file(done.folder.generator_file)[0]
     z = torch.randn(3, 12, generator=torch.Generator().manual_seed(3))
     assert torch.equal(tiny.styled(read)(z), done.generator(z))
-    with_rgb = adapt(config(tmp_path / "rgb", train={"free_rgb": True}), state=given())
+    with_rgb = adapt(config(tmp_path / "rgb", train={"free_rgb": True}), state=tiny.given_few_shot())
     others = {name for name in moved(source.state_dict(), result(with_rgb)) if not name.startswith("convs.")}
     assert others and all(name.startswith("to_rgb") for name in others)
 
@@ -193,11 +175,11 @@ def test_the_average_of_the_modulation_is_what_is_folded(tmp_path: Path) -> None
 @pytest.mark.parametrize("at", [(1, 2), (1, 3), (2, 1), (2, 2)])
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, at: tuple[int, int]) -> None:
     options: dict[str, Any] = {"run": {"checkpoint_every": 1}, "train": {"steps": 4}}
-    whole = adapt(config(tmp_path / "whole", **options), state=given())
+    whole = adapt(config(tmp_path / "whole", **options), state=tiny.given_few_shot())
     stop = tiny.Stop(at, RuntimeError("pulled"))
     with pytest.raises(RuntimeError, match="pulled"):
-        adapt(config(tmp_path / "parts", **options), state=given(), hook=stop)
-    parts = adapt(config(tmp_path / "parts", **options), state=given())
+        adapt(config(tmp_path / "parts", **options), state=tiny.given_few_shot(), hook=stop)
+    parts = adapt(config(tmp_path / "parts", **options), state=tiny.given_few_shot())
     assert 0 < parts.steps_done < whole.steps_done
     assert moved(result(whole), result(parts)) == set()
     first, second = (load_file(str(tmp_path / each / adam.IMPORTANCE_FILE)) for each in ("whole", "parts"))
@@ -207,14 +189,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, at: tuple[int, i
 def test_a_run_until_it_converges_leaves_its_best_generator(tmp_path: Path) -> None:
     watch = {"every": 1, "count": 4, "patience": 1, "least_gain": 2.0, "least_diversity": 0.0}
     done = adapt(
-        config(tmp_path / "run", train={"until": "converged", "steps": 4, "monitor": watch}), state=given()
+        config(tmp_path / "run", train={"until": "converged", "steps": 4}, monitor=watch),
+        state=tiny.given_few_shot(),
     )
     best = load_generator_file(done.folder.best_file)[0]
     assert moved(tiny.styled(best).state_dict(), result(done)) == set()
 
 
 def test_the_published_modulation_is_another_one(tmp_path: Path) -> None:
-    runs = [adapt(config(tmp_path / str(each), {"scrambled": each}), state=given()) for each in (False, True)]
+    runs = [
+        adapt(config(tmp_path / str(each), {"scrambled": each}), state=tiny.given_few_shot())
+        for each in (False, True)
+    ]
     assert KERNEL in moved(*map(result, runs))
 
 
@@ -228,6 +214,6 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_plan_names_what_stage_2_may_move(tmp_path: Path) -> None:
-    planned = plan(config(tmp_path / "run"), state=given())
+    planned = plan(config(tmp_path / "run"), state=tiny.given_few_shot())
     assert planned.layers == ("convs.0", "convs.1", "convs.2", "convs.3")
     assert planned.memory_bytes > 0 and planned.parameters["movable"] > 0

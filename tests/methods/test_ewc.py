@@ -12,39 +12,24 @@ from torch import Tensor
 
 import tiny
 from zeroshift.config.schema import AdaptConfig
-from zeroshift.files.images import write_png
 from zeroshift.methods import ewc
 from zeroshift.methods.adapt import adapt
-from zeroshift.methods.backend import Given
 from zeroshift.methods.few_shot import made_pictures, random_latents
-from zeroshift.models.discriminator import StyleGAN2Discriminator
 
 
-def config(out: Path, method: str = "ewc", own: Mapping[str, Any] | None = None, **train: Any) -> AdaptConfig:
-    folder = out.parent / "shots"
-    folder.mkdir(exist_ok=True)
-    for number in range(2):
-        write_png(folder / f"{number}.png", torch.full((3, 16, 16), number - 0.5))
-    parts = {
-        "shots": {"folder": folder},
-        "adversarial": {"r1_every": 2, "path_every": 2},
-        "ewc": {"pictures": 3} | dict(own or {}),
-    }
-    options = {"layers": "all", "batch": 2, "steps": 6, "ema": 0.0, "monitor": {"every": 0}} | train
-    return tiny.config(out, method=method, train=options, own=parts)
+def config(out: Path, method: str = "ewc", own: Mapping[str, Any] | None = None) -> AdaptConfig:
+    train = {"batch": 2, "steps": 6, "ema": 0.0}
+    return tiny.learn(
+        out, method, train=train, own={"ewc": {"pictures": 3} | dict(own or {})}, monitor={"every": 0}
+    )
 
 
-def given(**parts: Any) -> Given:
-    source = tiny.generator()
-    return Given(generator=source, discriminator=StyleGAN2Discriminator(source.config, seed=4), **parts)
-
-
-def state(out: Path, *arguments: Any, **train: Any) -> dict[str, Tensor]:
-    return adapt(config(out, *arguments, **train), state=given()).generator.state_dict()
+def state(out: Path, *arguments: Any) -> dict[str, Tensor]:
+    return adapt(config(out, *arguments), state=tiny.given_few_shot()).generator.state_dict()
 
 
 def test_the_importance_of_a_weight_is_its_mean_squared_gradient_over_pictures(tmp_path: Path) -> None:
-    run = ewc.open_run(config(tmp_path / "run"), given(dtype=torch.float64))
+    run = ewc.open_run(config(tmp_path / "run"), tiny.given_few_shot(dtype=torch.float64))
     found = run.importance()
     assert set(found) == set(run.moving)
     torch.testing.assert_close(sum(float(each.sum()) for each in found.values()), 1.0)
@@ -75,7 +60,7 @@ def test_without_weight_it_is_plain_training_and_with_much_the_weights_that_matt
     )
     assert plain.keys() == none.keys()
     assert all(torch.equal(plain[name], none[name]) for name in plain)
-    held = ewc.open_run(config(tmp_path / "run"), given()).importance()
+    held = ewc.open_run(config(tmp_path / "run"), tiny.given_few_shot()).importance()
     source = tiny.generator().state_dict()
 
     def way(made: Mapping[str, Tensor]) -> float:
@@ -87,6 +72,10 @@ def test_without_weight_it_is_plain_training_and_with_much_the_weights_that_matt
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = state(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="pulled"):
-        adapt(config(tmp_path / "parts"), state=given(), hook=tiny.Stop((2, 5), RuntimeError("pulled")))
+        adapt(
+            config(tmp_path / "parts"),
+            state=tiny.given_few_shot(),
+            hook=tiny.Stop((2, 5), RuntimeError("pulled")),
+        )
     parts = state(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
