@@ -154,7 +154,7 @@ METHODS: dict[str, Method] = {
     ),
     "ewc": Method(
         title="EWC",
-        summary="the same, with weights that matter to the source held",
+        summary="tgan with those weights held that matter to the source",
         words="none",
         on={"styles": Procedure()},
         file="ewc",

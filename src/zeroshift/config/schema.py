@@ -331,8 +331,8 @@ class AdaptConfig:
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
     have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
-    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: the same, with
-    weights that matter to the source held. `adam`: filters that matter to the target are kept and modulated,
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: tgan with those
+    weights held that matter to the source. `adam`: filters that matter to the target are kept and modulated,
     all others move."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
