@@ -80,6 +80,10 @@ class MonitorConfig:
     least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of the source's diversity below which a warning is given and a record cannot be the best. In the
     built-in world the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
+    least_nearest: Annotated[float, Field(ge=0)] = 0.5
+    """Methods that learn from pictures against a discriminator: how far pictures must lie from the nearest
+    shot, as a share of the distance from shot to shot, else a warning is given and a record cannot be the
+    best. In the built-in world new true pictures have 0.8 to 1; repeated shots have 0."""
     patience: Annotated[int, Field(ge=1)] = 4
     """Records in a row, none the best so far, after which the score has stopped rising."""
     least_gain: Annotated[float, Field(ge=0)] = 0.01

@@ -7,8 +7,9 @@ record is made of them. Nothing here touches what is trained.
 
 The rule. The score of a record is what the judge says, where there is one (that of the source generator's
 world, in one of its domains, unless it guides): the mean probability that it gives the target among all
-domains. Elsewhere it is the agreement of directions. A record with less than `least_diversity` of the
-source's diversity has no score. A record becomes the best if its score is more than `least_gain` above that
+domains. Elsewhere it is the agreement of directions, or the way to the shots. A record with less than
+`least_diversity` of the source's diversity has no score, and none with pictures nearer to shots than
+`least_nearest`. A record becomes the best if its score is more than `least_gain` above that
 of the best so far: a late gain too small to see does not outweigh the diversity that it costs. With
 `train.until converged`, stage 2 ends when `patience` records in a row have not become the best.
 """
@@ -34,14 +35,30 @@ from zeroshift.training.run_folder import RunFolder
 from zeroshift.worlds.world import World
 
 Record = Mapping[str, Any]
-"""A line of monitor.jsonl: step, agreement, alike, diversity, judge (where there is one), score, best (a
-step), seconds."""
+"""A line of monitor.jsonl: step, what the watcher saw (see `watching`), diversity among it, judge (where
+there is one), score, best (a step), seconds."""
+
+
+def flaw(record: Record, config: MonitorConfig) -> str:
+    """What is wrong with the pictures of a record, in words; empty where nothing is."""
+    diversity, nearest = record["diversity"], record.get("nearest")
+    if diversity is not None and diversity < config.least_diversity:
+        return (
+            f"the pictures grow alike: at step {record['step']} they have {diversity:.2f} of the source's "
+            f"diversity, less than train.monitor.least_diversity {config.least_diversity:g}"
+        )
+    if nearest is not None and nearest < config.least_nearest:
+        return (
+            f"the pictures repeat the shots: at step {record['step']} they lie {nearest:.2f} as far from the "
+            f"nearest shot as shots from each other, less than train.monitor.least_nearest "
+            f"{config.least_nearest:g}"
+        )
+    return ""
 
 
 def rating(record: Record, config: MonitorConfig) -> float:
-    """Score of a record; minus infinity where the pictures are too much alike."""
-    collapsed = record["diversity"] is not None and record["diversity"] < config.least_diversity
-    return -math.inf if collapsed else record["score"]
+    """Score of a record; minus infinity where the pictures are too much alike, or repeat the shots."""
+    return -math.inf if flaw(record, config) else record["score"]
 
 
 def best_record(records: Sequence[Record], config: MonitorConfig) -> Record | None:
@@ -268,11 +285,6 @@ class Monitor:
 
     def _warning(self, record: Record) -> str:
         kept = "; best.safetensors is from before" if self.best else ""
-        least = self.config.train.monitor.least_diversity
         assert self.reference is not None
         remedy = self.reference.watcher.remedy
-        return (
-            f"the pictures grow alike: at step {record['step']} they have {record['diversity']:.2f} of the "
-            "source's "
-            f"diversity, less than train.monitor.least_diversity {least:g}{kept}. Try {remedy}."
-        )
+        return f"{flaw(record, self.config.train.monitor)}{kept}. Try {remedy}."

@@ -301,7 +301,10 @@ def _monitor_text(folder: RunFolder) -> str:
     names = ("judge", "approach", "agreement")
     scores = ("probability that the judge gives the target", "way to the shots", "agreement of directions")
     score = next(words for name, words in zip(names, scores, strict=True) if name in records[-1])
-    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
+    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity"
+    if "nearest" in records[-1]:
+        rule += f" and {watch.least_nearest:g} of the distance from shot to shot"
+    rule += ", gains up to "
     rule += f"{watch.least_gain:g} not counted"
     found = [each for each in records if each["step"] == records[-1]["best"]]
     best = (

@@ -54,7 +54,7 @@ def _zero_shot(run: ZeroShotRun) -> Cost:
 
 def _few_shot(run: FewShotRun) -> Cost:
     """Shots are counted too; a method's own terms are not."""
-    trained = run.loop.stages[max(run.loop.stages)].trains
+    trained = run.trains
     moving = {part: sum(each.numel() for each in trained[part].weights.values()) for part in trained}
     counts = {
         "generator": _parameters(run.source),

@@ -195,7 +195,7 @@ class FewShotRun(AdaptationRun):
             Stage(
                 2,
                 train.steps,
-                {"target": self._trained_target(), "discriminator": self._trained_discriminator()},
+                {"target": self.trained_target(), "discriminator": self.trained_discriminator()},
                 {"target": self.target, "ema": self.average, "discriminator": self.discriminator} | networks,
                 "train",
                 train.batch,
@@ -203,14 +203,15 @@ class FewShotRun(AdaptationRun):
             ),
         )
 
-    def _trained_target(self) -> Trained:
+    def trained_target(self) -> Trained:
+        """What moves in the target."""
         named = dict(self.target.named_parameters())
         weights = {name: named[name] for name in self.moving}
         options = self.config.own.adversarial
         lr, betas = adversarial.lazy_adam(self.config.train.lr, options.path_every if options.path else 0)
         return Trained(weights, torch.optim.Adam(weights.values(), lr=lr, betas=betas))
 
-    def _trained_discriminator(self) -> Trained:
+    def trained_discriminator(self) -> Trained:
         """The blocks that are not frozen, and all of the heads."""
         options = self.config.own.adversarial
         named = dict(self.discriminator.named_parameters())
@@ -222,9 +223,14 @@ class FewShotRun(AdaptationRun):
 
     # What a step uses.
 
+    @property
+    def trains(self) -> Mapping[str, Trained]:
+        """What learns in the stage in which target and discriminator learn from each other."""
+        return self.loop.stages[2].trains
+
     def free(self, part: str) -> None:
         """Lets gradients reach the weights of one part, and no others."""
-        for name, trained in self.loop.stage.trains.items():
+        for name, trained in self.trains.items():
             for weight in trained.weights.values():
                 weight.requires_grad_(name == part)
 
