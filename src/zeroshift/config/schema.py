@@ -348,12 +348,12 @@ class AdaptConfig:
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
     have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
-    `freezed`: the same, with the discriminator's blocks near the picture frozen. `cr`: a discriminator that
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: tgan with those weights held that matter to the source. `cr`: a discriminator that
     judges real pictures alike when they are moved. `bcr`: the same for real and made pictures. `zcr`: a
     discriminator that judges pictures of neighbouring latents alike, which the generator holds apart. `dag`:
     a discriminator that judges pictures under several transforms, with a head for each. `cdc`: patches are
     judged, whole pictures only around a few latents, and pictures keep their distances to each other.
-    `rssa`: judged as in cdc, and what belongs together within and between pictures stays together."""
+    `rssa`: judged as in cdc, and what belongs together within and between pictures stays together. `adam`: filters that matter to the target are kept and modulated, all others move."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -374,7 +374,12 @@ class AdaptConfig:
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
     """How the run is carried out."""
 
-    BUNDLES = {"compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}}
+    BUNDLES = {
+        "compat": {
+            "corrected": {},
+            "official": {"quirks": OFFICIAL_QUIRKS, "own": {"adam": {"scrambled": True}}},
+        }
+    }
     """Values that one override chooses together: its name -> each choice -> what it overrides."""
 
     @pydantic.model_validator(mode="after")

@@ -135,6 +135,13 @@ def _within(intra: metrics.Intra) -> Number:
     return Number(intra.mean, intra.deviation, f"over {intra.clusters} clusters")
 
 
+def _memorised(found: FeatureStore) -> Number:
+    made, true = found["shots"], found["reference shots"]
+    distances = [float(each.amin(dim=1).mean()) for each in (made, true)]
+    note = f"distance to the nearest of {made.shape[1]} shots {distances[0]:.3f}, of true pictures"
+    return Number(float(metrics.memorised(made, true).mean()), None, f"{note} {distances[1]:.3f}")
+
+
 def _all_pairs(found: FeatureStore) -> Number:
     matrix: Tensor = found["matrix"]
     return Number(float(matrix.sum() / (len(matrix) * (len(matrix) - 1))))
@@ -263,6 +270,12 @@ METRICS: dict[str, Metric] = {
     ),
     "identity": Metric(
         "identity similarity (ID)", "higher", ("identity",), lambda found: _over_pictures(found["identity"])
+    ),
+    "memorised": Metric(
+        "memorised: nearer to a shot than 99 % of true pictures",
+        "lower",
+        ("shots", "reference shots"),
+        _memorised,
     ),
     "intra_lpips_few_shot": Metric(
         "Intra-LPIPS, few-shot (pairs around each shot)",

@@ -118,7 +118,7 @@ def frozen_blocks(config: AdaptConfig, discriminator: StyleGAN2Discriminator) ->
     if wanted is None:
         above = discriminator.config.size // FINEST
         # From colours to features, and one block per halving down to FINEST.
-        return above.bit_length() if config.method == "freezed" else 0
+        return {"freezed": above.bit_length(), "adam": 1}.get(config.method, 0)
     most = len(discriminator.blocks()) - 1
     if wanted > most:
         raise InputError(
