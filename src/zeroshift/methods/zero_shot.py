@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.deltas import load_delta, save_delta
 from zeroshift.files.registry import load_clip, load_generator
+from zeroshift.files.shots import Shots, read_shots
 from zeroshift.files.writing import fingerprint
 from zeroshift.measure.monitor import Monitor
 from zeroshift.measure.networks import open_identity
@@ -30,6 +31,7 @@ from zeroshift.methods.diffusion_backend import DiffusionBackend
 from zeroshift.methods.guidance import clip_objective, unknown_words
 from zeroshift.methods.picture_losses import PictureLosses, texture_of
 from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
+from zeroshift.methods.shots import picture_ways
 from zeroshift.methods.style_backend import StyleBackend
 from zeroshift.models import parameters
 from zeroshift.models.seeds import rng
@@ -98,6 +100,8 @@ class ZeroShotRun:
             config, given, self.device, self.precision, self.step_log, self.progress, self._require_finite
         )
         self.backend = BACKENDS[self.source.kind](surroundings, self.source, self.target, self.average)
+        self.shots = self._read_shots()
+        """Pictures of the target, where there are any."""
         clips = self._load_clips()
         self.clips = [
             clip_objective(clip, weight, config, self.precision)
@@ -110,6 +114,7 @@ class ZeroShotRun:
         self.all_clips: list[ClipModel] = [*clips, *others]
         """CLIPs that guide, and that of the texture loss."""
         record = environment(device_name(self.device), opened.record, prints) | self.backend.record()
+        record |= {} if self.shots is None else {"shots": self.shots.record()}
         self.mapper = self._mapper() if config.learns_words else None
         self.loop = Loop(
             config,
@@ -137,6 +142,12 @@ class ZeroShotRun:
         """Whether the world has captions of people in the domains of all labels."""
         labels = [self.config.source, *(part.label for part in target_parts(self.config.target))]
         return self.world is not None and self.world.describes(labels)
+
+    def _read_shots(self) -> Shots | None:
+        """The pictures of the target, as many as the method needs."""
+        if self.config.shots.folder is None:
+            return None
+        return read_shots(self.config.shots, self.source.image_size, METHODS[self.config.method].least_shots)
 
     def _copy(self, state: Mapping[str, Tensor] | None) -> Any:
         """A copy of the source, with other weights where some are given."""
@@ -274,9 +285,16 @@ class ZeroShotRun:
     # 2. What the loop asks.
 
     def prepare(self) -> None:
-        """Makes ready what the backend learns from, and goes on with the monitor's record."""
+        """Makes ready what the backend learns from, and the way to pictures of the target, and goes on with
+        the monitor's record."""
         self.monitor.restore()
         self.backend.prepare(self.clips)
+        if self.shots is None:
+            return
+        ways = picture_ways(self.backend, self.clips, self.shots.pictures)
+        self.clips = [replace(clip, way=way) for clip, way in zip(self.clips, ways, strict=True)]
+        if self.config.shots.copy:
+            self.shots.write(self.loop.folder.path / "shots")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the backend carries from one step to the next."""
