@@ -219,10 +219,11 @@ def style(target: str, generator: str) -> AdaptConfig:
 
 
 def identity(target: str, generator: str) -> AdaptConfig:
-    """Other beings in the same pose, in fewer steps where the way has no end of its own. The source label names who is there, not what kind of
-    picture it is."""
+    """Other beings in the same pose, in fewer steps where the way has no end of its own. The source label
+    names who is there, not what kind of picture it is."""
     base, home = _base(target, generator)
-    return configure(base, source=home.identity_source, train={"steps": int(base.train.steps * home.identity_steps)})
+    steps = int(base.train.steps * home.identity_steps)
+    return configure(base, source=home.identity_source, train={"steps": steps})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:

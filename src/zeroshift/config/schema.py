@@ -348,12 +348,14 @@ class AdaptConfig:
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
     have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
-    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: tgan with those weights held that matter to the source. `cr`: a discriminator that
-    judges real pictures alike when they are moved. `bcr`: the same for real and made pictures. `zcr`: a
-    discriminator that judges pictures of neighbouring latents alike, which the generator holds apart. `dag`:
-    a discriminator that judges pictures under several transforms, with a head for each. `cdc`: patches are
-    judged, whole pictures only around a few latents, and pictures keep their distances to each other.
-    `rssa`: judged as in cdc, and what belongs together within and between pictures stays together. `adam`: filters that matter to the target are kept and modulated, all others move."""
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: tgan with those
+    weights held that matter to the source. `cr`: a discriminator that judges real pictures alike when they
+    are moved. `bcr`: the same for real and made pictures. `zcr`: a discriminator that judges pictures of
+    neighbouring latents alike, which the generator holds apart. `dag`: a discriminator that judges pictures
+    under several transforms, with a head for each. `cdc`: patches are judged, whole pictures only around a
+    few latents, and pictures keep their distances to each other. `rssa`: judged as in cdc, and what belongs
+    together within and between pictures stays together. `adam`: filters that matter to the target are kept
+    and modulated, all others move."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -503,6 +505,9 @@ def _targetless(config: AdaptConfig) -> list[str]:
         return [
             f"method {method} takes pictures beside words of the target; give --target too, or use {alone}."
         ]
+    textual = [name for name in ("manifold", "patch") if getattr(config.losses, name)]
+    if textual and not config.target.strip():
+        return [f"losses.{textual[0]} compares with words of the target; give --target, or set it to 0."]
     return []
 
 
