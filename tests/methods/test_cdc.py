@@ -26,7 +26,7 @@ def test_steps_near_anchors_are_those_of_the_authors_loop(every: int) -> None:
 
 def test_latents_around_anchors_have_their_anchor_as_mean_and_the_spread_asked_for() -> None:
     centres, spread, count = cdc.anchors(12, 5, seed=3), 0.05, 2000
-    found = cdc.around(centres, spread, count, seed=3, step=7)
+    found = cdc.around(centres, spread, count, seed=3, label="x", step=7)
     nearest = torch.cdist(found, centres).argmin(dim=1)
     share = nearest.bincount(minlength=5) / count
     assert float((share - 0.2).abs().max()) < 0.03
@@ -40,9 +40,9 @@ def test_anchors_belong_to_the_seed_and_draws_to_seed_step_and_row() -> None:
     centres = cdc.anchors(12, 5, seed=3)
     assert torch.equal(centres, cdc.anchors(12, 5, seed=3))
     assert not torch.equal(centres, cdc.anchors(12, 5, seed=4))
-    four, two = (cdc.around(centres, 0.1, count, seed=3, step=7) for count in (4, 2))
+    four, two = (cdc.around(centres, 0.1, count, seed=3, label="x", step=7) for count in (4, 2))
     assert torch.equal(four[:2], two)
-    assert not torch.equal(four, cdc.around(centres, 0.1, 4, seed=3, step=8))
+    assert not torch.equal(four, cdc.around(centres, 0.1, 4, seed=3, label="x", step=8))
 
 
 def test_every_layer_but_the_first_is_drawn_for_every_picture() -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import tiny
+from zeroshift.config.own import FACES
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, save_generator
 from zeroshift.files.describe import inspect
 from zeroshift.files.export import Target, convert
 from zeroshift.files.registry import load_generator
-from zeroshift.models.compression import FACES, LatentCompression, stretched
+from zeroshift.models.compression import LatentCompression, stretched
 from zeroshift.models.stylegan2 import StyleGAN2Generator
 
 

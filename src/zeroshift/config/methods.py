@@ -196,6 +196,27 @@ METHODS: dict[str, Method] = {
         shots="needed",
         adversarial=True,
     ),
+    "cdc": Method(
+        title="CDC",
+        summary="patches are judged, whole pictures only around a few latents, and pictures keep their "
+        "distances to each other",
+        words="none",
+        on={"styles": Procedure()},
+        file="cdc",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "rssa": Method(
+        title="RSSA",
+        summary="judged as in cdc, and what belongs together within and between pictures stays together",
+        words="none",
+        on={"styles": Procedure()},
+        file="rssa",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
 }
 """Name -> method, in the order in which they are explained."""
 

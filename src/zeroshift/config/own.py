@@ -13,6 +13,9 @@ from zeroshift.config.few_shot import ShotsConfig
 from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
 
+FACES = (0.0, 0.0, 0.0, 0.05, 0.05, 0.05, 0.05, 0.45, 0.45, 0.65, 0.65, 0.85, 0.85, 0.85)
+"""RSSA's published share of the compressed style per latent, for faces of 256 px."""
+
 
 @_config(section="own.air")
 class AirConfig:
@@ -161,6 +164,57 @@ class DagConfig:
     """Weight of the mean over transforms, beside the plain losses of discriminator and generator."""
 
 
+@_config(section="own.cdc")
+class CdcConfig:
+    """CDC, and what RSSA has of it: anchors, patches, and pictures that keep their distances."""
+
+    anchors: Annotated[int, Field(ge=0)] = 0
+    """Latents around which whole pictures are judged; 0: as many as there are pictures of the target, as
+    published."""
+    spread: Annotated[float, Field(ge=0)] = 0.1
+    """How far from an anchor latents are drawn: its deviation, where latents have 1."""
+    every: Annotated[int, Field(ge=1)] = 4
+    """Steps from one that judges whole pictures to the next; the others judge patches. 1: no patches."""
+    patch_maps: Annotated[int, Field(ge=1, le=4)] = 1
+    """Maps inside the discriminator, from the finest, of which one is drawn to judge patches by."""
+    weight: Annotated[float, Field(ge=0)] = 1000.0
+    """Method cdc: weight of keeping the distances between pictures."""
+    batch: Annotated[int, Field(ge=2)] = 4
+    """Pictures that are compared with each other, of latents of their own."""
+
+
+@_config(section="own.rssa")
+class RssaConfig:
+    """RSSA: correlations within and between pictures are kept, and styles drawn near to the pictures'."""
+
+    correlation: Annotated[float, Field(ge=0)] = 0.8
+    """Weight of keeping what belongs together within a picture (self-correlation)."""
+    sides: tuple[int, ...] = ()
+    """Sides, in pixels, of the maps within which it is kept. Empty: the three largest of the generator, up to
+    the published 64, 128 and 256."""
+    disturbance: Annotated[float, Field(ge=0)] = 0.4
+    """Weight of keeping what belongs together between neighbouring pictures (disturbance correlation)."""
+    disturbance_every: Annotated[int, Field(ge=1)] = 6
+    """Steps from one of these to the next."""
+    disturbed: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of a latent by which neighbouring pictures differ, as in the paper; 1: pictures of independent
+    latents, as in its code."""
+    compression: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Factor on `shares`. 0: styles stay as they are, and no codes are sought."""
+    shares: Annotated[tuple[float, ...], Field(min_length=2)] = FACES
+    """Share of the compressed style per latent, spread over as many as the generator has. The published ones
+    are for faces; those for churches end in .35 .35 .55 .55 .75 .75 .75."""
+    codes: Annotated[int, Field(ge=1)] = 10
+    """Pictures of the target, the first ones, near whose styles styles are drawn."""
+    steps: Annotated[int, Field(ge=1)] = 4000
+    """Steps in which these styles are sought (stage 1)."""
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of these styles (Adam), halved after every quarter of the steps."""
+    lpips: ModelName = ""
+    """File of LPIPS's VGG16 or AlexNet, as published, by which pictures are compared there; empty: maps of
+    the discriminator."""
+
+
 @_config(section="own")
 class OwnConfig:
     """What only some methods need."""
@@ -173,6 +227,10 @@ class OwnConfig:
     """Methods `cr`, `bcr` and `zcr`: consistency of the discriminator's judgement."""
     dag: DagConfig = DagConfig()
     """Method `dag`: transforms with a head each."""
+    cdc: CdcConfig = CdcConfig()
+    """Methods `cdc` and `rssa`: anchors, patches, and distances between pictures. Defaults as published."""
+    rssa: RssaConfig = RssaConfig()
+    """Method `rssa`: correlations within and between pictures, latent compression. Defaults as published."""
     air: AirConfig = AirConfig()
     """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
     but for `offset_pictures`."""

@@ -20,7 +20,9 @@ from zeroshift.config.options import to_dict as to_dict
 from zeroshift.config.overrides import OptionPath, override, sections
 from zeroshift.config.own import AdversarialConfig as AdversarialConfig
 from zeroshift.config.own import AirConfig as AirConfig
+from zeroshift.config.own import CdcConfig as CdcConfig
 from zeroshift.config.own import OwnConfig as OwnConfig
+from zeroshift.config.own import RssaConfig as RssaConfig
 from zeroshift.config.own import SvlConfig as SvlConfig
 from zeroshift.config.targets import Target, target_parts
 
@@ -338,7 +340,9 @@ class AdaptConfig:
     `freezed`: the same, with the discriminator's blocks near the picture frozen. `cr`: a discriminator that
     judges real pictures alike when they are moved. `bcr`: the same for real and made pictures. `zcr`: a
     discriminator that judges pictures of neighbouring latents alike, which the generator holds apart. `dag`:
-    a discriminator that judges pictures under several transforms, with a head for each."""
+    a discriminator that judges pictures under several transforms, with a head for each. `cdc`: patches are
+    judged, whole pictures only around a few latents, and pictures keep their distances to each other.
+    `rssa`: judged as in cdc, and what belongs together within and between pictures stays together."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")

@@ -7,13 +7,29 @@ Ojha et al., Few-shot Image Generation via Cross-domain Correspondence (CVPR 202
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zeroshift.config.schema import AdaptConfig
+from zeroshift.methods import adversarial
+from zeroshift.methods.backend import Given
+from zeroshift.methods.few_shot import (
+    FewShotRun,
+    Latents,
+    learn_to_judge,
+    made_pictures,
+    random_latents,
+    regularise_generator,
+    styles,
+)
+from zeroshift.models.patch_heads import PatchHeads
 from zeroshift.models.seeds import draw_z, rng
-from zeroshift.shapes import Latent, Scalar
+from zeroshift.shapes import Latent, Picture, Scalar
+from zeroshift.training.loop import Hook, Progress
+from zeroshift.training.terms import Terms
 
 # 1. The equations.
 
@@ -29,12 +45,12 @@ def anchors(latent_dim: int, count: int, seed: int) -> Latent:
     return draw_z(latent_dim, count, seed, "anchors", 0)
 
 
-def around(anchors_KZ: Latent, spread: float, batch: int, seed: int, step: int) -> Latent:
+def around(anchors_KZ: Latent, spread: float, batch: int, seed: int, label: str, step: int) -> Latent:
     """z = z_k + spread N(0, I), shape BZ, each row by an anchor k of its own, drawn with replacement; row i
-    depends on (seed, step, i) only."""
+    depends on (seed, label, step, i) only."""
     rows = []
     for row in range(batch):
-        draw = rng("around anchors", seed, step, row)
+        draw = rng("around anchors", seed, label, step, row)
         chosen = int(torch.randint(len(anchors_KZ), (1,), generator=draw))
         rows.append(anchors_KZ[chosen] + spread * torch.randn(anchors_KZ.shape[1], generator=draw))
     return torch.stack(rows)
@@ -66,3 +82,97 @@ def distance_consistency(source: Sequence[Tensor], target: Sequence[Tensor], lay
         after = similarities(target[layer], picture)
         parts.append(before.exp() * (before - after))
     return torch.cat(parts).mean()
+
+
+# 2. What a run has besides.
+
+
+class CdcRun(FewShotRun):
+    """A run that judges whole pictures around its anchors, and patches elsewhere."""
+
+    def __init__(
+        self, config: AdaptConfig, given: Given, hook: Hook | None = None, progress: Progress | None = None
+    ) -> None:
+        super().__init__(config, given, hook, progress)
+        count = config.own.cdc.anchors or len(self.shots)
+        self.anchors = anchors(self.source.latent_dim, count, config.run.seed)
+
+    def heads(self) -> dict[str, nn.Module]:
+        """The heads that judge patches."""
+        seed = rng("patch heads", self.config.run.seed).initial_seed()
+        return {"patches": PatchHeads(self.discriminator.config, seed=seed)}
+
+    def logits(self, pictures: Picture, label: str, step: int) -> Tensor:
+        """Logits B1 of whole pictures in a step near the anchors, else B1HW of patches, by a head that is
+        drawn."""
+        options = self.config.own.cdc
+        if near_anchors(step, options.every):
+            return self.discriminator(pictures)
+        heads = self.networks["patches"]
+        assert isinstance(heads, PatchHeads)
+        draw = rng("patch head", self.config.run.seed, label, step)
+        head = int(torch.randint(min(options.patch_maps, len(heads.heads)), (), generator=draw))
+        return heads(self.discriminator, pictures, head)
+
+    def latents(self, label: str, step: int) -> Latents:
+        """Latents of the pictures to be judged in a step: around the anchors, not mixed, or anywhere."""
+        options = self.config.own.cdc
+        if not near_anchors(step, options.every):
+            return random_latents(self, label, step=step)
+        seed, batch = self.config.run.seed, self.config.train.batch
+        return Latents(around(self.anchors, options.spread, batch, seed, label, step), label, step)
+
+    def styles_of(self, generator: Any, latents: Latents) -> Tensor:
+        """Styles BKS by which source and target are compared, each by its own mapping."""
+        return styles(self, generator, latents)
+
+
+def open_run(
+    config: AdaptConfig, given: Given, hook: Hook | None = None, progress: Progress | None = None
+) -> CdcRun:
+    """A run of CDC, loaded and checked; nothing is written."""
+    return CdcRun(config, given, hook, progress)
+
+
+def activations(run: CdcRun, latents: Latents) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of the styled convolutions of source, without gradient, and target for the same latents."""
+
+    def of(generator: Any) -> list[Tensor]:
+        w = run.styles_of(generator, latents)
+        return run.backend.activations(generator, w, latents.label, latents.step)
+
+    with torch.no_grad():
+        source = of(run.source)
+    return source, of(run.target)
+
+
+# 3. The training.
+
+
+def train(run: CdcRun) -> None:
+    """The stage, from where the run stands."""
+    options = run.config.own.cdc
+    for step in run.loop.steps(2):
+        # 1. the discriminator: whole pictures around the anchors, or patches of any pictures
+        learn_to_judge(run, step, run.latents("discriminator", step))
+        # 2. the generator, judged in the same way
+        run.free("target")
+        terms = Terms()
+        judged_terms(run, terms, step)
+        # 3. distances between pictures of other latents, as the source has them
+        if options.weight:
+            z = draw_z(run.source.latent_dim, options.batch, run.config.run.seed, "distances", step)
+            source, target = activations(run, Latents(z, "distances", step))
+            layers = layers_of_anchors(len(source), len(z), run.config.run.seed, step)
+            terms.group().add("distance", distance_consistency(source, target, layers), options.weight)
+        run.loop.update("target", terms)
+        regularise_generator(run, step)
+        # 4. the running average
+        run.loop.average()
+
+
+def judged_terms(run: CdcRun, terms: Terms, step: int) -> None:
+    """Adds how well the target's pictures of a step are taken for shots, or their patches for those of
+    shots."""
+    made = made_pictures(run, run.target, run.latents("generator", step))
+    terms.group().add("generator", adversarial.generator_loss(run.judge(made, "generator", step)))

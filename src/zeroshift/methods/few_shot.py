@@ -20,6 +20,7 @@ What a method may change, by a subclass of `FewShotRun`:
   told.
 - other latents (anchors): a `Latents` of its own in place of `random_latents`. The same latents by
   `run.source` and `run.target` are a pair, with the same noise.
+- what judges pictures in a step: `logits`.
 - further networks (heads), trained like the discriminator and with it: `heads()`, later `run.networks`. Adam
   treats every weight on its own, so one optimiser for all is the same as one for each. A head that a step
   does not use is skipped.
@@ -190,6 +191,10 @@ class FewShotRun(AdaptationRun):
         """Names of the parameters of the target that move."""
         return self.backend.movable
 
+    def logits(self, pictures: Picture, label: str, step: int) -> Tensor:
+        """Logits B1 of pictures by the discriminator; of other shapes by a head that judges parts of them."""
+        return self.discriminator(pictures)
+
     def stages(self) -> tuple[Stage, ...]:
         """The one stage in which target and discriminator learn from each other."""
         train = self.config.train
@@ -238,14 +243,14 @@ class FewShotRun(AdaptationRun):
                 weight.requires_grad_(name == part)
 
     def judge(self, pictures: Picture, label: str, step: int, *, precise: bool = False) -> Tensor:
-        """Logits B1 of pictures by the discriminator, as it is shown them (`augmented`); in full precision
-        where penalties differentiate them twice. `label` and `step` are what all that is random in it is
-        keyed by."""
+        """The `logits` of pictures, as networks are shown them (`augmented`); in full precision where
+        penalties differentiate them twice. `label` and `step` are what all that is random in it is keyed
+        by."""
         shown = self.augmented(pictures, label, step)
         if precise:
-            return self.discriminator(shown)
+            return self.logits(shown, label, step)
         with self.precision.autocast():
-            return self.discriminator(shown).to(self.dtype)
+            return self.logits(shown, label, step).to(self.dtype)
 
     def all_logits(self, pictures: Picture, label: str, step: int) -> Any:
         """All logits of pictures in a step, by which the memory of a run is estimated: those of `judge`."""
@@ -369,6 +374,19 @@ def real_pictures(run: FewShotRun, step: int) -> Picture:
     chances = torch.stack([torch.rand((), generator=rng("flip", seed, step, i)) for i in range(batch)])
     flipped = (chances < run.config.own.adversarial.flip).to(run.device)
     return torch.where(flipped[:, None, None, None], real.flip(3), real)
+
+
+def learn_to_judge(run: FewShotRun, step: int, latents: Latents) -> None:
+    """The discriminator's turn: a step on how well it tells shots from pictures of the target, and one on R1
+    where that is due."""
+    run.free("discriminator")
+    with torch.no_grad():
+        made = made_pictures(run, run.target, latents)
+    terms = Terms()
+    real = run.judge(real_pictures(run, step), "real", step)
+    discriminator_terms(terms, real, run.judge(made, "made", step))
+    run.loop.update("discriminator", terms)
+    regularise_discriminator(run, step)
 
 
 def discriminator_terms(terms: Terms, real: Tensor, fake: Tensor) -> None:

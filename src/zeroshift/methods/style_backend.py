@@ -146,14 +146,23 @@ class StyleBackend(Backend):
 
     def draw(self, generator: Generator, w: Tensor, label: str, step: int) -> Picture:
         """Pictures BCHW of styles BS or BKS with the noise of a step and label."""
-        if self.config.quirks.noise == "independent" and generator is self.target:
-            label += " target"
-        noise = self.noise(label, step, len(w))
+        noise = self.noise(self._label_of(generator, label), step, len(w))
         size = len(w) if torch.is_grad_enabled() else self._part()
         parts = [slice(first, first + size) for first in range(0, len(w), size)]
         with self.precision.autocast():
             drawn = [generator.synthesize(w[part], noise_of(noise, part)).to(self.dtype) for part in parts]
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+
+    def activations(self, generator: Any, w: Tensor, label: str, step: int) -> list[Tensor]:
+        """Outputs of the styled convolutions of such pictures, all at once."""
+        noise = self.noise(self._label_of(generator, label), step, len(w))
+        with self.precision.autocast():
+            return [each.to(self.dtype) for each in generator.synthesize(w, noise, features=True)[1]]
+
+    def _label_of(self, generator: Any, label: str) -> str:
+        """What the noise of a generator's pictures is keyed by: the target may have its own."""
+        own = self.config.quirks.noise == "independent" and generator is self.target
+        return f"{label} target" if own else label
 
     def noise(self, label: str, step: int, batch: int) -> Noise:
         """The noise of a step and label, drawn or as `quirks.noise` wants it."""

@@ -9,16 +9,12 @@ written.
 
 from __future__ import annotations
 
-import torch
-
 from zeroshift.methods import adversarial
 from zeroshift.methods.few_shot import (
     FewShotRun,
-    discriminator_terms,
+    learn_to_judge,
     made_pictures,
     random_latents,
-    real_pictures,
-    regularise_discriminator,
     regularise_generator,
 )
 from zeroshift.methods.few_shot import open_run as open_run
@@ -29,14 +25,7 @@ def train(run: FewShotRun) -> None:
     """The stage, from where the run stands."""
     for step in run.loop.steps(2):
         # 1. the discriminator learns to tell shots from pictures of the target
-        run.free("discriminator")
-        with torch.no_grad():
-            made = made_pictures(run, run.target, random_latents(run, "discriminator", step=step))
-        terms = Terms()
-        real = run.judge(real_pictures(run, step), "real", step)
-        discriminator_terms(terms, real, run.judge(made, "made", step))
-        run.loop.update("discriminator", terms)
-        regularise_discriminator(run, step)
+        learn_to_judge(run, step, random_latents(run, "discriminator", step=step))
         # 2. the target learns to make pictures that it takes for shots
         run.free("target")
         made = made_pictures(run, run.target, random_latents(run, "generator", step=step))

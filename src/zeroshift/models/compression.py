@@ -13,9 +13,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-FACES = (0.0, 0.0, 0.0, 0.05, 0.05, 0.05, 0.05, 0.45, 0.45, 0.65, 0.65, 0.85, 0.85, 0.85)
-"""Published share of the compressed style per latent, for faces of 256 px."""
-
 SMALLEST = 1e-6
 """Directions of the codes that are this much weaker than the strongest count as none."""
 
