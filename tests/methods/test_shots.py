@@ -19,7 +19,8 @@ from zeroshift.config.schema import ViewsConfig
 from zeroshift.errors import InputError
 from zeroshift.files.images import read_picture, write_png
 from zeroshift.methods import style_backend
-from zeroshift.methods.adapt import AdaptRun, open_run, plan
+from zeroshift.methods.adapt import AdaptRun, plan
+from zeroshift.methods.ipl import open_run
 from zeroshift.methods.picture_way import picture_set_direction, regressed_mean, set_mean
 from zeroshift.methods.views import drawn_views, seen
 from zeroshift.methods.zero_shot import ZeroShotRun
