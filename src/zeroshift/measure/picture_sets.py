@@ -22,6 +22,7 @@ from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import eight_bit, fitted, folder_of_pictures, picture_files, read_picture
 from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
+from zeroshift.files.shots import read_shots
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import PictureGenerator
@@ -513,11 +514,13 @@ def _shots_of(folder: RunFolder, size: int) -> Files:
     copies = folder.path / COPIES
     if copies.is_dir() and picture_files(copies):
         return read_folder(copies, size)
-    options, recorded = folder.config.shots, folder.environment["shots"]
-    assert options.folder is not None
-    paths = tuple(options.folder / each["name"] for each in recorded)
-    if not all(path.is_file() for path in paths):
-        raise InputError(f"the pictures that the run learned from were not found in {options.folder}")
-    if [file_sha256(path) for path in paths] != [each["sha256"] for each in recorded]:
+    options = folder.config.shots
+    assert options.folder is not None, "a run that learned from pictures names their folder"
+    try:
+        found = read_shots(options, size)
+    except InputError as error:
+        raise InputError(f"the pictures that the run learned from were not found ({error})") from error
+    if found.record() != folder.environment["shots"]:
         raise InputError(f"the pictures in {options.folder} are not those that the run learned from")
-    return Files(paths, size, options.folder.name, options.crop)
+    name = f"the {len(found)} pictures that the run learned from"
+    return Files(tuple(options.folder / each for each in found.names), size, name, options.crop)
