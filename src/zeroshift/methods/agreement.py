@@ -69,7 +69,8 @@ def caption_directions(
 @torch.no_grad()
 def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
     """For every CLIP of a run the agreement, whole and individual, of the labels' direction, the learned
-    words', that to pictures of the target, the captions', and of the best that one direction for all could be (`best`).
+    words', that to pictures of the target, the captions', and of the best that one direction for all could be
+    (`best`).
 
     Empty where the world of the source generator does not know the target or has latents of another width,
     and for diffusion models, whose pictures have no latent in a world.
