@@ -14,17 +14,23 @@ import torch
 from torch import Tensor
 
 import tiny
+from zeroshift.app.publish import write_folder
 from zeroshift.clip.features import normalize
+from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.config.schema import ViewsConfig
 from zeroshift.errors import InputError
-from zeroshift.files.images import read_picture, write_png
+from zeroshift.files.clips import save_clip
+from zeroshift.files.images import eight_bit, fitted, read_picture, write_png
+from zeroshift.measure.evaluate import evaluate
+from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.methods import style_backend
-from zeroshift.methods.adapt import AdaptRun, plan
+from zeroshift.methods.adapt import AdaptRun, adapt, plan
 from zeroshift.methods.ipl import open_run
 from zeroshift.methods.picture_way import picture_set_direction, regressed_mean, set_mean
 from zeroshift.methods.views import drawn_views, seen
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.models.seeds import average_style, draw_z
+from zeroshift.pictures.sample import metadata_of
 
 COUNT = 20
 """Pictures of the source over which tiny means are taken: too few to be told by styles."""
@@ -254,14 +260,10 @@ def test_a_diffusion_model_goes_from_the_pictures_it_learns_from_to_those_of_the
     )
     more.prepare()
     assert not torch.equal(more.clips[0].direction, run.clips[0].direction)
-    done = tiny.run(tmp_path / "run", state=tiny.given_diffusion(), **vars_of(run))
-    assert done.finished
-
-
-def vars_of(run: ZeroShotRun) -> dict[str, Any]:
-    """Sections of the config of a run as overrides."""
-    config = run.config
-    return {name: getattr(config, name) for name in ("method", "target", "train", "own", "run")}
+    done = adapt(run.config, state=tiny.given_diffusion())
+    assert done.finished and [each["name"] for each in done.folder.environment["shots"]] == [
+        f"{number}.png" for number in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -284,3 +286,37 @@ def test_the_losses_of_the_whole_target_compare_with_its_pictures(tmp_path: Path
     )
     assert all(line["global_clip"] > 0 for line in run.folder.metrics())
     assert plan(run.config, state=tiny.given()).config.target_name == "drawings"
+
+
+def test_a_run_without_words_has_report_pictures_card_and_measurements(tmp_path: Path, folder: Path) -> None:
+    given = tiny.given(world=tiny.described())
+    run = tiny.run(tmp_path / "run", state=given, **options(folder, monitor={"every": 3}))
+    page = (run.folder.path / "report.html").read_text("utf-8")
+    assert "photo to drawings" in page and "3 pictures of the target" in page
+    assert [set(row["cosines"]) for row in run.folder.agreement] == []  # nobody says which domain it is
+    card = write_folder(run.folder, "me/drawings", tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text("utf-8")
+    assert set(card) >= {"README.md"} and 'to "drawings" by 3 pictures of the new domain' in text
+    assert str(folder.parent) not in text
+    assert metadata_of("run", run)["target"] == "drawings"
+    with pytest.raises(InputError, match="the labels are not known: --labels SOURCE TARGET"):
+        evaluate(run, metrics=("direction",), seeds="0-3")
+    done = evaluate(run, seeds="0-3", networks={"judge": str(judge_folder(tmp_path))})
+    assert done.value("diversity") > 0 and done.record["labels"] == {"source": "", "target": ""}
+
+
+def judge_folder(place: Path) -> Path:
+    """A folder of a CLIP that guides no run."""
+    save_clip(tiny.clip(7), place / "judge")
+    return place / "judge"
+
+
+def test_a_run_is_measured_against_its_own_pictures_while_they_are_there(
+    tmp_path: Path, folder: Path
+) -> None:
+    run = carried_out(tmp_path / "run", folder, shots={"crop": "top"})
+    found = open_inputs(run, EvaluateConfig(seeds="0-3", size=8)).sets["shots"]
+    pictures = [fitted(read_picture(folder / f"{number}.png")[None], 8, "top") for number in range(3)]
+    torch.testing.assert_close(found.part(slice(0, 3)), eight_bit(torch.cat(pictures)))
+    folder_of(folder, seed=5)
+    assert "shots" not in open_inputs(run, EvaluateConfig(seeds="0-3", size=8)).sets

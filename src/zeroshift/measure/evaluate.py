@@ -544,8 +544,8 @@ def _measured_shots(inputs: EvalInputs) -> str:
     if not both:
         return ""
     return (
-        f"{len(both)} of the people measured, first seed {both[0]}, are those of the few-shot pictures in "
-        f"{shots.name}, which flatters what learned from them; measure others with --seeds."
+        f"{len(both)} of the people measured, first seed {both[0]}, are those of the few-shot pictures, "
+        "which flatters what learned from them; measure others with --seeds."
     )
 
 

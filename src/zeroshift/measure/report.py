@@ -158,14 +158,19 @@ def _teachers(folder: RunFolder) -> str:
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row per CLIP: its name, and mean cosines with the true directions of the labels' direction, the
-    learned words', that to pictures of the target, the captions', and the best that one direction for all
-    could be."""
-    names = ("label", "words", "pictures", "captions", "best")
-    return [
-        [row["clip"], *(f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names)]
-        for row in rows
-    ]
+    """A row of headings and one per CLIP: its name, and mean cosines with the true directions of the labels'
+    direction, the learned words', that to pictures of the target where there are some, the captions', and the
+    best that one direction for all could be. Empty where nothing is known."""
+    if not rows:
+        return []
+    names = {"label": "labels", "words": "learned words", "pictures": "pictures of the target"}
+    names |= {"captions": "true captions", "best": "best for all"}
+    if not any("pictures" in row["cosines"] for row in rows):
+        del names["pictures"]
+    cells = (
+        [f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names] for row in rows
+    )
+    return [["CLIP", *names.values()], *([row["clip"], *each] for row, each in zip(rows, cells, strict=True))]
 
 
 def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
