@@ -20,7 +20,7 @@ from zeroshift.methods.adapt import AdaptRun, adapt, plan
 from zeroshift.methods.few_shot import made_pictures, random_latents, real_pictures
 from zeroshift.models.parameters import original_name, small_parameters
 
-OWN: dict[str, Any] = {"steps": 3, "lr": 0.05, "batches": 2}
+OWN: dict[str, Any] = {"steps": 3, "batches": 2}
 KERNEL, AFFINE, JUDGED = "convs.1.conv.weight", "convs.0.conv.modulation.weight", "convs.1.conv2.1.weight"
 
 
@@ -211,6 +211,19 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=part):
             opened(tmp_path / "run", train=train)
+
+
+def test_where_only_what_judges_may_move_the_discriminator_has_no_filters_to_choose(tmp_path: Path) -> None:
+    run = adam.open_run(
+        tiny.learn(tmp_path / "run", "adam", own={"adam": OWN}, adversarial={"freeze": 3}),
+        tiny.given_few_shot(),
+    )
+    before = states(run)["discriminator"]
+    with run.loop.recorded():
+        adam.train(run)
+    assert run.groups["discriminator"] == []
+    after = states(run)["discriminator"]
+    assert all(name.startswith("final_") for name in moved(before, after))
 
 
 def test_a_plan_names_what_stage_2_may_move(tmp_path: Path) -> None:

@@ -221,9 +221,7 @@ class AdamConfig:
     for near domains at 256 px."""
 
     steps: Annotated[int, Field(ge=1)] = 500
-    """Steps of stage 1, which probes how much every filter matters."""
-    lr: Annotated[float, Field(gt=0)] = 0.002
-    """Learning rate of stage 1, before the factor n / (n + 1) of a penalty every n steps."""
+    """Steps of stage 1, which probes how much every filter matters, at the rates of stage 2."""
     batches: Annotated[int, Field(ge=1)] = 250
     """Batches of pictures by which it is known how much a filter matters."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -87,15 +87,11 @@ class AdamRun(FewShotRun):
             part: {name: each.detach().clone() for name, each in network.state_dict().items()}
             for part, network in networks.items()
         }
-        options = self.config.own.adversarial
-        every = (options.path_every if options.path else 0, options.r1_every if options.r1 else 0)
-        probed = {
-            "target": self._probed(self.target, self.kernels, every[0]),
-            "discriminator": self._probed(self.discriminator, self.judge_kernels, every[1]),
-        }
+        (adapting,) = super().stages()
+        kernels = {"target": self.kernels, "discriminator": self.judge_kernels}
+        probed = {part: _probed(adapting.trains[part], kernels[part]) for part in networks}
         steps = self.config.own.adam.steps
-        probing = Stage(1, steps, probed, networks, "own.adam", self.config.train.batch)
-        return probing, *super().stages()
+        return Stage(1, steps, probed, networks, "train", self.config.train.batch), adapting
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -114,20 +110,12 @@ class AdamRun(FewShotRun):
         modulate(network, names, self.config.run.seed, scrambled=self.config.own.adam.scrambled)
         network.requires_grad_(False)
 
-    def _probed(self, network: nn.Module, kernels: Sequence[str], every: int) -> Trained:
-        """Modulation of the named weights, and the biases of the layers that they belong to."""
-        named = dict(network.named_parameters())
-        names = [part for name in kernels for part in (*modulation_of(name), bias_of(name))]
-        weights = {name: named[name] for name in names if name in named}
-        lr, betas = adversarial.lazy_adam(self.config.own.adam.lr, every)
-        return Trained(weights, torch.optim.Adam(weights.values(), lr=lr, betas=betas))
-
     def save_result(self, path: Path) -> None:
         """Writes the averaged generator, of the best record where the run went on until it converged."""
         best = self.monitor.result()
         if best is not None:
             # It was folded when it was saved.
-            self.average = best
+            self.average = best.to(self.device, self.dtype)
         self._save_average(path)
 
 
@@ -141,6 +129,15 @@ def open_run(
 def bias_of(name: str) -> str:
     """Full name of the bias beside a weight, where its layer has one."""
     return f"{name.rpartition('.')[0]}.bias"
+
+
+def _probed(adapting: Trained, kernels: Sequence[str]) -> Trained:
+    """Of all that moves in stage 2, the modulation of the named weights and the biases beside them, at the
+    same rates."""
+    names = [part for name in kernels for part in (*modulation_of(name), bias_of(name))]
+    weights = {name: adapting.weights[name] for name in names if name in adapting.weights}
+    same = {name: adapting.optimiser.defaults[name] for name in ("lr", "betas")}
+    return Trained(weights, torch.optim.Adam(weights.values(), **same))
 
 
 # 2. How much filters matter.

@@ -61,6 +61,8 @@ def filter_importance(v: Tensor, u: Tensor, bias: Tensor | None = None) -> Tenso
 def most_important(importance: Mapping[str, Tensor], quantile: float) -> dict[str, Tensor]:
     """Whether each filter (out,) of a group of weights lies above the quantile of the importance of all
     filters of the group: quantile 0 all of them, 1 none."""
+    if not importance:
+        return {}
     ranks = torch.cat(list(importance.values())).argsort(stable=True).argsort()
     above = ranks >= int(quantile * len(ranks))
     return dict(zip(importance, above.split([len(each) for each in importance.values()]), strict=True))
