@@ -139,14 +139,16 @@ class Files:
     paths: tuple[Path, ...]
     size: int
     name: str
+    crop: Literal["centre", "top", "pad"] = "centre"
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of the files of some rows, their middle squares brought to the size of the evaluation."""
+        """Pictures of the files of some rows, by default their middle squares, brought to the size of the
+        evaluation."""
         return eight_bit(
-            torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]])
+            torch.cat([fitted(read_picture(path)[None], self.size, self.crop) for path in self.paths[rows]])
         )
 
     @property
@@ -321,7 +323,7 @@ def _add_facts(inputs: EvalInputs, folder: RunFolder) -> None:
     config = folder.config
     inputs.name = folder.path.name
     inputs.folder = folder
-    inputs.labels = (config.source, config.target)
+    inputs.labels = (config.source, config.target) if config.target else None
     inputs.world = world_of(made["source"])
     inputs.world_name = world_name(made["source"])
     inputs.hashes = {"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]}
@@ -352,7 +354,7 @@ def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> E
     inputs.world_name = world_name(metadata)
     adapted = "source" in metadata and "target" in metadata
     if adapted:
-        inputs.labels = (metadata["source"], metadata["target"])
+        inputs.labels = (metadata["source"], metadata["target"]) if metadata["target"] else None
     elif inputs.world is not None:
         inputs.labels = (inputs.world.source, inputs.world.source)
     # A built-in source is found by its name; others have to be given.
@@ -452,6 +454,20 @@ def _add_oracle(inputs: EvalInputs) -> None:
     )
 
 
+def _shots_of(folder: RunFolder | None, size: int) -> Files | None:
+    """The pictures of the target that a run learned from; None where it has none, or they are no longer where
+    they were, by their hashes."""
+    options = None if folder is None else folder.config.shots
+    if folder is None or options is None or options.folder is None:
+        return None
+    recorded = folder.environment.get("shots", [])
+    paths = tuple(options.folder / each["name"] for each in recorded)
+    there = all(path.is_file() for path in paths)
+    if not there or [file_sha256(path) for path in paths] != [each["sha256"] for each in recorded]:
+        return None
+    return Files(paths, size, options.folder.name, options.crop)
+
+
 def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
     """Adds real pictures of the target domain and few-shot pictures, and the reasons why others are not
     there."""
@@ -460,15 +476,17 @@ def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
         inputs.sets["reference"] = read_folder(config.reference, size)
     elif "truth" in inputs.sets:
         inputs.sets["reference"] = inputs.sets["truth"]
-    if config.shots is not None:
-        inputs.sets["shots"] = read_folder(config.shots, size)
+    shots = _shots_of(inputs.folder, size) if config.shots is None else read_folder(config.shots, size)
+    if shots is not None:
+        inputs.sets["shots"] = shots
+    no_labels = "the labels are not known: --labels SOURCE TARGET"
     inputs.missing_reasons |= {
         "reference": "there are no real pictures of the target domain: --reference FOLDER",
         "shots": "there are no few-shot pictures: --shots FOLDER",
-        "labels": "the labels are not known: --labels SOURCE TARGET",
+        "labels": no_labels,
         "change": "source and target label are the same, so there is no direction"
         if inputs.labels
-        else "the labels are not known: --labels SOURCE TARGET",
+        else no_labels,
     }
     inputs.missing_reasons.setdefault(
         "source", "there are no pictures before the change: --source GENERATOR or FOLDER"
