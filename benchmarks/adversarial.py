@@ -1,17 +1,19 @@
-"""Time and memory of a step against a discriminator, with and without its penalties.
+"""Time and memory of a step against a discriminator, with and without its penalties and augmentation.
 
-    python benchmarks/adversarial.py [--methods tgan freezed] [--sizes 64] [--batch 4] [--steps 17]
+    python benchmarks/adversarial.py [--methods tgan freezed] [--augments none ada] [--sizes 64] [--batch 4]
+                                     [--steps 17]
 
 64 px is the built-in generator's architecture; other sizes have NVIDIA's paper256 widths. Weights are random.
-Every pair of method and size runs in a process of its own, on ten random pictures, with R1 in every 16th step
-and path lengths in every 4th. Seconds are the least over steps of a kind. `planned` is what `--dry-run`
-estimates, `peak` what the process held at most above what it held before the run (on a GPU: what PyTorch
-did). Prints a line per pair, then a line of JSON.
+Every choice of method, augmentation and size runs in a process of its own, on ten random pictures, with R1 in
+every 16th step and path lengths in every 4th. Seconds are the least over steps of a kind. `planned` is what
+`--dry-run` estimates, `peak` what the process held at most above what it held before the run (on a GPU: what
+PyTorch did). Prints a line each, then a line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import tempfile
@@ -40,7 +42,7 @@ def given(size: int) -> Given:
     return Given(generator=StyleGAN2Generator(config), discriminator=StyleGAN2Discriminator(config))
 
 
-def config_of(method: str, size: int, args: argparse.Namespace, folder: Path) -> AdaptConfig:
+def config_of(method: str, augment: str, size: int, args: argparse.Namespace, folder: Path) -> AdaptConfig:
     """A run of one method, on random pictures that it makes."""
     shots = folder / "shots"
     shots.mkdir()
@@ -51,18 +53,19 @@ def config_of(method: str, size: int, args: argparse.Namespace, folder: Path) ->
         AdaptConfig(target="x"),
         method=method,
         shots={"folder": shots},
+        adversarial={"augment": {"kind": augment}},
         train={"steps": args.steps, "batch": args.batch, "layers": "all", "monitor": {"every": 0}},
         run={"out": folder / "run", "device": args.device, "grid_every": 0, "samples": 1},
     )
 
 
-def measured(method: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
+def measured(method: str, augment: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
     """Least seconds of steps by what was due in them, and bytes, planned and held."""
     torch.set_num_threads(args.threads)
     cuda = args.device.startswith("cuda")
     with tempfile.TemporaryDirectory() as name:
         state = given(size)
-        config = config_of(method, size, args, Path(name))
+        config = config_of(method, augment, size, args, Path(name))
         planned = plan(config, state=state).memory_bytes
         before = 0 if cuda else peak_bytes()
         if cuda:
@@ -75,6 +78,7 @@ def measured(method: str, size: int, args: argparse.Namespace) -> dict[str, Any]
         seconds[" and ".join(due) or "plain"].append(line["seconds"])
     return {
         "method": method,
+        "augment": augment,
         "size": size,
         **{due: min(each) for due, each in seconds.items()},
         "mean": sum(line["seconds"] for line in lines[1:]) / (len(lines) - 1),
@@ -88,6 +92,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", default=["tgan", "freezed"])
+    parser.add_argument("--augments", nargs="+", default=["none"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=17)
@@ -95,16 +100,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     rows = []
-    for size in args.sizes:
-        for method in args.methods:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(measured, (method, size, args))
-            rows.append(row)
-            times = ", ".join(
-                f"{name} {value:.3f} s" for name, value in row.items() if isinstance(value, float)
-            )
-            sizes = ", ".join(f"{name} {row[name] / 2**20:,.0f} MiB" for name in ("planned", "peak"))
-            print(f"{method:8} {size:4} px, batch {args.batch}: {times}; {sizes}", flush=True)
+    for size, method, augment in itertools.product(args.sizes, args.methods, args.augments):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            row = pool.apply(measured, (method, augment, size, args))
+        rows.append(row)
+        times = ", ".join(f"{name} {value:.3f} s" for name, value in row.items() if isinstance(value, float))
+        sizes = ", ".join(f"{name} {row[name] / 2**20:,.0f} MiB" for name in ("planned", "peak"))
+        print(f"{method:8} {augment:11} {size:4} px, batch {args.batch}: {times}; {sizes}", flush=True)
     print(json.dumps({"benchmark": "adversarial", "device": args.device, "batch": args.batch, "rows": rows}))
 
 

@@ -87,9 +87,9 @@ def test_r1_is_the_slope_along_the_pixels_before_they_are_augmented(tmp_path: Pa
 
 
 def carried_out(out: Path, hook: Any = None, **augmentation: Any) -> AdaptRun:
-    return adapt(
-        tiny.learn(out, "freezed", **options(**augmentation)), hook=hook, state=tiny.given_few_shot()
-    )
+    short: dict[str, Any] = {"train": {"steps": 4}, "monitor": {"every": 0}}
+    config = tiny.learn(out, "freezed", **short, **options(**augmentation))
+    return adapt(config, hook=hook, state=tiny.given_few_shot())
 
 
 def states(run: AdaptRun) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ def states(run: AdaptRun) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "augmentation",
-    [{"kind": "ada"}, {"adaptive": True, "every": 2, "length": 40, "p": 0.2}, {"kind": "diffaugment"}],
+    [{"kind": "ada"}, {"adaptive": True, "every": 2, "ramp": 40, "p": 0.2}, {"kind": "diffaugment"}],
 )
 def test_a_resumed_run_with_augmentation_equals_an_uninterrupted_one(
     augmentation: Event, tmp_path: Path
@@ -114,7 +114,7 @@ def test_a_resumed_run_with_augmentation_equals_an_uninterrupted_one(
 
 
 def test_an_adaptive_chance_follows_r_t_of_the_steps_and_is_told(tmp_path: Path) -> None:
-    run = carried_out(tmp_path / "run", adaptive=True, every=2, length=40, p=0.2)
+    run = carried_out(tmp_path / "run", adaptive=True, every=2, ramp=40, p=0.2)
     lines = run.folder.metrics()
     p, expected = 0.2, []
     for first, second in zip(lines[::2], lines[1::2], strict=False):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tiny
 from zeroshift.methods import adversarial, dag
-from zeroshift.methods.adapt import AdaptRun, adapt
+from zeroshift.methods.adapt import AdaptRun, adapt, plan
 from zeroshift.methods.few_shot import made_pictures, random_latents, real_pictures
 
 Form = Literal["shared", "own"]
@@ -112,7 +112,7 @@ def test_with_the_identity_alone_and_tied_heads_it_is_the_plain_loss_1_plus_lamb
 def test_heads_begin_as_the_plain_one_and_judge_their_own_transform(form: Form, tmp_path: Path) -> None:
     run = opened(tmp_path / "run", transforms="rotation", form=form)
     pictures = real_pictures(run, 1)
-    plain, others = run.judge_all(pictures, "real", 1)
+    plain, others = run.all_logits(pictures, "real", 1)
     assert len(others) == {"shared": 3, "own": 4}[form]
     shown = run.augmented(pictures, "real", 1)
     turns = [torch.rot90(shown, count, (-2, -1)) for count in range(4)]
@@ -125,7 +125,7 @@ def test_heads_begin_as_the_plain_one_and_judge_their_own_transform(form: Form, 
 def test_heads_get_gradients_of_their_own_loss_alone(tmp_path: Path) -> None:
     run = opened(tmp_path / "run", transforms="cropping")
     run.free("discriminator")
-    plain, others = run.judge_all(real_pictures(run, 1), "real", 1)
+    plain, others = run.all_logits(real_pictures(run, 1), "real", 1)
     last: Any = run.discriminator.final_linear[-1]
     heads: list[Any] = list(run.networks["dag"].children())
     for number, logits in enumerate([plain, *others]):
@@ -192,3 +192,13 @@ def test_without_its_weight_it_is_the_plain_method(tmp_path: Path) -> None:
     control = carried_out(tmp_path / "tgan", method="tgan", steps=2).generator.state_dict()
     state = run.generator.state_dict()
     assert all(torch.equal(state[name], control[name]) for name in control)
+
+
+def test_the_estimate_of_memory_counts_every_transform(tmp_path: Path) -> None:
+    needed = [
+        plan(tiny.learn(tmp_path / name, "dag", dag={"transforms": name}), state=tiny.given_few_shot())
+        for name in ("rotation", "cropping", "flipcrop")
+    ]
+    first, second, third = (each.memory_bytes for each in needed)
+    # One transform more each time, and its head.
+    assert third - second == pytest.approx(second - first, rel=0.3) and second > first

@@ -92,9 +92,9 @@ class AugmentConfig:
     """diffaugment: what is changed."""
     target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     """Adaptive: mean sign of the logits of real pictures at which `p` stays as it is."""
-    length: Annotated[int, Field(ge=1)] = 100_000
-    """Adaptive: real pictures in which `p` may go from 0 to 1. Published for training that goes on from a
-    trained network; from scratch: 500000."""
+    ramp: Annotated[int, Field(ge=1)] = 100_000
+    """Adaptive: real pictures in which `p` may go from 0 to 1, so 1000 steps of 4 move it by at most 0.04.
+    Published for training that goes on from a trained network; from scratch: 500000."""
     every: Annotated[int, Field(ge=1)] = 4
     """Adaptive: steps from one change of `p` to the next."""
 
@@ -155,8 +155,8 @@ class DagConfig:
 
     transforms: Literal["rotation", "fliprot", "cropping", "flipcrop"] = "flipcrop"
     """rotation: by 0, 90, 180 and 270 degrees. fliprot: none, left and right, above and below, a quarter of a
-    turn. cropping: none and four corners. flipcrop: none, left and right, four corners, which faces bear
-    best."""
+    turn. cropping: none and four corners. flipcrop: none, left and right, four corners; it turns nothing
+    upside down. Each adds two passes of the discriminator: with six a step takes four times as long."""
     form: Literal["shared", "own"] = "shared"
     """Who judges pictures without a transform. shared: the discriminator's own head alone, in the mean too.
     own: in the mean a further one."""

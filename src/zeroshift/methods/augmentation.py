@@ -37,7 +37,7 @@ class Augmentation:
             adaptive = adaptive or shots >= FEW
         if self.kind == "ada" and adaptive:
             self.adaptive = augment.AdaptiveChance(
-                self.options.p, self.options.target, self.options.length, self.options.every
+                self.options.p, self.options.target, self.options.ramp, self.options.every
             )
 
     @property

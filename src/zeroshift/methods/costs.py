@@ -144,7 +144,7 @@ def _few_shot_activations(run: FewShotRun) -> int:
 
     def judged() -> Any:
         picture = run.backend.draw(run.target, styles(run, run.target, one), "generator", 1)
-        return picture, run.judge(picture, "generator", 1)
+        return picture, run.all_logits(picture, "generator", 1)
 
     def penalised() -> Any:
         real = run.shots[:1].detach().clone().requires_grad_()
@@ -152,7 +152,7 @@ def _few_shot_activations(run: FewShotRun) -> int:
         return logits, r1_penalty(logits, real)
 
     sizes = [
-        2 * batch * kept_by("discriminator", lambda: run.judge(run.shots[:1], "real", 1)),
+        2 * batch * kept_by("discriminator", lambda: run.all_logits(run.shots[:1], "real", 1)),
         batch * kept_by("target", judged),
     ]
     if options.r1:

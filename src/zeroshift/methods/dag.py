@@ -120,7 +120,7 @@ class DagRun(FewShotRun):
         last = self.discriminator.final_linear[-1]
         return {"dag": nn.ModuleList(copy.deepcopy(last) for _ in range(count))}
 
-    def judge_all(self, pictures: Picture, label: str, step: int) -> tuple[Tensor, list[Tensor]]:
+    def all_logits(self, pictures: Picture, label: str, step: int) -> tuple[Tensor, list[Tensor]]:
         """Logits of the plain head, and of every other those of its transform of what is shown."""
         heads: Sequence[nn.Module] = list(self.networks["dag"].children())
         shown = self.augmented(pictures, label, step)
@@ -153,8 +153,8 @@ def train(run: DagRun) -> None:
         run.free("discriminator")
         with torch.no_grad():
             made = made_pictures(run, run.target, random_latents(run, "discriminator", step=step))
-        real, other_real = run.judge_all(real_pictures(run, step), "real", step)
-        fake, other_fake = run.judge_all(made, "made", step)
+        real, other_real = run.all_logits(real_pictures(run, step), "real", step)
+        fake, other_fake = run.all_logits(made, "made", step)
         terms = Terms()
         discriminator_terms(terms, real, fake)
         plain = adversarial.discriminator_loss(real, fake)
@@ -167,7 +167,7 @@ def train(run: DagRun) -> None:
         # 2. the target, by every head
         run.free("target")
         made = made_pictures(run, run.target, random_latents(run, "generator", step=step))
-        fake, other_fake = run.judge_all(made, "generator", step)
+        fake, other_fake = run.all_logits(made, "generator", step)
         plain = adversarial.generator_loss(fake)
         changed = [adversarial.generator_loss(each) for each in other_fake]
         terms = Terms()

@@ -249,6 +249,10 @@ class FewShotRun(AdaptationRun):
         with self.precision.autocast():
             return self.logits(shown, label, step).to(self.dtype)
 
+    def all_logits(self, pictures: Picture, label: str, step: int) -> Any:
+        """All logits of pictures in a step, by which the memory of a run is estimated: those of `judge`."""
+        return self.judge(pictures, label, step)
+
     def augmented(self, pictures: Picture, label: str, step: int) -> Picture:
         """Pictures as every network that judges is shown them, real and made alike: differentiable, twice
         too, and alike for equal `label` and `step`."""
@@ -259,7 +263,7 @@ class FewShotRun(AdaptationRun):
 
     def after_step(self, stage: int, step: int, last: bool) -> None:
         """Lets an adaptive augmentation see r_t, and shows the run to its monitor."""
-        sign = self.step_log["losses"].get("overfitting")
+        sign = self.step_log.get("losses", {}).get("overfitting")
         if sign is not None:
             self.augmentation.see(float(sign), self.config.train.batch)
         super().after_step(stage, step, last)

@@ -178,22 +178,22 @@ def _where(
 # 3. The chance of ADA.
 
 
-def next_chance(p: float, sign: float, target: float, pictures: int, length: int) -> float:
-    """Eq. ADA (Karras et al. 2020, section 3.2): p + sgn(r_t - target) pictures / length, within [0, 1].
+def next_chance(p: float, sign: float, target: float, pictures: int, ramp: int) -> float:
+    """Eq. ADA (Karras et al. 2020, section 3.2): p + sgn(r_t - target) pictures / ramp, within [0, 1].
 
-    `sign`: r_t = E[sgn(D(x))] over the real `pictures` since the last change; `length`: pictures in which p
+    `sign`: r_t = E[sgn(D(x))] over the real `pictures` since the last change; `ramp`: pictures in which p
     may go from 0 to 1.
     """
-    step = pictures / length
+    step = pictures / ramp
     return min(1.0, max(0.0, p + step * ((sign > target) - (sign < target))))
 
 
 class AdaptiveChance:
     """p of ADA, moved by how surely the discriminator knows the real pictures."""
 
-    def __init__(self, start: float, target: float, length: int, every: int) -> None:
+    def __init__(self, start: float, target: float, ramp: int, every: int) -> None:
         """`every`: steps of the discriminator between two changes."""
-        self.target, self.length, self.every = target, length, every
+        self.target, self.ramp, self.every = target, ramp, every
         self.p = start
         self.sign_sum = 0.0
         self.pictures = 0
@@ -206,7 +206,7 @@ class AdaptiveChance:
         self.steps += 1
         if self.steps == self.every:
             mean = self.sign_sum / self.pictures
-            self.p = next_chance(self.p, mean, self.target, self.pictures, self.length)
+            self.p = next_chance(self.p, mean, self.target, self.pictures, self.ramp)
             self.sign_sum, self.pictures, self.steps = 0.0, 0, 0
 
     def state(self) -> Tensor:
