@@ -100,13 +100,8 @@ def learn(out: Path, method: str = "tgan", **overrides: Any) -> AdaptConfig:
     watch = {"every": 3, "count": 4} | overrides.pop("monitor", {})
     lazy = {"r1_every": 3, "path_every": 2} | overrides.pop("adversarial", {})
     pictures = overrides.pop("pictures", None) or shots(out.parent / "shots")
-    return config(
-        out,
-        method=method,
-        train=train | {"monitor": watch},
-        own={"adversarial": lazy, "shots": {"folder": pictures}},
-        **overrides,
-    )
+    own = {"adversarial": lazy, "shots": {"folder": pictures}} | overrides.pop("own", {})
+    return config(out, method=method, train=train | {"monitor": watch}, own=own, **overrides)
 
 
 def discriminator(seed: int = 0, size: int = 16) -> StyleGAN2Discriminator:

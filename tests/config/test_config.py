@@ -183,9 +183,9 @@ def test_views_are_off_by_default_and_a_section_within_train() -> None:
 def test_compat_official_is_only_a_bundle_of_quirks() -> None:
     plain, official = configure(target="zombie"), configure(target="zombie", compat="official")
     assert official.quirks == OFFICIAL_QUIRKS
-    assert configure(official, quirks=plain.quirks) == plain
+    assert configure(official, quirks=plain.quirks, own=plain.own) == plain
     changed = differences(to_dict(plain), to_dict(official))
-    assert len(changed) == 8 and all(line.startswith("quirks.") for line in changed)
+    assert len(changed) == 9 and all(line.startswith(("quirks.", "own.adam.scrambled")) for line in changed)
     assert configure(target="zombie", compat="official", noise="off").quirks.noise == "off"
 
 

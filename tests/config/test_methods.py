@@ -23,7 +23,8 @@ def test_a_method_runs_on_the_kinds_of_generator_that_its_row_names_and_on_no_ot
 ) -> None:
     diffusion = kind == "diffusion"
     if METHODS[method].adversarial:
-        config = tiny.learn(tmp_path / "run", method, train={"steps": 1})
+        short = {"adam": {"steps": 1, "batches": 1}, "ewc": {"pictures": 1}}
+        config = tiny.learn(tmp_path / "run", method, train={"steps": 1}, own=short)
     else:
         make = tiny.tune if diffusion else tiny.config
         few = {"mapper": {"steps": 1, "batch": 2}, "train": {"steps": 1}, "own": {"svl": {"steps": 2}}}

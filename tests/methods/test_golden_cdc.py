@@ -12,7 +12,7 @@ from torch import Tensor
 
 import goldenlib
 from goldenlib import Arrays, Json
-from zeroshift.methods import cdc
+from zeroshift.methods import adversarial, cdc
 from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.patch_heads import PatchHeads
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
@@ -23,6 +23,7 @@ LOSSES = goldenlib.params(
 )
 GENERATORS = goldenlib.params(GROUP, wanted=lambda meta: "perturbed_keys" in meta)
 DISCRIMINATORS = goldenlib.params(GROUP, wanted=lambda meta: "extra_keys" in meta)
+PATCHES = goldenlib.params(GROUP, wanted=lambda meta: "r1_patch0" in meta["arrays"])
 
 # Tolerances of the golden README, section B: relative to the largest element.
 CLOSE = 1e-5
@@ -64,8 +65,8 @@ def test_distance_consistency_of_given_activations(run: Path) -> None:
             name = f"similarity_{which}_{number}"
             found[name] = deviation(rows(each, layers), arrays[name])
         if (exact := arrays.get(f"distance_loss_weighted_{number}_float64")) is not None:
-            double = [[each.double() for each in maps] for maps in (source, target)]
-            loss64 = meta["kl_weight"] * cdc.distance_consistency(*double, layers)
+            double, moved = ([each.double() for each in maps] for maps in (source, target))
+            loss64 = meta["kl_weight"] * cdc.distance_consistency(double, moved, layers)
             assert deviation(loss64, exact.double()) < CLOSE
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         for layer, gradient in enumerate(gradients):
@@ -104,11 +105,13 @@ def test_distance_consistency_of_two_generators(run: Path) -> None:
     meta, arrays = loaded(run)
     layers = arrays["layer_choice"].tolist()
     with torch.no_grad():
-        maps = [each.synthesize(each.map(arrays["z"]), features=True)[1] for each in generators_of(meta)]
-        loss = 1000 * cdc.distance_consistency(*maps, layers)
-        double = [[each.double() for each in one] for one in maps]
-        exact = 1000 * cdc.distance_consistency(*double, layers)
-    for which, found in zip(("source", "target"), maps, strict=True):
+        source, target = (
+            each.synthesize(each.map(arrays["z"]), features=True)[1] for each in generators_of(meta)
+        )
+        loss = meta["kl_weight"] * cdc.distance_consistency(source, target, layers)
+        double, moved = ([each.double() for each in maps] for maps in (source, target))
+        exact = meta["kl_weight"] * cdc.distance_consistency(double, moved, layers)
+    for which, found in (("source", source), ("target", target)):
         assert deviation(rows(found, layers), arrays[f"similarity_{which}"]) < CLOSE
     assert deviation(loss, arrays["distance_loss_weighted"]) < CANCELLING
     name = "distance_loss_weighted_float64_of_float32_activations"
@@ -144,3 +147,66 @@ def test_logits_of_pictures_and_of_patches(run: Path) -> None:
                 judged = heads.heads[head](maps[heads.numbers[head]])
                 found[name] = deviation(judged, arrays[name])
     assert found and max(found.values()) < CLOSE, found
+
+
+@pytest.mark.parametrize("run", LOSSES)
+def test_logistic_losses_of_given_logits(run: Path) -> None:
+    _, arrays = loaded(run)
+    found: dict[str, float] = {}
+    for name, ending in (("", ""), ("_patch", "_patch")):
+        real, fake = arrays[f"real{name}_logits"], arrays[f"fake{name}_logits"]
+        judged, taken = adversarial.discriminator_loss(real, fake), adversarial.generator_loss(fake)
+        found[f"d_logistic{ending}"] = deviation(judged, arrays[f"d_logistic{ending}"])
+        found[f"g_nonsaturating{ending}"] = deviation(taken, arrays[f"g_nonsaturating{ending}"])
+    assert max(found.values()) < CLOSE, found
+
+
+@pytest.mark.parametrize("run", LOSSES)
+def test_every_array_of_given_losses_is_compared(run: Path) -> None:
+    _, arrays = loaded(run)
+    patterns = (
+        r"(real|fake)(_patch)?_logits|(d_logistic|g_nonsaturating)(_patch)?",
+        r"act_(source|target)_\d+|grad_act_target_\d+_choice_\d+",
+        r"layer_choice_\d+|distance_loss_weighted_\d+(_float64)?|similarity_(source|target)_\d+",
+    )
+    goldenlib.check_known(arrays, {n for n in arrays if any(re.fullmatch(each, n) for each in patterns)})
+    assert len(arrays) > 20
+
+
+@pytest.mark.parametrize("run", PATCHES)
+def test_losses_and_the_gradient_penalty_of_patches(run: Path) -> None:
+    meta, arrays = loaded(run)
+    discriminator, heads = discriminator_of(meta), heads_of(meta)
+    patches = [name.removeprefix("r1_patch") for name in arrays if name.startswith("r1_patch")]
+    for head in patches if goldenlib.thorough() else patches[:1]:
+        real = arrays["real_images"].clone().requires_grad_()
+        real_logits = heads(discriminator, real, int(head))
+        fake_logits = arrays[f"fake_logits_patch{head}"]
+        assert deviation(real_logits.detach(), arrays[f"real_logits_patch{head}"]) < CLOSE
+        loss = adversarial.discriminator_loss(real_logits.detach(), fake_logits)
+        assert deviation(loss, arrays[f"d_loss_patch{head}"]) < CLOSE
+        taken = adversarial.generator_loss(fake_logits)
+        assert deviation(taken, arrays[f"g_loss_patch{head}"]) < CLOSE
+        penalty = adversarial.r1_penalty(real_logits, real)
+        assert deviation(penalty.detach(), arrays[f"r1_patch{head}"]) < 2 * CLOSE
+        expected = meta["grad_norms_r1"].get(f"patch{head}", {})
+        if goldenlib.thorough():
+            assert norms_agree(gradient_norms(penalty, discriminator, heads), expected)
+
+
+def gradient_norms(
+    penalty: Tensor, discriminator: StyleGAN2Discriminator, heads: PatchHeads
+) -> dict[str, float]:
+    """Norms of the gradients of a penalty by the names of the description; 0 where there is none."""
+    named = dict(discriminator.named_parameters())
+    named |= {name.replace("heads", "new_conv"): each for name, each in heads.named_parameters()}
+    found = torch.autograd.grad(penalty, list(named.values()), allow_unused=True)
+    return {
+        name: 0.0 if each is None else each.norm().item() for name, each in zip(named, found, strict=True)
+    }
+
+
+def norms_agree(found: dict[str, float], expected: dict[str, float]) -> bool:
+    """Whether norms agree; those of next to nothing by the scale of the others."""
+    least = 1e-6 * max(expected.values(), default=0.0)
+    return all(found[name] == pytest.approx(norm, rel=1e-3, abs=least) for name, norm in expected.items())

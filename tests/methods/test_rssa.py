@@ -35,7 +35,9 @@ def slow_self(source: Tensor, target: Tensor) -> float:
         half = picture.shape[-1] // 2
         return [
             [
-                sum(unit(picture[:, 2 * y + dy, 2 * x + dx]) for dy in (0, 1) for dx in (0, 1)) / 4
+                torch.stack(
+                    [unit(picture[:, 2 * y + dy, 2 * x + dx]) for dy in (0, 1) for dx in (0, 1)]
+                ).mean(dim=0)
                 for x in range(half)
             ]
             for y in range(half)

@@ -41,9 +41,9 @@ def test_logits_of_patches_are_those_of_a_trunk_that_is_followed_to_its_end() ->
     with torch.no_grad():
         _, maps = discriminator(pictures, features=True)
         for head, number in enumerate(heads.numbers):
-            convolution, bias = heads.heads[head]
+            weight, bias = (heads.get_parameter(f"heads.{head}.{name}") for name in ("0.weight", "1.bias"))
             scale = (9 * maps[number].shape[1]) ** -0.5
-            plain = F.conv2d(maps[number], convolution.weight * scale, padding=1) + bias.bias.view(1, 1, 1, 1)
+            plain = F.conv2d(maps[number], weight * scale, padding=1) + bias.view(1, 1, 1, 1)
             expected = 2**0.5 * F.leaky_relu(plain, 0.2)
             found = heads(discriminator, pictures, head)
             assert found.shape == (2, 1, *maps[number].shape[2:])

@@ -215,6 +215,33 @@ class RssaConfig:
     the discriminator."""
 
 
+@_config(section="own.adam")
+class AdamConfig:
+    """AdAM: filters that matter to the target are kept and modulated, all others move. Defaults as published
+    for near domains at 256 px."""
+
+    steps: Annotated[int, Field(ge=1)] = 500
+    """Steps of stage 1, which probes how much every filter matters, at the rates of stage 2."""
+    batches: Annotated[int, Field(ge=1)] = 250
+    """Batches of pictures by which it is known how much a filter matters."""
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the filters of every group, those that matter least, whose weights move; 0.75 as published for
+    distant domains. 0: all are kept and modulated, 1: all move."""
+    scrambled: bool = False
+    """Modulates as the published code does, whose outer product is read in the wrong order."""
+
+
+@_config(section="own.ewc")
+class EwcConfig:
+    """EWC: weights that matter to the source are held where they are."""
+
+    weight: Annotated[float, Field(ge=0)] = 1e3
+    """Weight of the mean, over all weights that may move, of their squared change, each by how much it
+    matters, on average 1."""
+    pictures: Annotated[int, Field(ge=1)] = 64
+    """Pictures by which it is known how much a weight matters."""
+
+
 @_config(section="own")
 class OwnConfig:
     """What only some methods need."""
@@ -237,3 +264,8 @@ class OwnConfig:
     svl: SvlConfig = SvlConfig()
     """Method `svl`: semantic variations of the target text, whose spread the directions of pictures are to
     have. Defaults as published."""
+    adam: AdamConfig = AdamConfig()
+    """Method `adam`: filters that matter to the target are kept and modulated, all others move. Defaults as
+    published for near domains at 256 px."""
+    ewc: EwcConfig = EwcConfig()
+    """Method `ewc`: weights that matter to the source are held where they are."""

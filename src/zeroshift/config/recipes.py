@@ -43,6 +43,7 @@ _PORTRAIT_WORDS = MapperConfig(
     prompt_init="tokens",
     lambda_domain=0.1,
     mean="label",
+    individual=0.5,
 )
 """Words that tell the built-in people apart, about the direction of the labels (ADR 0017)."""
 
@@ -180,6 +181,8 @@ class Home:
     """Recipe with the settings that suit the generator as it is."""
     identity_source: str = "human"
     """Source label of recipe `identity`."""
+    identity_steps: float = 2 / 3
+    """Steps of recipe `identity`, as a share of those that suit the generator."""
     in_domain_source: str = "human"
     """Source label of recipe `in-domain`."""
     far: Mapping[str, Any] = field(default_factory=lambda: {"train": {"steps": 500, "layers": "all"}})
@@ -192,6 +195,8 @@ _PORTRAITS = Home(
     # The CLIPs of the built-in world know no word for people as opposed to other beings; from "person", 0.23
     # of the zombies were seen.
     identity_source="photo",
+    # Where the length of the way is known, going on does not overshoot.
+    identity_steps=1.0,
     in_domain_source="person",
     # Moving every layer ruins these pictures (docs/results.md).
     far={},
@@ -214,10 +219,11 @@ def style(target: str, generator: str) -> AdaptConfig:
 
 
 def identity(target: str, generator: str) -> AdaptConfig:
-    """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of
-    picture it is."""
+    """Other beings in the same pose, in fewer steps where the way has no end of its own. The source label
+    names who is there, not what kind of picture it is."""
     base, home = _base(target, generator)
-    return configure(base, source=home.identity_source, train={"steps": 2 * base.train.steps // 3})
+    steps = int(base.train.steps * home.identity_steps)
+    return configure(base, source=home.identity_source, train={"steps": steps})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:

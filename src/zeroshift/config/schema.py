@@ -32,6 +32,16 @@ else:
     MethodName = Literal[tuple(METHODS)]
 
 
+@_config(section="mapper.network")
+class MapperNetworkConfig:
+    """The mapper: layers of one width."""
+
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the mapper's hidden layers; 0 takes the style width."""
+    depth: Annotated[int, Field(ge=1)] = 4
+    """Layers of the mapper."""
+
+
 @_config(section="mapper")
 class MapperConfig:
     """Stage 1: learn the words. A mapper turns every style into the words of its own prompt; CoOp's are the
@@ -64,10 +74,11 @@ class MapperConfig:
     """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the
     labels, about which the words then only tell the pictures apart. Words drift in ways that have nothing to
     do with the target."""
-    hidden: Annotated[int, Field(ge=0)] = 0
-    """Width of the mapper's hidden layers; 0 takes the style width."""
-    depth: Annotated[int, Field(ge=1)] = 4
-    """Layers of the mapper."""
+    individual: Annotated[float, Field(ge=0)] = 1.0
+    """Mean `label`: share of what is a picture's own in the direction of its words. Not all of it is about
+    the domain; 0 leaves NADA's one direction."""
+    network: MapperNetworkConfig = MapperNetworkConfig()
+    """Size of the mapper."""
 
 
 @_config(section="train.monitor")
@@ -337,12 +348,14 @@ class AdaptConfig:
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
     have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
-    `freezed`: the same, with the discriminator's blocks near the picture frozen. `cr`: a discriminator that
-    judges real pictures alike when they are moved. `bcr`: the same for real and made pictures. `zcr`: a
-    discriminator that judges pictures of neighbouring latents alike, which the generator holds apart. `dag`:
-    a discriminator that judges pictures under several transforms, with a head for each. `cdc`: patches are
-    judged, whole pictures only around a few latents, and pictures keep their distances to each other.
-    `rssa`: judged as in cdc, and what belongs together within and between pictures stays together."""
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: tgan with those
+    weights held that matter to the source. `cr`: a discriminator that judges real pictures alike when they
+    are moved. `bcr`: the same for real and made pictures. `zcr`: a discriminator that judges pictures of
+    neighbouring latents alike, which the generator holds apart. `dag`: a discriminator that judges pictures
+    under several transforms, with a head for each. `cdc`: patches are judged, whole pictures only around a
+    few latents, and pictures keep their distances to each other. `rssa`: judged as in cdc, and what belongs
+    together within and between pictures stays together. `adam`: filters that matter to the target are kept
+    and modulated, all others move."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -363,7 +376,12 @@ class AdaptConfig:
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
     """How the run is carried out."""
 
-    BUNDLES = {"compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}}
+    BUNDLES = {
+        "compat": {
+            "corrected": {},
+            "official": {"quirks": OFFICIAL_QUIRKS, "own": {"adam": {"scrambled": True}}},
+        }
+    }
     """Values that one override chooses together: its name -> each choice -> what it overrides."""
 
     @pydantic.model_validator(mode="after")
@@ -420,6 +438,8 @@ def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
 
 MOVED: dict[OptionPath, OptionPath] = {
     ("out",): ("run", "out"),
+    ("mapper", "hidden"): ("mapper", "network", "hidden"),
+    ("mapper", "depth"): ("mapper", "network", "depth"),
     ("train", "top_k"): ("train", "adaptive", "top_k"),
     ("train", "select_every"): ("train", "adaptive", "every"),
     ("train", "select_batch"): ("train", "adaptive", "batch"),
@@ -485,6 +505,9 @@ def _targetless(config: AdaptConfig) -> list[str]:
         return [
             f"method {method} takes pictures beside words of the target; give --target too, or use {alone}."
         ]
+    textual = [name for name in ("manifold", "patch") if getattr(config.losses, name)]
+    if textual and not config.target.strip():
+        return [f"losses.{textual[0]} compares with words of the target; give --target, or set it to 0."]
     return []
 
 

@@ -6,7 +6,7 @@ Ojha et al., Few-shot Image Generation via Cross-domain Correspondence (CVPR 202
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -151,28 +151,38 @@ def activations(run: CdcRun, latents: Latents) -> tuple[list[Tensor], list[Tenso
 
 def train(run: CdcRun) -> None:
     """The stage, from where the run stands."""
-    options = run.config.own.cdc
     for step in run.loop.steps(2):
         # 1. the discriminator: whole pictures around the anchors, or patches of any pictures
         learn_to_judge(run, step, run.latents("discriminator", step))
-        # 2. the generator, judged in the same way
+        # 2. the generator: judged in the same way, and at its old distances
         run.free("target")
-        terms = Terms()
-        judged_terms(run, terms, step)
-        # 3. distances between pictures of other latents, as the source has them
-        if options.weight:
-            z = draw_z(run.source.latent_dim, options.batch, run.config.run.seed, "distances", step)
-            source, target = activations(run, Latents(z, "distances", step))
-            layers = layers_of_anchors(len(source), len(z), run.config.run.seed, step)
-            terms.group().add("distance", distance_consistency(source, target, layers), options.weight)
-        run.loop.update("target", terms)
+        run.loop.update("target", losses(run, step))
         regularise_generator(run, step)
-        # 4. the running average
+        # 3. the running average
         run.loop.average()
 
 
-def judged_terms(run: CdcRun, terms: Terms, step: int) -> None:
-    """Adds how well the target's pictures of a step are taken for shots, or their patches for those of
-    shots."""
+def losses(run: CdcRun, step: int) -> Iterator[Terms]:
+    """What the target learns from in a step."""
+    yield judged(run, step)
+    if run.config.own.cdc.weight:
+        yield at_its_distances(run, step)
+
+
+def judged(run: CdcRun, step: int) -> Terms:
+    """How well the target's pictures of a step are taken for shots, or their patches for those of shots."""
     made = made_pictures(run, run.target, run.latents("generator", step))
+    terms = Terms()
     terms.group().add("generator", adversarial.generator_loss(run.judge(made, "generator", step)))
+    return terms
+
+
+def at_its_distances(run: CdcRun, step: int) -> Terms:
+    """How far the target's pictures of other latents have lost the source's distances to each other."""
+    options, seed = run.config.own.cdc, run.config.run.seed
+    z = draw_z(run.source.latent_dim, options.batch, seed, "distances", step)
+    source, target = activations(run, Latents(z, "distances", step))
+    layers = layers_of_anchors(len(source), len(z), seed, step)
+    terms = Terms()
+    terms.group().add("distance", distance_consistency(source, target, layers), options.weight)
+    return terms

@@ -6,7 +6,7 @@ Xiao et al., Few Shot Generative Model Adaption via Relaxed Spatial Structural A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -23,7 +23,7 @@ from zeroshift.files.writing import write_tensors
 from zeroshift.measure.metrics import perceptual_vectors
 from zeroshift.measure.networks import load_lpips
 from zeroshift.methods.backend import Given
-from zeroshift.methods.cdc import CdcRun, activations, judged_terms
+from zeroshift.methods.cdc import CdcRun, activations, judged
 from zeroshift.methods.few_shot import Latents, learn_to_judge, regularise_generator
 from zeroshift.models.compression import stretched
 from zeroshift.models.seeds import draw_z
@@ -280,32 +280,47 @@ def comparison(run: RssaRun) -> Callable[[Picture], Tensor]:
 
 def move_generator(run: RssaRun) -> None:
     """Stage 2: judged as in CDC, the generator keeps what belongs together."""
-    options = run.config.own.rssa
     for step in run.loop.steps(2):
         # 1. the discriminator: whole pictures around the anchors, or patches of any pictures
         learn_to_judge(run, step, run.latents("discriminator", step))
-        # 2. the generator, judged in the same way
+        # 2. the generator: judged in the same way, and with its old correlations
         run.free("target")
-        terms = Terms()
-        judged_terms(run, terms, step)
-        # 3. what belongs together within pictures
-        if options.correlation:
-            source, target = activations(run, compared(run, "within", step))
-            within = self_correlation(source, target, run.sides)
-            terms.group().add("self_correlation", within, options.correlation)
-        # 4. what belongs together between neighbouring pictures
-        if options.disturbance and (step - 1) % options.disturbance_every == 0:
-            near = compared(run, "between", step)
-            source, target = activations(run, replace(near, z=neighbours(near.z, options.disturbed)))
-            between = disturbance_correlation(source, target)
-            terms.group().add("disturbance_correlation", between, options.disturbance)
-        run.loop.update("target", terms)
+        run.loop.update("target", losses(run, step))
         regularise_generator(run, step)
-        # 5. the running average
+        # 3. the running average
         run.loop.average()
 
 
-def compared(run: RssaRun, label: str, step: int) -> Latents:
+def losses(run: RssaRun, step: int) -> Iterator[Terms]:
+    """What the target learns from in a step."""
+    options = run.config.own.rssa
+    yield judged(run, step)
+    if options.correlation:
+        yield together_within(run, step)
+    if options.disturbance and (step - 1) % options.disturbance_every == 0:
+        yield together_between(run, step)
+
+
+def together_within(run: RssaRun, step: int) -> Terms:
+    """How far the target has lost what belongs together within pictures."""
+    source, target = activations(run, _compared(run, "within", step))
+    terms = Terms()
+    lost = self_correlation(source, target, run.sides)
+    terms.group().add("self_correlation", lost, run.config.own.rssa.correlation)
+    return terms
+
+
+def together_between(run: RssaRun, step: int) -> Terms:
+    """How far the target has lost what belongs together between neighbouring pictures."""
+    options, drawn = run.config.own.rssa, _compared(run, "between", step)
+    source, target = activations(run, replace(drawn, z=neighbours(drawn.z, options.disturbed)))
+    terms = Terms()
+    lost = disturbance_correlation(source, target)
+    terms.group().add("disturbance_correlation", lost, options.disturbance)
+    return terms
+
+
+def _compared(run: RssaRun, label: str, step: int) -> Latents:
     """Latents of the pictures whose correlations are compared, not mixed."""
     count, seed = run.config.own.cdc.batch, run.config.run.seed
     return Latents(draw_z(run.source.latent_dim, count, seed, label, step), label, step)
