@@ -29,6 +29,7 @@ from zeroshift.methods.picture_way import picture_set_direction, regressed_mean,
 from zeroshift.methods.views import drawn_views, seen
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.models.seeds import average_style, draw_z
+from zeroshift.pictures.runs import load
 from zeroshift.pictures.sample import metadata_of
 
 COUNT = 20
@@ -245,7 +246,7 @@ def test_a_diffusion_model_goes_from_the_pictures_it_learns_from_to_those_of_the
     tmp_path: Path,
 ) -> None:
     folder = folder_of(tmp_path / "drawings", size=8)
-    chosen = {"target": "", "shots": {"folder": folder}}
+    chosen: dict[str, Any] = {"target": "", "shots": {"folder": folder}}
     run = open_run(tiny.tune(tmp_path / "run", **chosen), tiny.given_diffusion())
     run.prepare()
     shots = torch.stack([read_picture(folder / f"{number}.png") for number in range(3)])
@@ -254,7 +255,7 @@ def test_a_diffusion_model_goes_from_the_pictures_it_learns_from_to_those_of_the
         features = (clip.clip.encode_image(each) for each in (learned.learned.pictures, shots))
         torch.testing.assert_close(clip.direction, slow_direction(*features)[None])
     more = open_run(
-        tiny.tune(tmp_path / "more", **chosen | {"shots": {"folder": folder, "source_pictures": 6}}),
+        tiny.tune(tmp_path / "more", target="", shots={"folder": folder, "source_pictures": 6}),
         tiny.given_diffusion(),
     )
     more.prepare()
@@ -297,7 +298,7 @@ def test_a_run_without_words_has_report_pictures_card_and_measurements(tmp_path:
     text = (tmp_path / "card" / "README.md").read_text("utf-8")
     assert set(card) >= {"README.md"} and 'to "drawings" by 3 pictures of the new domain' in text
     assert str(folder.parent) not in text
-    assert metadata_of("run", run)["target"] == "drawings"
+    assert metadata_of("run", load(run.folder.path))["target"] == "drawings"
     with pytest.raises(InputError, match="the labels are not known: --labels SOURCE TARGET"):
         evaluate(run, metrics=("direction",), seeds="0-3")
     done = evaluate(run, seeds="0-3", networks={"judge": str(judge_folder(tmp_path))})
