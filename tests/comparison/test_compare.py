@@ -270,7 +270,7 @@ def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"targets": ()}, "needs --methods, --targets and --seeds"),
+        ({"targets": ()}, "needs --methods, --targets (or --pictures of one) and --seeds"),
         ({"metrics": ("fame",)}, "no metric 'fame'"),
         ({"eval_seeds": "nine"}, "seeds must be numbers"),
         ({"seeds": (0, 0)}, "cannot be told apart"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,23 @@ def test_a_run_names_its_pictures_by_hash_and_holds_none_unless_asked(tmp_path: 
     folder_of(folder, seed=5)
     with pytest.raises(InputError, match=r"pictures of the target are not those .* \(0\.png differs\)"):
         carried_out(tmp_path / "cut", folder)
+
+
+def test_a_finished_run_is_returned_for_its_own_pictures_and_refused_for_others(
+    tmp_path: Path, folder: Path
+) -> None:
+    run = carried_out(tmp_path / "run", folder)
+    (folder / "notes.png").write_text("no picture, and none when the run was done")
+    assert carried_out(tmp_path / "run", folder).steps_done == 0
+    write_png(folder / "3.png", torch.zeros(3, 16, 16))
+    with pytest.raises(InputError, match=r"are not those .* \(3\.png differs\)"):
+        carried_out(tmp_path / "run", folder)
+    (folder / "3.png").unlink()
+    (folder / "1.png").unlink()
+    with pytest.raises(InputError, match=r"\(1\.png differs\)"):
+        carried_out(tmp_path / "run", folder)
+    shutil.rmtree(folder)
+    assert same(carried_out(tmp_path / "run", folder), run)
 
 
 def test_a_diffusion_model_goes_from_the_pictures_it_learns_from_to_those_of_the_target(
