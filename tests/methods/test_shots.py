@@ -25,7 +25,8 @@ from zeroshift.files.images import eight_bit, fitted, read_picture, write_png
 from zeroshift.measure.evaluate import evaluate
 from zeroshift.measure.picture_sets import open_inputs
 from zeroshift.methods import style_backend
-from zeroshift.methods.adapt import AdaptRun, adapt, open_run, plan
+from zeroshift.methods.adapt import AdaptRun, adapt, plan
+from zeroshift.methods.ipl import open_run
 from zeroshift.methods.picture_way import picture_set_direction, regressed_mean, set_mean
 from zeroshift.methods.views import drawn_views, seen
 from zeroshift.methods.zero_shot import ZeroShotRun

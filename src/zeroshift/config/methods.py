@@ -53,6 +53,9 @@ class Method:
     or instead of them; needed, and words are but a name."""
     least_shots: int = 1
     """From how few pictures of the target it can learn."""
+    adversarial: bool = False
+    """Whether it learns from pictures against a discriminator: it needs pictures, and neither words nor
+    CLIPs."""
 
     @property
     def learns_words(self) -> bool:
@@ -128,6 +131,26 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure()},
         file="captions",
         recipe="ipl-paper",
+    ),
+    "tgan": Method(
+        title="TGAN",
+        summary="plain training on a few pictures against a discriminator, the control that collapses",
+        words="none",
+        on={"styles": Procedure()},
+        file="tgan",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "freezed": Method(
+        title="FreezeD",
+        summary="the same, with the discriminator's blocks near the picture frozen",
+        words="none",
+        on={"styles": Procedure()},
+        file="tgan",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
     ),
 }
 """Name -> method, in the order in which they are explained."""

@@ -18,6 +18,10 @@ from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
 from zeroshift.config.overrides import OptionPath, override, sections
+from zeroshift.config.own import AdversarialConfig as AdversarialConfig
+from zeroshift.config.own import AirConfig as AirConfig
+from zeroshift.config.own import OwnConfig as OwnConfig
+from zeroshift.config.own import SvlConfig as SvlConfig
 from zeroshift.config.targets import Target, target_parts
 
 if TYPE_CHECKING:
@@ -76,6 +80,10 @@ class MonitorConfig:
     least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of the source's diversity below which a warning is given and a record cannot be the best. In the
     built-in world the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
+    least_nearest: Annotated[float, Field(ge=0)] = 0.5
+    """Methods that learn from pictures against a discriminator: how far pictures must lie from the nearest
+    shot, as a share of the distance from shot to shot, else a warning is given and a record cannot be the
+    best. In the built-in world new true pictures have 0.8 to 1; repeated shots have 0."""
     patience: Annotated[int, Field(ge=1)] = 4
     """Records in a row, none the best so far, after which the score has stopped rising."""
     least_gain: Annotated[float, Field(ge=0)] = 0.01
@@ -230,64 +238,6 @@ class LossConfig:
     """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
 
 
-@_config(section="own.air")
-class AirConfig:
-    """AIR: anchors on the way, from which the direction is estimated anew."""
-
-    start: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the steps of stage 2 after which the first anchor is made; before, it is NADA."""
-    interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the steps from one anchor to the next."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the direction from the anchor, beside that of the direction from the source."""
-    offset_pictures: Annotated[int, Field(ge=1)] = 256
-    """Pictures over which the offset between two anchors is averaged; published: 1000."""
-    offset_truncation: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Truncation of these pictures, of generators with styles."""
-    prompt_steps: Annotated[int, Field(ge=1)] = 200
-    """Steps in which the words of an anchor are learned."""
-    prompt_lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of these words (Adam, betas 0.9 and 0.999)."""
-
-
-@_config(section="own.svl")
-class SvlConfig:
-    """SVL: semantic variations of the target text, whose spread the directions of pictures are to have."""
-
-    variations: Annotated[int, Field(ge=2)] = 6
-    """Variations of the target text."""
-    steps: Annotated[int, Field(ge=1)] = 2000
-    """Steps of stage 1, which finds them."""
-    lr: Annotated[float, Field(gt=0)] = 0.002
-    """Learning rate of stage 1 (Adam, betas 0 and 0.99)."""
-    apart: Annotated[float, Field(ge=0)] = 1.0
-    """Weight in stage 1 of holding variations apart, beside staying near the target text."""
-    covariance: Annotated[float, Field(ge=0)] = 1e3
-    """Weight of the second moments of directions, beside their mean."""
-    centred: bool = False
-    """Takes the mean off before second moments; published: not."""
-    elastic: Annotated[float, Field(ge=0)] = 1e7
-    """Weight of holding those weights that matter to the source's pictures."""
-    elastic_pictures: Annotated[int, Field(ge=1)] = 64
-    """Pictures by which it is known how much a weight matters."""
-    consistency: Annotated[float, Field(ge=0)] = 1e2
-    """Weight of keeping the similarities between pictures of a batch."""
-
-
-@_config(section="own")
-class OwnConfig:
-    """What only some methods need."""
-
-    shots: ShotsConfig = ShotsConfig()
-    """Pictures of the target, beside its words or in place of them."""
-    air: AirConfig = AirConfig()
-    """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
-    but for `offset_pictures`."""
-    svl: SvlConfig = SvlConfig()
-    """Method `svl`: semantic variations of the target text, whose spread the directions of pictures are to
-    have. Defaults as published."""
-
-
 @_config(section="quirks")
 class QuirkConfig:
     """Choices in which the authors' code differs from what is correct; the defaults are correct."""
@@ -384,7 +334,8 @@ class AdaptConfig:
     direction by the published training procedure for diffusion models. `air`: NADA's direction, and from half
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
-    have them."""
+    have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
+    `freezed`: the same, with the discriminator's blocks near the picture frozen."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")

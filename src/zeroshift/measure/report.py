@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeroshift import __version__
+from zeroshift.config.methods import METHODS
 from zeroshift.config.schema import SECTIONS, to_dict
 from zeroshift.files.images import write_png
 from zeroshift.files.writing import write_bytes
@@ -46,6 +47,11 @@ CURVES = {
     "pixel": "Pixel loss",
     "raster": "Raster",
     "identity": "Identity loss",
+    "generator": "Loss of the generator",
+    "discriminator": "Loss of the discriminator",
+    "r1": "Gradient penalty R1",
+    "path": "Path length regularisation",
+    "overfitting": "How sure the discriminator is of the shots, r_t",
 }
 """Series that are drawn, by their name in metrics.jsonl."""
 
@@ -54,6 +60,9 @@ WATCHED = {
     "alike": "How alike the changes of different pictures are",
     "diversity": "Diversity, as a share of the source's",
     "judge": "Probability that the judge gives the target",
+    "approach": "Way to the shots",
+    "nearest": "Distance to the nearest shot, as a share of that between shots",
+    "overfitting": "How sure the discriminator is of the shots, r_t",
 }
 """Series of monitor.jsonl, by their name there."""
 
@@ -116,7 +125,7 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
     layers = layer_shares(lines)
     return {
         "title": f"{config.source} to {config.target_name}",
-        "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
+        "subtitle": f"{METHODS[config.method].title} on {config.generator}, {_teachers(folder)}",
         "numbers": _key_figures(folder, lines),
         "before_after": data_uri(picture) if picture.is_file() else "",
         "before_after_text": _before_after_text(folder),
@@ -135,6 +144,17 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
         "tables": _tables(folder),
         "version": __version__,
     }
+
+
+def _teachers(folder: RunFolder) -> str:
+    """What guided a run, in words."""
+    made = folder.environment
+    shots = len(made.get("shots", []))
+    pictures = f"{shots} picture{'s' * (shots != 1)}" if shots else ""
+    if METHODS[folder.config.method].adversarial:
+        return f"from {pictures}, against a discriminator"
+    guided = f"guided by {' and '.join(folder.config.clip)}"
+    return f"{guided} and {pictures}" if shots else guided
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -284,10 +304,13 @@ def _monitor_text(folder: RunFolder) -> str:
     watch = folder.config.train.monitor
     if not records:
         return ""
-    score = (
-        "probability that the judge gives the target" if "judge" in records[-1] else "agreement of directions"
-    )
-    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
+    names = ("judge", "approach", "agreement")
+    scores = ("probability that the judge gives the target", "way to the shots", "agreement of directions")
+    score = next(words for name, words in zip(names, scores, strict=True) if name in records[-1])
+    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity"
+    if "nearest" in records[-1]:
+        rule += f" and {watch.least_nearest:g} of the distance from shot to shot"
+    rule += ", gains up to "
     rule += f"{watch.least_gain:g} not counted"
     found = [each for each in records if each["step"] == records[-1]["best"]]
     best = (

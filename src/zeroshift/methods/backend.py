@@ -15,6 +15,7 @@ from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import Precision
 from zeroshift.errors import InputError
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.parameters import reparametrise
 from zeroshift.shapes import Feature, Latent, Picture, UnitFeature
 from zeroshift.training.loop import Progress, StepLog
@@ -25,12 +26,13 @@ class Given:
     """What a caller gives instead of having it drawn or loaded; every part is optional.
 
     Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state
-    dicts. Given CLIPs are moved to the device and type of the run. `world` names the world that a given
-    generator belongs to.
+    dicts. Given CLIPs are moved to the device and type of the run. `world` names the world
+    that a given generator belongs to.
     """
 
     generator: Any = None
     clips: Sequence[ClipModel] | None = None
+    discriminator: StyleGAN2Discriminator | None = None
     stage1_z: Tensor | None = None
     stage2_z: Tensor | None = None
     select_z: Tensor | None = None

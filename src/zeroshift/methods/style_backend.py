@@ -124,7 +124,7 @@ class StyleBackend(Backend):
         if step in self.pages:
             return self.pages[step]
         w_BS = self._styles(self.given.stage1_z, self.config.mapper.batch, "stage1", step)
-        pictures = self._draw(self.source, w_BS, "stage1", step)
+        pictures = self.draw(self.source, w_BS, "stage1", step)
         views = draw_views(self.config.train.views, pictures, self.config.run.seed, "stage1", step)
         page = w_BS, [mean_feature(clip.encode_image, pictures, views) for clip in clips]
         if self.config.mapper.pictures:
@@ -152,19 +152,21 @@ class StyleBackend(Backend):
 
     def pictures(self, generator: Generator, codes: Tensor, step: int) -> Picture:
         """Pictures of styles BS or BKS, with the noise of a step of stage 2."""
-        return self._draw(generator, codes, "stage2", step)
+        return self.draw(generator, codes, "stage2", step)
 
-    def _draw(self, generator: Generator, w: Tensor, label: str, step: int) -> Picture:
+    def draw(self, generator: Generator, w: Tensor, label: str, step: int) -> Picture:
+        """Pictures BCHW of styles BS or BKS with the noise of a step and label."""
         if self.config.quirks.noise == "independent" and generator is self.target:
             label += " target"
-        noise = self._noise(label, step, len(w))
+        noise = self.noise(label, step, len(w))
         size = len(w) if torch.is_grad_enabled() else self._part()
         parts = [slice(first, first + size) for first in range(0, len(w), size)]
         with self.precision.autocast():
             drawn = [generator.synthesize(w[part], noise_of(noise, part)).to(self.dtype) for part in parts]
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
-    def _noise(self, label: str, step: int, batch: int) -> Noise:
+    def noise(self, label: str, step: int, batch: int) -> Noise:
+        """The noise of a step and label, drawn or as `quirks.noise` wants it."""
         kind = self.config.quirks.noise
         if kind == "buffers" or kind == "off":
             return kind
@@ -199,7 +201,7 @@ class StyleBackend(Backend):
             pictures = pictures.to(self.dtype)
             return torch.stack([clip.weight * clip.selection_loss(pictures) for clip in clips]).sum()
 
-        noise = self._noise("select", step, len(w_BS))
+        noise = self.noise("select", step, len(w_BS))
         with self.precision.autocast():
             scores, value = layers.score_layers(
                 self.target, w_BS, loss, noise=noise, part=self.most_at_once()
@@ -258,7 +260,7 @@ class StyleBackend(Backend):
         styles."""
         for number, first in enumerate(range(0, count, MEAN_AT_ONCE)):
             w_BS = self._styles(None, min(MEAN_AT_ONCE, count - first), "source mean", number)
-            yield self._draw(self.source, w_BS, "source mean", number), w_BS
+            yield self.draw(self.source, w_BS, "source mean", number), w_BS
 
     @torch.no_grad()
     def mean_code(self) -> Tensor:

@@ -118,7 +118,7 @@ class SvlRun(ZeroShotRun):
         self.start = {name: named[name].detach().clone() for name in self.backend.movable}
         """Weights before anything has moved."""
 
-    def _stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """A stage of the variations before the generator's."""
         options = self.config.own.svl
         widths = [clip.width for clip in self.clips]
@@ -126,7 +126,7 @@ class SvlRun(ZeroShotRun):
         self.variations = made.to(self.device, self.dtype)
         learned = dict(self.variations.named_parameters())
         adam = torch.optim.Adam(list(learned.values()), lr=options.lr, betas=(0.0, 0.99))
-        (moving,) = super()._stages()
+        (moving,) = super().stages()
         models = {"variations": self.variations}
         first = Stage(1, options.steps, {"variations": Trained(learned, adam)}, models, "own.svl", 1)
         return first, replace(moving, models={**models, **moving.models})

@@ -95,6 +95,15 @@ class StyleGAN2Discriminator(nn.Module):
         self.final_linear = nn.Sequential(EqualLinear(last * 16, last, activate=True), EqualLinear(last, 1))
         initialise(self, torch.Generator().manual_seed(seed))
 
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """Full names of the parameters of every block, from the picture's side: colours into features, then
+        one block per halving of the side, then what judges 4 x 4 positions."""
+        names = [name for name, _ in self.named_parameters()]
+        first = [
+            tuple(each for each in names if each.startswith(f"convs.{n}.")) for n in range(len(self.convs))
+        ]
+        return (*first, tuple(each for each in names if each.startswith("final_")))
+
     def config_text(self) -> str:
         """The `StyleGAN2Config` as JSON, as files of ours state it."""
         return json.dumps(asdict(self.config))

@@ -31,7 +31,6 @@ from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.registry import load_generator
 from zeroshift.measure.metrics import grain
 from zeroshift.methods import ipl
-from zeroshift.methods.adapt import open_run
 from zeroshift.methods.backend import Given
 from zeroshift.methods.directions import image_direction
 from zeroshift.portraits.scene import sample_scene
@@ -165,7 +164,7 @@ def collect(folder: Path, known: Known, number: int, domain: str) -> dict[str, A
             if event["stage"] == 2 and event["step"] in ROUNDS.snapshots:
                 keep(run.target)
 
-        run = open_run(config, Given(clips=clips, target=state, ema=state), hook)
+        run = ipl.open_run(config, Given(clips=clips, target=state, ema=state), hook)
         with run.loop.recorded():
             ipl.train(run)
         keep(run.average)

@@ -205,8 +205,11 @@ class Loop:
         self.task.end_stage(number)
 
     def update(self, part: str, terms: Terms, lr: float | None = None) -> None:
-        """One step of a part's optimiser on the weighted sum of terms, at the rate `lr` where one is
-        given."""
+        """One step of a part's optimiser on the weighted sum of terms, at the rate `lr` where one is given.
+
+        The first update of a part in a step is told as its loss; of further ones, on penalties, only the
+        terms are.
+        """
         trained = self.stage.trains[part]
         loss = terms.total()
         self.require_finite(loss)
@@ -215,18 +218,21 @@ class Loop:
                 group["lr"] = lr
         trained.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        first = part == next(iter(self.stage.trains))
         if getattr(self.hook, "wants_gradients", False):
             norms = {
-                name: each.grad.norm() for name, each in trained.weights.items() if each.grad is not None
+                name if first else f"{part}/{name}": each.grad.norm()
+                for name, each in trained.weights.items()
+                if each.grad is not None
             }
             self.step_log.setdefault("gradients", {}).update(norms)
         if trained.zero_frozen:
             for each in trained.weights.values():
                 each.grad = torch.zeros_like(each) if each.grad is None else each.grad
         trained.optimiser.step()
-        first = part == next(iter(self.stage.trains))
-        told = {"loss" if first else f"{part}_loss": loss.detach(), **terms.named()}
-        self.step_log.setdefault("losses", {}).update(told)
+        told = self.step_log.setdefault("losses", {})
+        told.setdefault("loss" if first else f"{part}_loss", loss.detach())
+        told.update(terms.named())
 
     def average(self) -> None:
         """Moves the running averages of the stage."""
