@@ -54,9 +54,8 @@ def refused(folder: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".TIFF", ".bmp"])
 def test_a_lossless_file_gives_its_pixels(suffix: str, tmp_path: Path) -> None:
-    Image.fromarray(pixels()).save(
-        tmp_path / f"a{suffix}", **({"lossless": True} if suffix == ".webp" else {})
-    )
+    options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(pixels()).save(tmp_path / f"a{suffix}", **options)
     torch.testing.assert_close(read(tmp_path).pictures[0], picture(pixels()))
 
 

@@ -436,6 +436,22 @@ def test_copies_of_shots_count_as_memorised(tmp_path: Path) -> None:
     assert true_ones.value("memorised") == 0, "nothing is nearer to the shots than they are"
 
 
+def test_people_of_the_few_shot_pictures_among_those_measured_are_told(tmp_path: Path) -> None:
+    true = portraits.render(z_from_seeds(range(4), portraits.LATENT_DIM), "zombie")
+    save_pictures(true, range(4), tmp_path / "made", {})
+    for seeds in (range(2, 4), range(4, 6)):
+        save_pictures(true[:2], seeds, tmp_path / f"shots {seeds[0]}", {})
+    asked: dict[str, Any] = {
+        "labels": ("photo", "zombie"),
+        "metrics": ("truth.distance",),
+        "source": "portraits",
+    }
+    with pytest.warns(UserWarning, match="2 of the people measured, first seed 2, are those of the few-shot"):
+        told = evaluate(tmp_path / "made", shots=tmp_path / "shots 2", **asked)
+    others = evaluate(tmp_path / "made", shots=tmp_path / "shots 4", **asked)
+    assert len(told.record["warnings"]) == 1 and others.record["warnings"] == []
+
+
 def test_pairs_are_compared_alike_in_one_block_and_in_many(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

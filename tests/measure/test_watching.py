@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 import tiny
+from zeroshift.config.schema import MonitorConfig
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.files.images import write_png
+from zeroshift.measure.monitor import best_record
 from zeroshift.measure.watching import (
     ShotWatcher,
     distances,
@@ -192,3 +194,17 @@ def test_the_judge_of_the_built_in_world_watches_with_a_named_target_and_without
         (record,) = adapt(config).folder.monitor_records()
         assert ("judge" in record) == bool(target)
         assert record["score"] == record["judge" if target else "approach"]
+
+
+def test_pictures_that_repeat_the_shots_are_told_and_are_not_the_best(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="repeat the shots: at step 3 they lie .* least_nearest 100"):
+        made = run(tmp_path / "run", monitor={"least_nearest": 100.0})
+    assert [each["best"] for each in made.folder.monitor_records()] == [None, None]
+    watch = MonitorConfig(least_nearest=0.5, least_gain=0.0)
+    looks = [{"step": n, "score": s, "diversity": 1.0, "nearest": near} for n, s, near in RECORDS]
+    best = best_record(looks, watch)
+    assert best is not None and best["step"] == 3
+
+
+RECORDS = [(1, 0.2, 1.3), (2, 0.9, 0.4), (3, 0.6, 0.6), (4, 0.5, None)]
+"""Step, score and distance to the nearest shot; of a single shot there is none."""

@@ -130,7 +130,7 @@ def test_the_path_penalty_follows_its_running_mean_and_can_be_learned_from(
     moved = 0.7 + 0.01 * ((a + b) / 2 - 0.7)
     found = regularised()
     assert float(found.mean) == pytest.approx(moved) and not found.mean.requires_grad
-    assert float(found.penalty) == pytest.approx(((a - moved) ** 2 + (b - moved) ** 2) / 2)
+    assert found.penalty.item() == pytest.approx(((a - moved) ** 2 + (b - moved) ** 2) / 2)
     assert gradients_agree(generator, lambda: regularised().penalty)
 
 

@@ -245,7 +245,7 @@ def test_small_parameters_are_learned_too(tmp_path: Path) -> None:
 # Resuming.
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("step", [1, 2, 4])
 def test_a_killed_run_equals_one_that_never_stopped(whole: AdaptRun, tmp_path: Path, step: int) -> None:
     child = os.fork()
     if child == 0:

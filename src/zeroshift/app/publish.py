@@ -146,7 +146,9 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
     return _template().render(
         metadata=_hub_metadata(run),
         source=plain(config.source),
-        target=plain(config.target),
+        target=plain(config.target_name),
+        shots=len(run.environment.get("shots", [])),
+        worded=bool(config.target),
         size=size,
         version=__version__,
         method=config.method.upper(),
@@ -223,7 +225,8 @@ def _origin(run: RunFolder) -> list[tuple[str, str]]:
     rows = [
         ("method", config.method.upper()),
         ("source label", plain(config.source)),
-        ("target label", plain(config.target)),
+        *([("target label", plain(config.target))] if config.target else []),
+        *([("pictures of the target", str(len(made["shots"])))] if made.get("shots") else []),
         ("source generator", plain(public_name(made["source"]["name"]))),
         ("its sha256", f"`{made['source']['sha256']}`"),
     ]

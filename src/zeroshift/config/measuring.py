@@ -10,6 +10,10 @@ from pydantic import Field
 from zeroshift.config.options import ModelName, config_class
 from zeroshift.config.targets import canonical_target
 
+SHOT_SEEDS = "4000-4009"
+"""People of a world whose pictures are there to learn from: no evaluation, page or sample grid shows them
+unless it is asked to."""
+
 
 @config_class(section="networks")
 class NetworksConfig:

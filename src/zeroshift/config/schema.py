@@ -485,6 +485,9 @@ def _targetless(config: AdaptConfig) -> list[str]:
         return [
             f"method {method} takes pictures beside words of the target; give --target too, or use {alone}."
         ]
+    textual = [name for name in ("manifold", "patch") if getattr(config.losses, name)]
+    if textual and not config.target.strip():
+        return [f"losses.{textual[0]} compares with words of the target; give --target, or set it to 0."]
     return []
 
 

@@ -22,7 +22,6 @@ from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import eight_bit, fitted, folder_of_pictures, picture_files, read_picture
 from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
-from zeroshift.files.shots import read_shots
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import PictureGenerator
@@ -142,14 +141,16 @@ class Files:
     paths: tuple[Path, ...]
     size: int
     name: str
+    crop: Literal["centre", "top", "pad"] = "centre"
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of the files of some rows, their middle squares brought to the size of the evaluation."""
+        """Pictures of the files of some rows, by default their middle squares, brought to the size of the
+        evaluation."""
         return eight_bit(
-            torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]])
+            torch.cat([fitted(read_picture(path)[None], self.size, self.crop) for path in self.paths[rows]])
         )
 
     @property
@@ -157,26 +158,6 @@ class Files:
         """Seeds that the files are named after (seed00012.png), where all are."""
         found = [re.fullmatch(r"seed(\d+)", path.stem) for path in self.paths]
         return [int(match[1]) for match in found if match] if all(found) else None
-
-
-@dataclass(frozen=True)
-class Held:
-    """Pictures NCHW in [-1, 1] that are held in memory."""
-
-    pictures: Tensor
-    name: str
-
-    @property
-    def size(self) -> int:
-        """Their side in pixels."""
-        return self.pictures.shape[-1]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def part(self, rows: slice) -> Tensor:
-        """The pictures of some rows."""
-        return eight_bit(self.pictures[rows])
 
 
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
@@ -344,7 +325,7 @@ def _add_facts(inputs: EvalInputs, folder: RunFolder) -> None:
     config = folder.config
     inputs.name = folder.path.name
     inputs.folder = folder
-    inputs.labels = (config.source, config.target)
+    inputs.labels = (config.source, config.target) if config.target else None
     inputs.world = world_of(made["source"])
     inputs.world_name = world_name(made["source"])
     inputs.hashes = {"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]}
@@ -375,7 +356,7 @@ def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> E
     inputs.world_name = world_name(metadata)
     adapted = "source" in metadata and "target" in metadata
     if adapted:
-        inputs.labels = (metadata["source"], metadata["target"])
+        inputs.labels = (metadata["source"], metadata["target"]) if metadata["target"] else None
     elif inputs.world is not None:
         inputs.labels = (inputs.world.source, inputs.world.source)
     # A built-in source is found by its name; others have to be given.
@@ -483,40 +464,38 @@ def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
         inputs.sets["reference"] = read_folder(config.reference, size)
     elif "truth" in inputs.sets:
         inputs.sets["reference"] = inputs.sets["truth"]
+    no_labels = "the labels are not known: --labels SOURCE TARGET"
     inputs.missing_reasons |= {
         "reference": "there are no real pictures of the target domain: --reference FOLDER",
         "shots": "there are no few-shot pictures: --shots FOLDER",
-        "labels": "the labels are not known: --labels SOURCE TARGET",
+        "labels": no_labels,
         "change": "source and target label are the same, so there is no direction"
         if inputs.labels
-        else "the labels are not known: --labels SOURCE TARGET",
+        else no_labels,
     }
     inputs.missing_reasons.setdefault(
         "source", "there are no pictures before the change: --source GENERATOR or FOLDER"
     )
-    try:
-        if config.shots is not None:
-            inputs.sets["shots"] = read_folder(config.shots, size)
-        elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+    if config.shots is not None:
+        inputs.sets["shots"] = read_folder(config.shots, size)
+    elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+        try:
             inputs.sets["shots"] = _shots_of(inputs.folder, size)
-    except InputError as error:
-        if config.shots is not None:
-            raise
-        inputs.missing_reasons["shots"] = f"{str(error).rstrip('.')}; give them with --shots FOLDER"
+        except InputError as error:
+            inputs.missing_reasons["shots"] = f"{error}; give them with --shots FOLDER"
 
 
-def _shots_of(folder: RunFolder, size: int) -> PictureSet:
+def _shots_of(folder: RunFolder, size: int) -> Files:
     """The pictures of the target that a run learned from: its own copies, or those of the folder that it
     names. InputError where these are gone, or others."""
     copies = folder.path / COPIES
     if copies.is_dir() and picture_files(copies):
         return read_folder(copies, size)
-    try:
-        found = read_shots(folder.config.shots, size)
-    except InputError as error:
-        raise InputError(f"the pictures that the run learned from were not found ({error})") from error
-    if found.record() != folder.environment["shots"]:
-        raise InputError(
-            f"the pictures in {folder.config.shots.folder} are not those that the run learned from"
-        )
-    return Held(found.pictures, f"the {len(found)} pictures that the run learned from")
+    options, recorded = folder.config.shots, folder.environment["shots"]
+    assert options.folder is not None
+    paths = tuple(options.folder / each["name"] for each in recorded)
+    if not all(path.is_file() for path in paths):
+        raise InputError(f"the pictures that the run learned from were not found in {options.folder}")
+    if [file_sha256(path) for path in paths] != [each["sha256"] for each in recorded]:
+        raise InputError(f"the pictures in {options.folder} are not those that the run learned from")
+    return Files(paths, size, options.folder.name, options.crop)

@@ -76,16 +76,16 @@ def write_report_files(folder: RunFolder, source: Any, target: Any) -> tuple[Pat
         rows = before_after(
             source,
             target,
-            (config.source, config.target),
+            (config.source, config.target_name),
             range(config.run.samples),
             config.run.truncation,
-            world_of(folder.environment["source"]),
+            truth_of_run(folder),
             config.train.diffusion,
         )
         told = {
             "seeds": f"0-{config.run.samples - 1}",
             "source": config.source,
-            "target": config.target,
+            "target": config.target_name,
         }
         write_png(picture, rows, told)
     report = folder.path / "report.html"
@@ -158,13 +158,19 @@ def _teachers(folder: RunFolder) -> str:
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row per CLIP: its name, and mean cosines with the true directions of the labels' direction, the
-    learned words', the captions', and the best that one direction for all could be."""
-    names = ("label", "words", "captions", "best")
-    return [
-        [row["clip"], *(f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names)]
-        for row in rows
-    ]
+    """A row of headings and one per CLIP: its name, and mean cosines with the true directions of the labels'
+    direction, the learned words', that to pictures of the target where there are some, the captions', and the
+    best that one direction for all could be. Empty where nothing is known."""
+    if not rows:
+        return []
+    names = {"label": "labels", "words": "learned words", "pictures": "pictures of the target"}
+    names |= {"captions": "true captions", "best": "best for all"}
+    if not any("pictures" in row["cosines"] for row in rows):
+        del names["pictures"]
+    cells = (
+        [f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names] for row in rows
+    )
+    return [["CLIP", *names.values()], *([row["clip"], *each] for row, each in zip(rows, cells, strict=True))]
 
 
 def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -383,7 +389,10 @@ def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
     tree = to_dict(folder.config)
     plain = {name: value for name, value in tree.items() if name not in SECTIONS}
     tables = [("What was asked", plain), *((f"Section {name}", tree[name]) for name in SECTIONS)]
-    tables.append(("Where it ran", folder.environment))
+    made = folder.environment
+    if shots := made.get("shots"):
+        made["shots"] = f"{len(shots)} pictures of the target; environment.json has names and hashes"
+    tables.append(("Where it ran", made))
     return [(heading, [(name, _text(value)) for name, value in values.items()]) for heading, values in tables]
 
 

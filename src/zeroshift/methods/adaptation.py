@@ -13,13 +13,14 @@ from typing import Any, cast
 from torch import Tensor
 
 from zeroshift.clip.model import ClipModel
-from zeroshift.config.methods import Procedure, procedure
+from zeroshift.config.methods import METHODS, Procedure, procedure
 from zeroshift.config.schema import AdaptConfig, placeless
 from zeroshift.config.targets import target_parts
 from zeroshift.devices import Precision, device_name, resolve_device
 from zeroshift.files.checkpoints import save_generator
 from zeroshift.files.deltas import load_delta, save_delta
 from zeroshift.files.registry import load_generator
+from zeroshift.files.shots import Shots, read_shots
 from zeroshift.files.writing import fingerprint
 from zeroshift.measure.monitor import Monitor, Watcher
 from zeroshift.measure.networks import Judge
@@ -95,15 +96,19 @@ class AdaptationRun(ABC):
             config, given, self.device, self.precision, self.step_log, self.progress, self._require_finite
         )
         self.backend = BACKENDS[self.source.kind](surroundings, self.source, self.target, self.average)
+        self.found_shots = self._read_shots()
+        """Pictures of the target, where there are any."""
 
     def _begin(
         self, record: Mapping[str, Any], clips: Sequence[Mapping[str, str]], hook: Hook | None
     ) -> None:
         """Makes loop and monitor, once all else is there. `record`: what environment.json holds besides;
         `clips`: names and hashes of the CLIPs that guide, among which no judge may be."""
+        made = environment(device_name(self.device), self.record, clips) | dict(record)
+        made |= {} if self.found_shots is None else {"shots": self.found_shots.record()}
         self.loop = Loop(
             self.config,
-            environment(device_name(self.device), self.record, clips) | dict(record),
+            made,
             self.stages(),
             self,
             self.precision,
@@ -131,6 +136,12 @@ class AdaptationRun(ABC):
         labels = [self.config.source, *(part.label for part in target_parts(self.config.target))]
         return self.world is not None and self.world.describes(labels)
 
+    def _read_shots(self) -> Shots | None:
+        """The pictures of the target, as many as the method needs."""
+        if self.config.shots.folder is None:
+            return None
+        return read_shots(self.config.shots, self.source.image_size, METHODS[self.config.method].least_shots)
+
     def _copy(self, state: Mapping[str, Tensor] | None) -> Any:
         """A copy of the source, with other weights where some are given."""
         made = self.source.clone()
@@ -144,9 +155,12 @@ class AdaptationRun(ABC):
     # 1. What the loop asks.
 
     def prepare(self) -> None:
-        """Makes ready what the backend learns from, and goes on with the monitor's record."""
+        """Makes ready what the backend learns from, goes on with the monitor's record, and writes the
+        pictures of the target into the run folder, where that is asked for."""
         self.monitor.restore()
         self.backend.prepare(self.clips)
+        if self.found_shots is not None and self.config.shots.copy:
+            self.found_shots.write(self.loop.folder.path / "shots")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the backend carries from one step to the next."""

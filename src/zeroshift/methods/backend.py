@@ -185,6 +185,20 @@ class Backend(ABC):
         are asked: with gradient one by one, where gradients are on. A diffusion model has no more than it
         learns from, and no truncation."""
 
+    @property
+    @abstractmethod
+    def mean_count(self) -> int:
+        """Over how many pictures means over the source's pictures are taken, where nobody asks for others."""
+
+    @abstractmethod
+    def mean_pictures(self, count: int) -> Iterator[tuple[Picture, Tensor | None]]:
+        """As many pictures BCHW of the source, in parts, for means over its pictures, and their styles BS
+        where it has some."""
+
+    def mean_code(self) -> Tensor:
+        """Mean style S of the source over many more than these, where it has styles."""
+        raise NotImplementedError(f"a generator of kind {self.source.kind} has no styles")
+
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> Any:
         """Codes of about as many pictures, for means over pictures."""
         return self.monitor_codes(count, clips)

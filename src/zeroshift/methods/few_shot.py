@@ -42,11 +42,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroshift.config.methods import METHODS
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 from zeroshift.files.registry import load_discriminator
-from zeroshift.files.shots import Shots, read_shots
 from zeroshift.files.writing import fingerprint
 from zeroshift.measure.networks import Judge
 from zeroshift.measure.watching import ShotWatcher, map_features
@@ -145,8 +143,7 @@ class FewShotRun(AdaptationRun):
                 f"train.layers 'adaptive' asks CLIPs which layers matter, and method {config.method} has "
                 "none; set it to 'all', a phase or layer names."
             )
-        least = METHODS[config.method].least_shots
-        self.found_shots: Shots = read_shots(config.shots, self.source.image_size, least)
+        assert self.found_shots is not None, "the table of methods asks for them"
         self.shots = self.found_shots.pictures.to(self.device, self.dtype)
         """Pictures NCHW of the target, in [-1, 1]."""
         opened = self._open_discriminator()
@@ -170,7 +167,7 @@ class FewShotRun(AdaptationRun):
             each.requires_grad_(False)
         sha256 = fingerprint(self.discriminator.state_dict())
         record = {"discriminator": {"name": opened.name, "sha256": sha256}}
-        self._begin(record | {"shots": self.found_shots.record()}, [], hook)
+        self._begin(record, [], hook)
 
     def _open_discriminator(self) -> Found:
         found = open_discriminator(self.config, self.given, self.source)
@@ -242,13 +239,7 @@ class FewShotRun(AdaptationRun):
         with self.precision.autocast():
             return self.discriminator(pictures).to(self.dtype)
 
-    # What goes on from step to step, and what is left behind.
-
-    def prepare(self) -> None:
-        """Writes the shots into the run folder, where that is asked for."""
-        super().prepare()
-        if self.config.shots.copy:
-            self.found_shots.write(self.loop.folder.path / "shots")
+    # What goes on from step to step.
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the backend carries, and the mean of path lengths."""

@@ -17,13 +17,23 @@ from zeroshift.methods.guidance import ClipObjective
 from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.protocol import Generator, Noise, noise_of
-from zeroshift.models.seeds import draw_noise, draw_z, rng, truncate
+from zeroshift.models.seeds import average_style, draw_noise, draw_z, rng, truncate
 from zeroshift.pictures.sample import draw
 from zeroshift.shapes import Latent, Picture, Style, UnitFeature
 
 PART_PIXELS = {"cpu": 4 * 256**2}
 """Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's
 cache."""
+
+MEAN_PICTURES = 4096
+"""Pictures over which the mean of what a CLIP sees in the source's is taken. With so many, told by their
+styles, another seed changes the direction to ten pictures by less than a degree (docs/log.md)."""
+
+MEAN_AT_ONCE = 16
+"""How many of them are drawn together; their draws depend on it."""
+
+MEAN_STYLES = 2**17
+"""Styles over which their mean is taken."""
 
 LEGACY = 4 / 5
 """The published optimiser keeps a factor of lazy regularisation that it does not use: rate * 4/5, betas (0,
@@ -238,6 +248,24 @@ class StyleBackend(Backend):
             with self.precision.autocast():
                 pictures = generator.synthesize(part, "buffers").to(self.dtype)
             yield pictures
+
+    @property
+    def mean_count(self) -> int:
+        """Enough for a degree, see MEAN_PICTURES."""
+        return MEAN_PICTURES
+
+    @torch.no_grad()
+    def mean_pictures(self, count: int) -> Iterator[tuple[Picture, Tensor | None]]:
+        """Pictures of latents that belong to the seed of the run, with noise as in stage 2, and their
+        styles."""
+        for number, first in enumerate(range(0, count, MEAN_AT_ONCE)):
+            w_BS = self._styles(None, min(MEAN_AT_ONCE, count - first), "source mean", number)
+            yield self.draw(self.source, w_BS, "source mean", number), w_BS
+
+    @torch.no_grad()
+    def mean_code(self) -> Tensor:
+        """Mean style over MEAN_STYLES latents, by the seed of the run."""
+        return average_style(self.source, MEAN_STYLES, self.config.run.seed)
 
     def monitor_pictures(self, generator: Any, codes: Tensor) -> Picture:
         """Pictures of styles with the generator's own noise maps."""

@@ -114,7 +114,7 @@ class SvlRun(ZeroShotRun):
     def stages(self) -> tuple[Stage, ...]:
         """A stage of the variations before the generator's."""
         options = self.config.own.svl
-        widths = [clip.label_direction.shape[-1] for clip in self.clips]
+        widths = [clip.width for clip in self.clips]
         made = Variations(widths, options.variations, self.config.run.seed)
         self.variations = made.to(self.device, self.dtype)
         learned = dict(self.variations.named_parameters())

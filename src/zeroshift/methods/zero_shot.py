@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from zeroshift.methods.backend import Given
 from zeroshift.methods.guidance import clip_objective, unknown_words
 from zeroshift.methods.picture_losses import PictureLosses, texture_of
 from zeroshift.methods.prompts import PromptMapper, prompt_mapper, save_mapper
+from zeroshift.methods.shots import picture_ways
 from zeroshift.models.seeds import rng
 from zeroshift.shapes import Picture, UnitFeature
 from zeroshift.training.loop import Average, Hook, Progress, Stage, Trained
@@ -184,6 +186,14 @@ class ZeroShotRun(AdaptationRun):
         self.step_log.setdefault("text_directions", []).append(text)
 
     # 2. What loop and monitor ask.
+
+    def prepare(self) -> None:
+        """Makes ready what the backend learns from, and the way to pictures of the target, and goes on with
+        the monitor's record."""
+        super().prepare()
+        if self.found_shots is not None:
+            ways = picture_ways(self.backend, self.clips, self.found_shots.pictures)
+            self.clips = [replace(clip, way=way) for clip, way in zip(self.clips, ways, strict=True)]
 
     def end_stage(self, stage: int) -> None:
         """Writes the learned mapper."""
