@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from zeroshift.methods.picture_way import picture_set_direction, regressed_mean,
 from zeroshift.methods.views import drawn_views, seen
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.models.seeds import average_style, draw_z
+from zeroshift.pictures.runs import load
 from zeroshift.pictures.sample import metadata_of
 
 COUNT = 20
@@ -242,11 +244,28 @@ def test_a_run_names_its_pictures_by_hash_and_holds_none_unless_asked(tmp_path: 
         carried_out(tmp_path / "cut", folder)
 
 
+def test_a_finished_run_is_returned_for_its_own_pictures_and_refused_for_others(
+    tmp_path: Path, folder: Path
+) -> None:
+    run = carried_out(tmp_path / "run", folder)
+    (folder / "notes.png").write_text("no picture, and none when the run was done")
+    assert carried_out(tmp_path / "run", folder).steps_done == 0
+    write_png(folder / "3.png", torch.zeros(3, 16, 16))
+    with pytest.raises(InputError, match=r"are not those .* \(3\.png differs\)"):
+        carried_out(tmp_path / "run", folder)
+    (folder / "3.png").unlink()
+    (folder / "1.png").unlink()
+    with pytest.raises(InputError, match=r"\(1\.png differs\)"):
+        carried_out(tmp_path / "run", folder)
+    shutil.rmtree(folder)
+    assert same(carried_out(tmp_path / "run", folder), run)
+
+
 def test_a_diffusion_model_goes_from_the_pictures_it_learns_from_to_those_of_the_target(
     tmp_path: Path,
 ) -> None:
     folder = folder_of(tmp_path / "drawings", size=8)
-    chosen = {"target": "", "shots": {"folder": folder}}
+    chosen: dict[str, Any] = {"target": "", "shots": {"folder": folder}}
     run = open_run(tiny.tune(tmp_path / "run", **chosen), tiny.given_diffusion())
     run.prepare()
     shots = torch.stack([read_picture(folder / f"{number}.png") for number in range(3)])
@@ -255,7 +274,7 @@ def test_a_diffusion_model_goes_from_the_pictures_it_learns_from_to_those_of_the
         features = (clip.clip.encode_image(each) for each in (learned.learned.pictures, shots))
         torch.testing.assert_close(clip.direction, slow_direction(*features)[None])
     more = open_run(
-        tiny.tune(tmp_path / "more", **chosen | {"shots": {"folder": folder, "source_pictures": 6}}),
+        tiny.tune(tmp_path / "more", target="", shots={"folder": folder, "source_pictures": 6}),
         tiny.given_diffusion(),
     )
     more.prepare()
@@ -298,7 +317,7 @@ def test_a_run_without_words_has_report_pictures_card_and_measurements(tmp_path:
     text = (tmp_path / "card" / "README.md").read_text("utf-8")
     assert set(card) >= {"README.md"} and 'to "drawings" by 3 pictures of the new domain' in text
     assert str(folder.parent) not in text
-    assert metadata_of("run", run)["target"] == "drawings"
+    assert metadata_of("run", load(run.folder.path))["target"] == "drawings"
     with pytest.raises(InputError, match="the labels are not known: --labels SOURCE TARGET"):
         evaluate(run, metrics=("direction",), seeds="0-3")
     done = evaluate(run, seeds="0-3", networks={"judge": str(judge_folder(tmp_path))})

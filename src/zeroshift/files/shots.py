@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from zeroshift.files.images import (
     fitted,
     folder_of_pictures,
     picture_bytes,
+    picture_files,
+    read_picture,
     write_png,
 )
+from zeroshift.files.writing import file_sha256
 from zeroshift.shapes import Picture
 
 MOST_SHOTS = 1000
@@ -94,6 +98,27 @@ def read_shots(options: ShotsConfig, size: int, least: int = 1) -> Shots:
         )
     names, hashes, pictures = zip(*found, strict=True)
     return Shots(torch.cat(pictures), names, hashes, tuple(skipped))
+
+
+def changed_shot(options: ShotsConfig, recorded: Sequence[Mapping[str, str]]) -> str:
+    """Name of a picture in the folder that is not as a run recorded it, is gone or is new; empty where all
+    are, or the folder itself is gone."""
+    if options.folder is None or not options.folder.is_dir():
+        return ""
+    paths = {path.name: path for path in picture_files(options.folder)}
+    for each in recorded:
+        path = paths.pop(each["name"], None)
+        if path is None or not path.is_file() or file_sha256(path) != each["sha256"]:
+            return each["name"]
+    return next((name for name, path in paths.items() if _is_readable(path)), "")
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file can be read as a picture."""
+    try:
+        return bool(read_picture(path).numel())
+    except InputError:
+        return False
 
 
 def _tell(skipped: list[str], options: ShotsConfig) -> None:

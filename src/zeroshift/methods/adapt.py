@@ -12,6 +12,7 @@ from zeroshift.config.recipes import resolve
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
+from zeroshift.files.shots import changed_shot
 from zeroshift.measure.report import write_report_files
 from zeroshift.methods.adaptation import AdaptationRun
 from zeroshift.methods.agreement import write_agreement
@@ -62,7 +63,10 @@ def adapt(
     """
     resolved = resolve(config, **overrides)
     given = state or Given()
-    if RunFolder.check(resolved).finished:
+    folder = RunFolder.check(resolved)
+    if folder.finished:
+        if changed := changed_shot(resolved.shots, folder.environment.get("shots", [])):
+            raise folder.other_shots(changed)
         return _concluded(_reopened(resolved, given))
     run = open_run(resolved, given, hook, progress)
     with run.loop.recorded():
