@@ -22,7 +22,6 @@ from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import eight_bit, fitted, folder_of_pictures, picture_files, read_picture
 from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
-from zeroshift.files.shots import read_shots
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import PictureGenerator
@@ -159,26 +158,6 @@ class Files:
         """Seeds that the files are named after (seed00012.png), where all are."""
         found = [re.fullmatch(r"seed(\d+)", path.stem) for path in self.paths]
         return [int(match[1]) for match in found if match] if all(found) else None
-
-
-@dataclass(frozen=True)
-class Held:
-    """Pictures NCHW in [-1, 1] that are held in memory."""
-
-    pictures: Tensor
-    name: str
-
-    @property
-    def size(self) -> int:
-        """Their side in pixels."""
-        return self.pictures.shape[-1]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def part(self, rows: slice) -> Tensor:
-        """The pictures of some rows."""
-        return eight_bit(self.pictures[rows])
 
 
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
@@ -497,15 +476,13 @@ def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
     inputs.missing_reasons.setdefault(
         "source", "there are no pictures before the change: --source GENERATOR or FOLDER"
     )
-    try:
-        if config.shots is not None:
-            inputs.sets["shots"] = read_folder(config.shots, size)
-        elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+    if config.shots is not None:
+        inputs.sets["shots"] = read_folder(config.shots, size)
+    elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+        try:
             inputs.sets["shots"] = _shots_of(inputs.folder, size)
-    except InputError as error:
-        if config.shots is not None:
-            raise
-        inputs.missing_reasons["shots"] = f"{str(error).rstrip('.')}; give them with --shots FOLDER"
+        except InputError as error:
+            inputs.missing_reasons["shots"] = f"{error}; give them with --shots FOLDER"
 
 
 def _shots_of(folder: RunFolder, size: int) -> Files:
