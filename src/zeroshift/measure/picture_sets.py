@@ -491,13 +491,11 @@ def _shots_of(folder: RunFolder, size: int) -> Files:
     copies = folder.path / COPIES
     if copies.is_dir() and picture_files(copies):
         return read_folder(copies, size)
-    options = folder.config.shots
+    options, recorded = folder.config.shots, folder.environment["shots"]
     assert options.folder is not None, "a run that learned from pictures names their folder"
-    try:
-        found = read_shots(options, size)
-    except InputError as error:
-        raise InputError(f"the pictures that the run learned from were not found ({error})") from error
-    if found.record() != folder.environment["shots"]:
+    paths = tuple(options.folder / each["name"] for each in recorded)
+    if not all(path.is_file() for path in paths):
+        raise InputError(f"the pictures that the run learned from were not found in {options.folder}")
+    if [file_sha256(path) for path in paths] != [each["sha256"] for each in recorded]:
         raise InputError(f"the pictures in {options.folder} are not those that the run learned from")
-    name = f"the {len(found)} pictures that the run learned from"
-    return Files(tuple(options.folder / each for each in found.names), size, name, options.crop)
+    return Files(paths, size, options.folder.name, options.crop)
