@@ -247,7 +247,7 @@ def test_every_function_of_the_method_map_exists() -> None:
     assert named_functions() and missing == []
 
 
-@pytest.mark.parametrize("module", ["losses", "directions", "prompts", "adversarial"])
+@pytest.mark.parametrize("module", ["losses", "directions", "picture_way", "prompts", "adversarial"])
 def test_every_public_function_of_the_method_is_on_the_map(module: str) -> None:
     tops = parsed(PACKAGE / "methods" / f"{module}.py").body
     public = {

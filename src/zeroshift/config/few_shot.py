@@ -28,7 +28,7 @@ class ShotsConfig:
     source_pictures: Annotated[int, Field(ge=0)] = 0
     """Pictures of the source whose mean the way to the pictures of the target begins at. 0: 4096 of a
     generator with styles, by which another seed changes the direction by less than a degree; those that a
-    diffusion model learns from, with which it is several degrees, as making more takes long."""
+    diffusion model learns from, with which it is over ten, as making more takes long."""
     copy: bool = False
     """Writes the pictures, as the run sees them, into its folder (shots/); else it holds their hashes
     alone."""
