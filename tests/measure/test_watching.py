@@ -197,7 +197,7 @@ def test_the_judge_of_the_built_in_world_watches_with_a_named_target_and_without
 
 
 def test_pictures_that_repeat_the_shots_are_told_and_are_not_the_best(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="repeat the shots: at step 3 they lie .* least_nearest 100"):
+    with pytest.warns(UserWarning, match="repeat the shots: at step 3 they lie .*least_nearest 100"):
         made = run(tmp_path / "run", monitor={"least_nearest": 100.0})
     assert [each["best"] for each in made.folder.monitor_records()] == [None, None]
     watch = MonitorConfig(least_nearest=0.5, least_gain=0.0)

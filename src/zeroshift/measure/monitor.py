@@ -49,8 +49,8 @@ def flaw(record: Record, config: MonitorConfig) -> str:
         )
     if nearest is not None and nearest < config.least_nearest:
         return (
-            f"the pictures repeat the shots: at step {record['step']} they lie {nearest:.2f} as far from the "
-            f"nearest shot as shots from each other, less than train.monitor.least_nearest "
+            f"the pictures repeat the shots: at step {record['step']} they lie {nearest:.2f} times as far "
+            "from the nearest shot as shots from each other, less than train.monitor.least_nearest "
             f"{config.least_nearest:g}"
         )
     return ""
