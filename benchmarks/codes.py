@@ -29,9 +29,9 @@ import zeroshift as zs
 from zeroshift.clip.features import normalize
 from zeroshift.config.recipes import recipe
 from zeroshift.config.schema import configure
+from zeroshift.methods.adaptation import BACKENDS
 from zeroshift.methods.diffusion_backend import DiffusionBackend, InvertedSet
 from zeroshift.methods.guidance import ClipObjective
-from zeroshift.methods.zero_shot import BACKENDS
 from zeroshift.models.seeds import rng
 
 CODES = ("guide", "other guide", "noise", "middle block", "random", "label")

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adapt import latents, models, settings
 from zeroshift.methods import directions, losses
-from zeroshift.methods.adapt import open_run
+from zeroshift.methods.ipl import open_run
 from zeroshift.methods.style_backend import StyleBackend
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.training.terms import Terms

@@ -22,11 +22,11 @@ from torch import Tensor
 from zeroshift.config.schema import configure
 from zeroshift.files.checkpoints import load_generator_file
 from zeroshift.methods import losses
-from zeroshift.methods.adapt import open_run
 from zeroshift.methods.agreement import seen
 from zeroshift.methods.backend import Given
 from zeroshift.methods.directions import image_direction
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.ipl import open_run
 from zeroshift.methods.zero_shot import MAPPER_FILE
 from zeroshift.training.run_folder import RunFolder
 from zeroshift.worlds.known import world_of

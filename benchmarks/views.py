@@ -27,8 +27,8 @@ from zeroshift.config.overrides import from_texts
 from zeroshift.config.recipes import resolve
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.writing import write_json
-from zeroshift.methods.adapt import open_run
 from zeroshift.methods.backend import Given
+from zeroshift.methods.ipl import open_run
 from zeroshift.methods.steps import clip_terms, move_target, source_and_target
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.training.run_folder import RunFolder

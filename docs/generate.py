@@ -37,7 +37,11 @@ WIDTH = 110
 PYTHON = {"push": "push_to_hub"}
 """Verb -> its function in `zeroshift`, where the name differs."""
 
-WITHOUT_FUNCTION = {"doctor": "There is no function for it; programs read `zeroshift doctor --json`."}
+WITHOUT_FUNCTION = {
+    "doctor": "There is no function for it; programs read `zeroshift doctor --json`.",
+    "portraits": "`zs.portraits.render(z, domain, size)` gives true pictures BCHW in [-1, 1] of latents BZ, "
+    "without files.",
+}
 """Verb -> what stands in place of a Python function."""
 
 HOME_OF_RECIPE = {"portraits-ddpm": "portraits-ddpm", "diffusionclip": "hf:google/ddpm-celebahq-256"}
@@ -309,6 +313,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "zeroshift compare --methods nada ipl coop --targets zombie neon --seeds 0 1 2 --out runs/compare",
         'zeroshift compare --methods ipl "few words=ipl:mapper.words=2" --targets neon --out runs/words',
     ),
+    "portraits": (
+        'zeroshift portraits render --domain "pencil sketch" --out sketches   # ten people to learn from',
+        "zeroshift portraits render --domain zombie --seeds 0-3 --size 256 --out zombies",
+    ),
     "inspect": ("zeroshift inspect ffhq.pkl", "zeroshift inspect hf:google/ddpm-celebahq-256 --json"),
     "doctor": ("zeroshift doctor",),
 }
@@ -323,6 +331,7 @@ MORE = {
     "evaluate": "[Metrics](../metrics.md): what each one means, and where it misleads.",
     "compare": "[Comparing methods](../compare.md): how methods are written, and how to read the page. Every "
     "option of [`zeroshift adapt`](adapt.md) may be added; it then goes to all runs.",
+    "portraits": "[Where the domains come from](../metrics.md).",
     "inspect": "[Your own generator and CLIP](../models.md).",
     "doctor": "",
 }

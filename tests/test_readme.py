@@ -52,7 +52,7 @@ SMALL = {
     "translate": "--steps 3 --t0 300",
     "evaluate": "--seeds 0-3 --device cpu",
 }
-SMALL["compare"] = SMALL["adapt"] + " --eval-seeds 0-3 --pictures 2 --seeds 0 --jobs 1"
+SMALL["compare"] = SMALL["adapt"] + " --eval-seeds 0-3 --people 2 --seeds 0 --jobs 1"
 """Options that keep a command of a verb short."""
 
 ALSO = {"--steps": "--train.steps", "--batch": "--train.batch"}

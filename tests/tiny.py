@@ -14,9 +14,11 @@ from torch import Tensor
 from zeroshift.clip.model import ClipModel, build_dual_encoder
 from zeroshift.clip.text import TemplateBank, WordTokenizer
 from zeroshift.config.schema import AdaptConfig, configure
+from zeroshift.files.images import write_png
 from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.methods.backend import Given
 from zeroshift.models.diffusion import DiffusionGenerator, build_unet
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.stylegan2 import StyleGAN2Config, StyleGAN2Generator
 from zeroshift.worlds.known import register
 from zeroshift.worlds.world import World
@@ -80,6 +82,36 @@ def tune(out: Path, method: str = "diffusionclip", **overrides: Any) -> AdaptCon
     tuning |= overrides.pop("diffusion", {})
     watch = {"every": 3, "count": 2} | overrides.pop("monitor", {})
     return config(out, method=method, train=train | {"diffusion": tuning, "monitor": watch}, **overrides)
+
+
+def shots(folder: Path, count: int = 5, size: int = 16, seed: int = 0) -> Path:
+    """A folder of pictures of the target, made where it is not there yet."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        draw = torch.Generator().manual_seed(seed)
+        for number in range(count):
+            write_png(folder / f"{number}.png", torch.rand(3, size, size, generator=draw) * 2 - 1)
+    return folder
+
+
+def learn(out: Path, method: str = "tgan", **overrides: Any) -> AdaptConfig:
+    """A short run against a discriminator, on five pictures beside its folder, with both penalties due."""
+    train = {"steps": 5, "batch": 4, "lr": 0.01, "layers": "all", "ema": 0.5} | overrides.pop("train", {})
+    watch = {"every": 3, "count": 4} | overrides.pop("monitor", {})
+    lazy = {"r1_every": 3, "path_every": 2} | overrides.pop("adversarial", {})
+    pictures = overrides.pop("pictures", None) or shots(out.parent / "shots")
+    own = {"adversarial": lazy, "shots": {"folder": pictures}} | overrides.pop("own", {})
+    return config(out, method=method, train=train | {"monitor": watch}, own=own, **overrides)
+
+
+def discriminator(seed: int = 0, size: int = 16) -> StyleGAN2Discriminator:
+    """The discriminator of a tiny generator."""
+    return StyleGAN2Discriminator(generator(size=size).config, seed=seed)
+
+
+def given_few_shot(**parts: Any) -> Given:
+    """What a tiny run against a discriminator gets instead of loading files."""
+    return Given(**({"generator": generator(), "discriminator": discriminator()} | parts))
 
 
 def described() -> str:

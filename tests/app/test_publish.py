@@ -21,6 +21,7 @@ from hubserver import Repository
 from zeroshift.app import cli, publish
 from zeroshift.errors import InputError
 from zeroshift.files import checkpoints
+from zeroshift.files.deltas import load_delta
 from zeroshift.methods.adapt import AdaptRun
 
 TARGET = "a *sketch* | <person>"
@@ -73,6 +74,30 @@ def test_both_layouts_are_pushed_on_request_and_ours_is_the_one_that_is_loaded(
     )
     assert torch.equal(content["latent_avg"], run.generator.latent_avg.cpu())
     assert zeroshift.load_generator("hf:ann/sketch")[1].path.name == "generator.safetensors"
+
+
+def test_small_parameters_are_pushed_beside_the_generator_that_they_make(
+    tmp_path: Path, server: hubserver.Hub
+) -> None:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    checkpoints.save_generator(folder / "faces.safetensors", tiny.generator())
+    run = tiny.run(
+        folder / "run",
+        state=tiny.given(generator=None),
+        generator=str(folder / "faces.safetensors"),
+        train={"steps": 2, "batch": 2, "parameters": {"kind": "affine"}},
+    )
+    done = zeroshift.push_to_hub(run, "ann/small")
+    held = server.repositories["ann/small"].revisions["main"]
+    pushed = tmp_path / "delta.safetensors"
+    pushed.write_bytes(held["delta.safetensors"])
+    ours, theirs = load_delta(run.folder.delta_file()), load_delta(pushed)
+    assert "delta.safetensors" in done.files and b"kilobytes" in held["README.md"]
+    assert ours.kind == theirs.kind and ours.source_sha256 == theirs.source_sha256
+    assert all(torch.equal(each, theirs.tensors[name]) for name, each in ours.tensors.items())
+    assert theirs.source_name == "faces.safetensors" and str(folder).encode() not in pushed.read_bytes()
+    assert zeroshift.load_generator("hf:ann/small")[1].path.name == "generator.safetensors"
 
 
 def test_the_card_says_what_was_asked_and_where_the_weights_came_from(run: AdaptRun, tmp_path: Path) -> None:

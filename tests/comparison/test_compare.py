@@ -270,7 +270,7 @@ def test_runs_side_by_side_give_the_same_weights_and_one_that_is_broken_stops_no
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"targets": ()}, "needs --methods, --targets and --seeds"),
+        ({"targets": ()}, "needs --methods, --targets (or --pictures of one) and --seeds"),
         ({"metrics": ("fame",)}, "no metric 'fame'"),
         ({"eval_seeds": "nine"}, "seeds must be numbers"),
         ({"seeds": (0, 0)}, "cannot be told apart"),
@@ -392,7 +392,7 @@ def test_the_command_line_compares_and_tells_programs_where_everything_is(
         "diversity",
         "--eval-seeds",
         "0-7",
-        "--pictures",
+        "--people",
         "3",
         "--out",
         str(copied),
@@ -481,7 +481,7 @@ def test_files_that_hold_no_votes_of_this_comparison_are_refused(
 
 def test_old_votes_stay_valid_when_a_comparison_grows(home: Path, copied: Path, tmp_path: Path) -> None:
     path = voted(copied, tmp_path / "votes.json", lambda pair: "first")
-    compared(home, copied, pictures=4, page_only=True)
+    compared(home, copied, people=4, page_only=True)
     assert len(json.loads((copied / "vote-key.json").read_text("utf-8"))["pairs"]) > 6
     assert len(read_votes([path], copied)) == 6
 

@@ -33,7 +33,7 @@ def test_runs_of_diffusion_models_are_compared_and_the_page_says_how_their_pictu
         methods=("diffusionclip", "ipl"),
         targets=("zombie",),
         seeds=(0,),
-        pictures=3,
+        people=3,
         eval_seeds="0-7",
         metrics=("clip_score", "diversity"),
         judge=str(tmp_path / "judge"),

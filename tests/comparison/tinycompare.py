@@ -29,7 +29,7 @@ def asked(home: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "methods": METHODS,
         "targets": TARGETS,
         "seeds": (0, 1),
-        "pictures": 3,
+        "people": 3,
         "eval_seeds": "0-7",
         "metrics": ("clip_score", "diversity"),
         "judge": str(home / "judge"),

@@ -9,6 +9,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from zeroshift.config.methods import METHODS
 from zeroshift.config.schema import (
     OFFICIAL_QUIRKS,
     SECTIONS,
@@ -24,6 +25,9 @@ from zeroshift.config.schema import (
     to_dict,
 )
 from zeroshift.errors import InputError
+
+NAMES = ", ".join(map(repr, METHODS)).replace(f", {list(METHODS)[-1]!r}", f" or {list(METHODS)[-1]!r}")
+"""The methods, as messages list them."""
 
 
 def message(**values: Any) -> str:
@@ -108,10 +112,7 @@ def test_a_section_alone_names_its_problems_too() -> None:
         ({"length": "words"}, "quirks.length must be 'floor', 'labels' or 'point', got 'words'"),
         ({"truncation": 1.5}, "run.truncation"),
         ({"ema": 1.0}, "train.ema"),
-        (
-            {"method": "gan"},
-            "method must be 'ipl', 'coop', 'nada', 'diffusionclip', 'air', 'svl' or 'captions', got 'gan'",
-        ),
+        ({"method": "gan"}, f"method must be {NAMES}, got 'gan'"),
         ({"lambda_domain": float("nan")}, "mapper.lambda_domain"),
         ({"precision": "fp16"}, "run.precision"),
     ],
@@ -121,8 +122,30 @@ def test_each_impossible_value_has_its_sentence(values: dict[str, Any], part: st
 
 
 def test_a_missing_target_is_named() -> None:
-    with pytest.raises(InputError, match="target is missing"):
-        configure()
+    with pytest.raises(InputError, match="target is empty; give the domain in words"):
+        AdaptConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"method": "nada"}, "or pictures of it (--pictures FOLDER)."),
+        ({"method": "ipl", "shots": {"folder": "x"}}, "method ipl takes pictures beside words of the target"),
+        ({"method": "air", "shots": {"folder": "x"}}, "method air takes no pictures of the target"),
+    ],
+)
+def test_a_target_of_pictures_is_refused_where_the_method_needs_words(
+    values: dict[str, Any], part: str
+) -> None:
+    assert part in message(target="", **values)
+
+
+def test_pictures_alone_are_a_target_which_is_named_after_their_folder() -> None:
+    alone = configure(method="nada", shots={"folder": "my pictures/Old Sketches"})
+    assert (alone.target, alone.target_name) == ("", "Old Sketches")
+    assert alone.folder == Path("runs/nada-old-sketches-seed0")
+    both = configure(alone, target="zombie", share=0.25)
+    assert (both.target_name, both.shots.share) == ("zombie", 0.25)
 
 
 def test_an_override_finds_the_one_section_that_has_it() -> None:
@@ -160,9 +183,9 @@ def test_views_are_off_by_default_and_a_section_within_train() -> None:
 def test_compat_official_is_only_a_bundle_of_quirks() -> None:
     plain, official = configure(target="zombie"), configure(target="zombie", compat="official")
     assert official.quirks == OFFICIAL_QUIRKS
-    assert configure(official, quirks=plain.quirks) == plain
+    assert configure(official, quirks=plain.quirks, own=plain.own) == plain
     changed = differences(to_dict(plain), to_dict(official))
-    assert len(changed) == 8 and all(line.startswith("quirks.") for line in changed)
+    assert len(changed) == 9 and all(line.startswith(("quirks.", "own.adam.scrambled")) for line in changed)
     assert configure(target="zombie", compat="official", noise="off").quirks.noise == "off"
 
 

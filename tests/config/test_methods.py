@@ -22,10 +22,15 @@ def test_a_method_runs_on_the_kinds_of_generator_that_its_row_names_and_on_no_ot
     tmp_path: Path, method: str, kind: Kind
 ) -> None:
     diffusion = kind == "diffusion"
-    make = tiny.tune if diffusion else tiny.config
-    few = {"mapper": {"steps": 1, "batch": 2}, "train": {"steps": 1}, "own": {"svl": {"steps": 2}}}
-    config = make(tmp_path / "run", method=method, **few)
+    if METHODS[method].adversarial:
+        short = {"adam": {"steps": 1, "batches": 1}, "ewc": {"pictures": 1}}
+        config = tiny.learn(tmp_path / "run", method, train={"steps": 1}, own=short)
+    else:
+        make = tiny.tune if diffusion else tiny.config
+        few = {"mapper": {"steps": 1, "batch": 2}, "train": {"steps": 1}, "own": {"svl": {"steps": 2}}}
+        config = make(tmp_path / "run", method=method, **few)
     state = tiny.given_diffusion() if diffusion else tiny.given(world=tiny.described())
+    state.discriminator = tiny.discriminator()
     if kind in METHODS[method].on:
         assert adapt(config, state=state).finished
         return
@@ -40,7 +45,7 @@ def test_a_refusal_names_the_generator_what_the_method_is_for_and_the_methods_th
     text = str(caught.value)
     assert "faces.pkl is a generator with styles" in text
     assert "a diffusion model such as portraits-ddpm" in text
-    assert "ipl, coop, nada, air, svl." in text
+    assert "ipl, coop, nada, air, svl," in text
 
 
 def test_the_built_in_generators_that_refusals_name_are_of_their_kind() -> None:
@@ -61,7 +66,9 @@ def test_the_help_text_of_method_explains_every_row() -> None:
 
 
 def test_only_methods_that_learn_words_have_a_first_stage(tmp_path: Path) -> None:
-    learning = {name for name in METHODS if tiny.config(tmp_path / "x", method=name).learns_words}
+    learning = {name for name, row in METHODS.items() if row.learns_words}
+    configs = {name: tiny.config(tmp_path / "x", method=name) for name in ("ipl", "coop", "nada")}
+    assert [each.learns_words for each in configs.values()] == [True, True, False]
     assert learning == {"ipl", "coop"}
 
 

@@ -144,7 +144,10 @@ def test_every_option_is_found_by_its_full_name_and_by_an_end_that_is_its_own(ma
 
 
 def test_a_name_of_several_options_is_refused_with_the_choices() -> None:
-    choices = r"write mapper\.steps or train\.steps or own\.svl\.steps \(from Python mapper=\{'steps'"
+    choices = (
+        r"write mapper\.steps or train\.steps or own\.rssa\.steps or own\.svl\.steps or own\.adam\.steps "
+        r"\(from Python mapper=\{'steps'"
+    )
     with pytest.raises(InputError, match=choices):
         override(AdaptConfig, {"target": "x", "steps": 3})
     with pytest.raises(InputError, match=r"losses\.identity or quirks\.identity"):

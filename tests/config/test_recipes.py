@@ -94,8 +94,11 @@ def test_the_named_recipes_differ_in_what_they_are_for() -> None:
 
 @pytest.mark.parametrize("generator", ["portraits", "portraits-ddpm"])
 def test_far_looks_ask_for_nothing_that_the_built_in_world_does_not_do_already(generator: str) -> None:
-    far, plain = (recipe(name, "pencil sketch", generator=generator) for name in ("far", "style"))
+    names = ("far", "identity", "style")
+    far, identity, plain = (recipe(name, "pencil sketch", generator=generator) for name in names)
     assert far == configure(plain, run={"recipe": "far"}) and far.mapper.mean == "label"
+    # The way there has an end, so fewer steps would only stop before it.
+    assert identity == configure(plain, run={"recipe": "identity"})
 
 
 def test_another_built_in_generator_is_one_more_row(monkeypatch: pytest.MonkeyPatch) -> None:

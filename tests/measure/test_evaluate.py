@@ -353,7 +353,7 @@ def test_the_built_in_world_measures_everything_but_what_needs_other_peoples_pic
     photos: Evaluation,
 ) -> None:
     record = photos.record
-    assert set(record["missing"]) <= {"identity", "intra_lpips_few_shot"}
+    assert set(record["missing"]) <= {"identity", "intra_lpips_few_shot", "memorised"}
     assert record["domain"] == "cartoon" and record["held_out"] is False
     assert "the true pictures, cartoon, 24 pictures" in record["reference"]
     assert record["networks"]["edges"]["name"].startswith("Sobel")
@@ -417,6 +417,39 @@ def test_few_shot_clusters_gather_around_the_given_pictures(tmp_path: Path) -> N
         pairs = [float(distances[i, j]) for i in rows for j in rows if i != j]
         means += [sum(pairs) / len(pairs)] if pairs else []
     assert done.value("intra_lpips_few_shot") == pytest.approx(sum(means) / len(means), rel=1e-4)
+
+
+def test_copies_of_shots_count_as_memorised(tmp_path: Path) -> None:
+    shots, seeds = (3, 8), range(2000, 2008)
+    true = portraits.render(z_from_seeds([*seeds, *shots], portraits.LATENT_DIM), "zombie")
+    save_pictures(true[8:], shots, tmp_path / "shots", {})
+    made = true[:8].clone()
+    made[:3] = true[8] + 0.01
+    save_pictures(made, seeds, tmp_path / "made", {})
+    options: dict[str, Any] = {"source": "portraits", "labels": ("photo", "zombie"), "device": "cpu"}
+    options |= {"metrics": ("memorised",), "shots": tmp_path / "shots"}
+    done = evaluate(tmp_path / "made", **options)
+    assert done.value("memorised") == 3 / 8
+    assert "nearest of 2 shots" in done.record["metrics"]["memorised"]["note"]
+    assert done.record["metrics"]["memorised"]["role"] == "perceptual"
+    true_ones = evaluate(tmp_path / "made", **options, reference=tmp_path / "shots")
+    assert true_ones.value("memorised") == 0, "nothing is nearer to the shots than they are"
+
+
+def test_people_of_the_few_shot_pictures_among_those_measured_are_told(tmp_path: Path) -> None:
+    true = portraits.render(z_from_seeds(range(4), portraits.LATENT_DIM), "zombie")
+    save_pictures(true, range(4), tmp_path / "made", {})
+    for seeds in (range(2, 4), range(4, 6)):
+        save_pictures(true[:2], seeds, tmp_path / f"shots {seeds[0]}", {})
+    asked: dict[str, Any] = {
+        "labels": ("photo", "zombie"),
+        "metrics": ("truth.distance",),
+        "source": "portraits",
+    }
+    with pytest.warns(UserWarning, match="2 of the people measured, first seed 2, are those of the few-shot"):
+        told = evaluate(tmp_path / "made", shots=tmp_path / "shots 2", **asked)
+    others = evaluate(tmp_path / "made", shots=tmp_path / "shots 4", **asked)
+    assert len(told.record["warnings"]) == 1 and others.record["warnings"] == []
 
 
 def test_pairs_are_compared_alike_in_one_block_and_in_many(

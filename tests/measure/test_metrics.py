@@ -303,6 +303,21 @@ def test_distances_within_clusters_equal_the_slow_means() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [50, 400])
+def test_a_picture_is_memorised_where_99_of_100_true_ones_are_further_from_the_shots(count: int) -> None:
+    shots, true = draws(3, 2, 0), draws(count, 2, 1)
+    made = shots.repeat(100, 1) + draws(300, 2, 2, scale=0.2)
+    distances = [torch.cdist(each, shots) for each in (made, true)]
+    slow = []
+    for row in distances[0].tolist():
+        further = sum(min(row) < min(other) for other in distances[1].tolist())
+        slow.append(100 * further >= 99 * count)
+    found = metrics.memorised(distances[0], distances[1])
+    assert [bool(each) for each in found] == slow and 0 < sum(slow) < 300
+    of_the_truth = metrics.memorised(distances[1], distances[1])
+    assert float(of_the_truth.sum()) == count // 100, "a hundredth of the truth itself"
+
+
 def test_the_distance_to_the_medoid_is_another_number_than_the_distance_of_pairs() -> None:
     distances, _ = groups()
     clusters = metrics.k_medoids(distances, 3)

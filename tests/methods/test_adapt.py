@@ -444,7 +444,7 @@ def test_shared_words_learn_one_direction_for_all_pictures_and_come_back_from_th
 
     run = tiny.run(tmp_path / "run", hook=hook, method="coop", mapper={"steps": 6, "lr": 0.5, "words": 6})
     assert directions and all(torch.equal(each[0], each[1]) for each in directions)
-    nada = [clip.label_direction for clip in _clips(tmp_path / "other")]
+    nada = [clip.direction for clip in _clips(tmp_path / "other")]
     assert max(float(each[:1] @ fixed.T) for each, fixed in zip(directions[:2], nada, strict=True)) < 0.9999
     first = [line["classification"] for line in run.folder.metrics() if line["stage"] == 1]
     assert first[-1] < first[0]

@@ -16,9 +16,10 @@ from torch import Tensor
 import tiny
 from zeroshift.clip.features import normalize
 from zeroshift.clip.model import ClipModel
-from zeroshift.methods.adapt import AdaptRun, adapt, open_run
+from zeroshift.methods.adapt import AdaptRun, adapt
 from zeroshift.methods.agreement import AGREEMENT_FILE, SEEDS, agreement, direction_agreement
 from zeroshift.methods.directions import prompt_direction, prompt_features, residual_feature
+from zeroshift.methods.ipl import open_run
 from zeroshift.methods.zero_shot import MAPPER_FILE
 from zeroshift.models.seeds import z_from_seeds
 from zeroshift.worlds.known import register

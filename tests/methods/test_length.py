@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tiny
 from zeroshift.clip.features import normalize
-from zeroshift.clip.model import ClipModel
+from zeroshift.clip.model import ClipModel, Lengths
 from zeroshift.errors import InputError
 from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.methods.adapt import open_run
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 def clips() -> list[ClipModel]:
     """Two CLIPs, the second with a scale of its own."""
     made = tiny.clips()
-    made[1].length_scale = 1.5
+    made[1].lengths = Lengths(1.5, 1.2)
     return made
 
 
@@ -36,7 +36,7 @@ def length(clip: ClipModel) -> float:
         sums.append(
             [math.fsum(column) / len(units) for column in zip(*(u.tolist() for u in units), strict=True)]
         )
-    return clip.length_scale * math.dist(*sums)
+    return clip.lengths.scale * math.dist(*sums) ** clip.lengths.power
 
 
 def shifted() -> dict[str, Tensor]:
@@ -116,14 +116,15 @@ def test_labels_that_are_the_same_to_a_clip_have_no_length(tmp_path: Path) -> No
         open_run(tiny.config(tmp_path / "floor", source="xylem", target="quark"), tiny.given())
 
 
-def test_a_folder_of_a_clip_keeps_its_scale_and_one_without_has_one(tmp_path: Path) -> None:
+def test_a_folder_of_a_clip_keeps_its_lengths_and_one_without_those_of_its_labels(tmp_path: Path) -> None:
     save_clip(clips()[1], tmp_path)
-    assert load_clip_folder(tmp_path).length_scale == 1.5
+    assert load_clip_folder(tmp_path).lengths == Lengths(1.5, 1.2)
     facts = tmp_path / "zeroshift.json"
     known = json.loads(facts.read_text())
-    facts.write_text(json.dumps({name: each for name, each in known.items() if name != "length_scale"}))
-    assert load_clip_folder(tmp_path).length_scale == 1.0
-    for wrong in (0, -1.0, "long", True):
-        facts.write_text(json.dumps(known | {"length_scale": wrong}))
-        with pytest.raises(InputError, match="length_scale in .* must be a number above 0"):
-            load_clip_folder(tmp_path)
+    facts.write_text(json.dumps({name: each for name, each in known.items() if "length" not in name}))
+    assert load_clip_folder(tmp_path).lengths == Lengths(1.0, 1.0)
+    for name in ("length_scale", "length_power"):
+        for wrong in (0, -1.0, "long", True):
+            facts.write_text(json.dumps(known | {name: wrong}))
+            with pytest.raises(InputError, match=f"{name} in .* must be a number above 0"):
+                load_clip_folder(tmp_path)

@@ -14,7 +14,7 @@ from torch import Tensor
 import tiny
 from zeroshift.clip.features import normalize
 from zeroshift.config.schema import AdaptConfig
-from zeroshift.methods import svl
+from zeroshift.methods import importance, svl
 from zeroshift.methods.adapt import adapt, plan
 from zeroshift.models.seeds import draw_z
 
@@ -110,8 +110,8 @@ def test_elastic_weights_pull_back_by_their_importance() -> None:
         for name in start
         for f, w, s in zip(held[name].flatten(), now[name].flatten(), start[name].flatten(), strict=True)
     ]
-    assert math.isclose(svl.elastic_loss(now, start, held), plus(slow))
-    assert svl.elastic_loss(start, start, held) == 0
+    assert math.isclose(importance.elastic_loss(now, start, held), plus(slow))
+    assert importance.elastic_loss(start, start, held) == 0
 
 
 def test_similarities_between_pictures_are_kept_by_their_divergence() -> None:

@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from zeroshift.clip.model import ClipModel
+from zeroshift.clip.model import ClipModel, Lengths
 from zeroshift.config.schema import AdaptConfig, configure
 from zeroshift.files.clips import load_clip_folder
 from zeroshift.files.registry import load_generator
 from zeroshift.methods import ipl
 from zeroshift.portraits.shading import DOMAINS, HELD_OUT, TUNING
 from zeroshift.pretrain import __main__ as pretrain
-from zeroshift.pretrain import clips, dataset, guides, mistakes
+from zeroshift.pretrain import clips, dataset, guides, lengths, mistakes
 from zeroshift.pretrain.clips import ClipRecipe
 from zeroshift.pretrain.guides import Examples, Guide
 
@@ -82,6 +82,7 @@ def small() -> Iterator[None]:
         patch.setattr(dataset, "SHARD", 6)
         patch.setattr(mistakes, "ROUNDS", SHORT)
         patch.setattr(mistakes, "TUNING", TWO)
+        patch.setattr(lengths, "TUNING", TWO)
         patch.setattr(mistakes, "adaptation", short)
         patch.setattr(mistakes, "ProcessPoolExecutor", Here)
         for name, recipe in SMALL.items():
@@ -281,17 +282,21 @@ def unit_pictures(clip: ClipModel, pictures: Tensor) -> Tensor:
 def test_lengths_are_calibrated_on_true_pictures_of_domains_that_are_not_held_out(trained: Trained) -> None:
     clip = load_clip_folder(trained.last / "clip-b")
     photos = unit_pictures(clip, dataset.to_float(trained.world.people.photo[:48]))
-    ratios = []
+    of_labels, of_pictures = [], []
     for domain in TWO:
         place = DOMAINS.index(domain) - 1
         truth = unit_pictures(clip, dataset.to_float(trained.world.people.domains[:48, place]))
         ways = [math.dist(a.tolist(), b.tolist()) for a, b in zip(photos, truth, strict=True)]
         apart = math.dist(mean_label(clip, "photo").tolist(), mean_label(clip, domain).tolist())
-        ratios.append(sum(ways) / len(ways) / apart)
-    assert clip.length_scale == pytest.approx(sum(ratios) / 2, rel=1e-3)
+        of_labels.append(math.log(apart))
+        of_pictures.append(math.log(sum(ways) / len(ways)))
+    # Through two points there is one line; a CLIP of two steps may have them the wrong way round.
+    power = max((of_pictures[1] - of_pictures[0]) / (of_labels[1] - of_labels[0]), 0.1)
+    scale = math.exp(sum(of_pictures) / 2 - power * sum(of_labels) / 2)
+    assert (clip.lengths.scale, clip.lengths.power) == pytest.approx((scale, power), rel=5e-3)
     again = load_clip_folder(trained.last / "clip-b")
-    mistakes.calibrate(again, trained.world)
-    assert again.length_scale == pytest.approx(clip.length_scale, rel=1e-5)
+    lengths.calibrate(again, trained.world.people)
+    assert again.lengths == clip.lengths
 
 
 @torch.no_grad()
@@ -303,7 +308,7 @@ def test_the_truth_is_above_where_its_step_along_the_labels_is_nearer_to_their_l
     start, truth = world.starts[rows], world.truth(rows, DOMAINS.index("zombie"))
     made = (start + 0.6 * (truth - start) + 0.3 * torch.randn_like(start)).clamp(-1, 1)
     apart = mean_label(clip, "zombie") - mean_label(clip, "photo")
-    floor = clip.length_scale * float(apart.norm())
+    floor = clip.lengths.of(float(apart.norm()))
     features = [unit_pictures(clip, each) for each in (start, made, truth)]
     wins = 0
     for before, *after in zip(*features, strict=True):
@@ -349,5 +354,6 @@ def test_cards_of_the_guides_tell_how_often_the_truth_was_above(
         assert (card["rounds"], card["steps"], card["quality"]) == (1, 2, {"people": 2})
         assert card["pictures_seen"] == 2 * (2 * 3 + 1 * 2 * (3 + 3))
         shipped, last = load_clip_folder(tmp_path / name), load_clip_folder(trained.last / name)
-        assert card["length_scale"] == shipped.length_scale == last.length_scale != 1
+        assert shipped.lengths == last.lengths != Lengths()
+        assert (card["length_scale"], card["length_power"]) == (last.lengths.scale, last.lengths.power)
         assert all(torch.equal(each, last.state_dict()[key]) for key, each in shipped.state_dict().items())

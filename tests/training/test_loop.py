@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +271,35 @@ def test_no_attribute_of_a_run_first_appears_outside_a_constructor(name: str) ->
 
 def test_an_attribute_that_appears_late_is_found() -> None:
     assert attributes(ast.parse("self.a = 1\nself.b.c = 2\nx.d = 3")) == {"a"}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_several_terms_are_one_step_on_their_sum_each_on_its_way_back_before_the_next(
+    tmp_path: Path, several: bool
+) -> None:
+    told: list[float] = []
+    config = configured(tmp_path / "run", steps=1)
+    pair = Pair(config, hook=lambda event: told.append(float(event["losses"]["discriminator_loss"])))
+    weight, bias = pair.discriminator.weight, pair.discriminator.bias
+    expected = float(13 * weight.detach().sum() + 5 * bias.detach())
+    had_gradient: list[bool] = []
+
+    def parts() -> Iterator[Terms]:
+        for place in (2.0, 3.0):
+            had_gradient.append(weight.grad is not None)
+            terms = Terms()
+            terms.group().add(f"at {place}", pair.discriminator(torch.full((2,), place)).sum(), place)
+            yield terms
+
+    def together() -> Terms:
+        terms = Terms()
+        terms.groups = [group for part in parts() for group in part.groups]
+        return terms
+
+    with pair.loop.recorded():
+        for _ in pair.loop.steps(2):
+            pair.loop.update("discriminator", parts() if several else together())
+    assert had_gradient == [False, several]
+    assert weight.grad is not None and weight.grad.tolist() == [[13, 13]]
+    assert bias.grad is not None and bias.grad.tolist() == [5]
+    assert told == [pytest.approx(expected)]

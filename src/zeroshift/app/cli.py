@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from zeroshift import __version__
-from zeroshift.app.commands import Adapt, Compare, Convert, Doctor, Evaluate, Inspect, Push, Sample, Translate
+from zeroshift.app.commands import (
+    Adapt,
+    Compare,
+    Convert,
+    Doctor,
+    Evaluate,
+    Inspect,
+    Portraits,
+    Push,
+    Sample,
+    Translate,
+)
 from zeroshift.app.display import AdaptProgress, CompareProgress, TaskProgress, plan_text, plan_tree
 from zeroshift.app.parsing import parse as parse
 from zeroshift.errors import InputError, RunError
@@ -244,6 +255,28 @@ def compare(command: Compare) -> int:
     return 1 if done.failed else 0
 
 
+def portraits(command: Portraits) -> int:
+    """Writes true pictures, and warns of people whom evaluations measure."""
+    from zeroshift.pictures.truths import measured_seeds, write_truths
+    from zeroshift.worlds.known import world_named
+
+    world = world_named("portraits")
+    assert world is not None  # the built-in one
+    if measured := measured_seeds(command.seeds):
+        warnings.warn(
+            f"{len(measured)} of these people, first seed {measured[0]}, are measured by zeroshift evaluate "
+            "unless it is given other --seeds; what learns from them would be flattered.",
+            stacklevel=2,
+        )
+    paths = write_truths(world, command.domain, command.seeds, command.size, command.out)
+    count = len(paths) - 1
+    if command.json:
+        print(json.dumps({"grid": str(paths[0]), "pictures": [str(path) for path in paths[1:]]}))
+    else:
+        print(f"{count} picture{'s' * (count != 1)} in {paths[0].parent}\n  grid     {paths[0]}")
+    return 0
+
+
 def inspect(command: Inspect) -> int:
     """Prints what a file is."""
     from zeroshift.files.describe import inspect as describe
@@ -275,6 +308,7 @@ VERBS: dict[type, Callable[[Any], int]] = {
     Push: push,
     Evaluate: evaluate,
     Compare: compare,
+    Portraits: portraits,
     Inspect: inspect,
     Doctor: doctor,
 }

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from zeroshift.config.measuring import CompareConfig, EvaluateConfig
+from zeroshift.config.measuring import SHOT_SEEDS, CompareConfig, EvaluateConfig
 from zeroshift.config.schema import AdaptConfig
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -168,6 +168,25 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Portraits:
+    """Write true pictures of the built-in people in one of their domains, to learn from or to look at."""
+
+    what: Annotated[Literal["render"], tyro.conf.Positional]
+    """render: grid.png and one PNG per seed, named after it (seed04000.png)."""
+    domain: str
+    """Domain of the built-in world, such as "pencil sketch"; held-out ones too."""
+    seeds: str = SHOT_SEEDS
+    """People, as numbers and ranges. A seed is the same person in every domain, and in the pictures of every
+    generator with styles of this world. `zeroshift evaluate` measures 2000-2255: learn from others."""
+    size: int = 64
+    """Side in pixels, 16 to 1024."""
+    out: Path | None = None
+    """Folder for the pictures, without others in it; unset: one named after the domain, here."""
+    json: Flag = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """Say what a weights file or folder is, its architecture, and what cannot be used and why. Nothing in it
     is executed."""
@@ -186,7 +205,7 @@ class Doctor:
     """Print one JSON object on standard output."""
 
 
-Command = Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Inspect | Doctor
+Command = Adapt | Sample | Translate | Convert | Push | Evaluate | Compare | Portraits | Inspect | Doctor
 
 COMMANDS: tuple[type[Command], ...] = get_args(Command)
 """Options of every verb; the verb is the class's name in small letters."""

@@ -167,7 +167,7 @@ def plan_text(planned: Plan) -> str:
     config = planned.config
     tree = to_dict(config)
     lines = [
-        f"Would move {config.generator} from {config.source!r} to {config.target!r} in {config.folder}. "
+        f"Would move {config.generator} from {config.source!r} to {config.target_name!r} in {config.folder}. "
         "Nothing was written."
     ]
     lines += ["", "config"]

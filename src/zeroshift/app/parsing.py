@@ -23,7 +23,7 @@ from zeroshift.comparison.variants import changes
 from zeroshift.config.measuring import CompareConfig, EvaluateConfig
 from zeroshift.config.options import fields_of, is_config, is_config_class, to_dict
 from zeroshift.config.overrides import override
-from zeroshift.config.recipes import recipe, recipe_for
+from zeroshift.config.recipes import UNGIVEN, recipe, recipe_for
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 
@@ -50,7 +50,7 @@ class Origin:
     def config(self) -> AdaptConfig:
         """The defaults, with a target still to be given."""
         name = self.recipe or recipe_for(self.generator, self.method)
-        return recipe(name, "unset", generator=self.generator, compat=self.compat)
+        return recipe(name, UNGIVEN, generator=self.generator, compat=self.compat)
 
 
 def parse(words: Sequence[str]) -> Command:
@@ -91,7 +91,7 @@ def _given(command: Adapt | Evaluate | Compare) -> Any:
 
 def _shared(words: Sequence[str]) -> dict[str, Any]:
     """Options for every run of a comparison, by their full names."""
-    given = parse(["adapt", "--target", "unset", *words])
+    given = parse(["adapt", "--target", UNGIVEN, *words])
     if not isinstance(given, Adapt) or given.dry_run:
         raise InputError("compare has no --dry-run; --page-only runs nothing and shows what is there.")
     origin = Origin.of(words)
@@ -122,7 +122,8 @@ def _default(info: StructTypeInfo, field: dataclasses.Field[Any]) -> Any:
     factory = field.default_factory
     required = usual is dataclasses.MISSING and factory is dataclasses.MISSING
     if dataclasses.is_dataclass(info.default) and not (required and is_config(info.default)):
-        return getattr(info.default, field.name)
+        value = getattr(info.default, field.name)
+        return "" if value == UNGIVEN else value
     if required:
         return tyro.MISSING
     return factory() if factory is not dataclasses.MISSING else usual

@@ -17,6 +17,7 @@ from zeroshift import __version__
 from zeroshift.config.schema import placeless
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import export_pt, load_generator_file, save_generator, with_styles
+from zeroshift.files.deltas import load_delta, save_delta
 from zeroshift.files.hub import (
     Reference,
     endpoint,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 WEIGHTS = "generator.safetensors"
 OTHER_WEIGHTS = "generator.pt"
+SMALL_WEIGHTS = "delta.safetensors"
 PICTURE = "before_after.png"
 CONFIG = "config.json"
 
@@ -123,6 +125,10 @@ def write_folder(run: RunFolder, repository: str, place: Path, rosinality: bool 
     if rosinality:
         export_pt(place / OTHER_WEIGHTS, with_styles(generator, str(run.path), "the layout rosinality"))
         names.append(OTHER_WEIGHTS)
+    if run.delta_file().is_file():
+        delta = load_delta(run.delta_file())
+        save_delta(place / SMALL_WEIGHTS, delta.kind, delta.tensors, delta.metadata | told)
+        names.append(SMALL_WEIGHTS)
     if (run.path / PICTURE).is_file():
         write_bytes(place / PICTURE, (run.path / PICTURE).read_bytes())
         names.append(PICTURE)
@@ -146,7 +152,9 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
     return _template().render(
         metadata=_hub_metadata(run),
         source=plain(config.source),
-        target=plain(config.target),
+        target=plain(config.target_name),
+        shots=len(run.environment.get("shots", [])),
+        worded=bool(config.target),
         size=size,
         version=__version__,
         method=config.method.upper(),
@@ -155,6 +163,7 @@ def card(run: RunFolder, repository: str, size: int, names: Sequence[str], style
         truncation=f"{1.0 if world else config.run.truncation:g}",
         repository=repository,
         rosinality=OTHER_WEIGHTS in names,
+        small=SMALL_WEIGHTS in names,
         styles=styles,
         built_in=is_built_in(origin["name"]),
         source_name=plain(public_name(origin["name"])),
@@ -223,7 +232,8 @@ def _origin(run: RunFolder) -> list[tuple[str, str]]:
     rows = [
         ("method", config.method.upper()),
         ("source label", plain(config.source)),
-        ("target label", plain(config.target)),
+        *([("target label", plain(config.target))] if config.target else []),
+        *([("pictures of the target", str(len(made["shots"])))] if made.get("shots") else []),
         ("source generator", plain(public_name(made["source"]["name"]))),
         ("its sha256", f"`{made['source']['sha256']}`"),
     ]

@@ -39,7 +39,7 @@ def mixed(vectors: Sequence[Tensor], shares: Sequence[float]) -> UnitFeature:
     if len(vectors) == 1:
         return vectors[0]
     weighted = [share * each for share, each in zip(shares, vectors, strict=True)]
-    return normalize(torch.stack(weighted).sum(dim=0))
+    return normalize(torch.stack(torch.broadcast_tensors(*weighted)).sum(dim=0))
 
 
 def target_direction(clip: ClipModel, source: str, target: str) -> UnitFeature:

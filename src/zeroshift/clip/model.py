@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,25 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Resize = Literal["antialias", "noantialias"]
 Vision = Literal["resnet", "convnext", "regnet"]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How far the pictures of two domains lie apart in a CLIP, by how far their labels do, both by unit
+    features."""
+
+    scale: float = 1.0
+    power: float = 1.0
+    """Both 1 where nobody measured them. With a power above 1 near domains are nearer than their labels
+    say."""
+
+    def of(self, apart: float) -> float:
+        """scale * apart ** power."""
+        return self.scale * apart**self.power
+
+
+AS_LABELS = Lengths()
+"""Pictures lie as far apart as their labels: what is assumed where nobody measured it."""
 
 
 class ClipModel(nn.Module):
@@ -50,7 +70,7 @@ class ClipModel(nn.Module):
         templates: TemplateBank = IMAGENET,
         context: str = "a photo of a",
         resize: Resize = "antialias",
-        length_scale: float = 1.0,
+        lengths: Lengths = AS_LABELS,
         frozen: bool = True,
     ) -> None:
         super().__init__()
@@ -68,9 +88,7 @@ class ClipModel(nn.Module):
         self.templates = templates
         self.context = context
         self.resize: Resize = resize
-        self.length_scale = length_scale
-        """Distance of pictures of two domains over that of their labels, both of unit features; 1 where
-        nobody measured it."""
+        self.lengths = lengths
         self.embed_dim: int = self._text_projection.out_features
         self.text_width: int = self._text_projection.in_features
         self.context_length: int = self.model.text_model.config.max_position_embeddings

@@ -30,9 +30,10 @@ from zeroshift.comparison.engines import Engine, LocalEngine, SerialEngine, Tell
 from zeroshift.comparison.jobs import SCHEMA, Eta, RunJob, measurement_key
 from zeroshift.comparison.page import write_pages
 from zeroshift.comparison.tables import ComparisonTables, csv_text
-from zeroshift.comparison.variants import parse_variants, run_name, twice, variant_config
+from zeroshift.comparison.variants import parse_variants, run_name, target_names, twice, variant_config
 from zeroshift.comparison.voting import read_votes
 from zeroshift.config.measuring import CompareConfig
+from zeroshift.config.methods import METHODS
 from zeroshift.config.overrides import find, override
 from zeroshift.config.schema import to_dict
 from zeroshift.errors import InputError
@@ -161,8 +162,12 @@ def plan_jobs(config: CompareConfig, common: Mapping[str, Any]) -> list[RunJob]:
 
     `common` are the options of every run. InputError where an option is wrong, or belongs elsewhere.
     """
-    if not config.methods or not config.targets or not config.seeds:
-        raise InputError("a comparison needs --methods, --targets and --seeds, at least one of each.")
+    targets = target_names(config.targets, common)
+    if not config.methods or not targets or not config.seeds:
+        raise InputError(
+            "a comparison needs --methods, --targets (or --pictures of one) and --seeds, at least one of "
+            "each."
+        )
     parse_seeds(config.eval_seeds)
     for name in config.metrics:
         metric_named(name)
@@ -172,9 +177,9 @@ def plan_jobs(config: CompareConfig, common: Mapping[str, Any]) -> list[RunJob]:
     twice(("target", config.targets), ("seed", config.seeds))
     jobs = []
     for seed in config.seeds:
-        for target in config.targets:
+        for target, called in targets.items():
             for variant in variants:
-                name = run_name(variant.label, target, seed)
+                name = run_name(variant.label, called, seed)
                 run = variant_config(variant, common, target, seed, config.out / "runs" / name)
                 record_file = config.out / "records" / f"{name}.json"
                 jobs.append(RunJob(variant.label, run, config.evaluation, record_file))
@@ -183,7 +188,8 @@ def plan_jobs(config: CompareConfig, common: Mapping[str, Any]) -> list[RunJob]:
 
 def check(config: CompareConfig, jobs: Sequence[RunJob], tell: Tell) -> None:
     """Everything that can be known to go wrong, found before the first run; InputError says what. Methods
-    that differ in steps, and words of labels that a CLIP never learned, only warn."""
+    that differ in steps or take no pictures where others do, and words of labels that a CLIP never learned,
+    only warn."""
     for job in jobs:
         RunFolder.check(job.config)
     steps = {job.config.train.steps for job in jobs}
@@ -193,6 +199,9 @@ def check(config: CompareConfig, jobs: Sequence[RunJob], tell: Tell) -> None:
             "compared fairly.",
             tell,
         )
+    for label, method in {job.label: job.config.method for job in jobs}.items():
+        if any(job.config.shots.folder for job in jobs) and METHODS[method].shots == "none":
+            _warn(f"method {label} takes no pictures of the target, so it learns from words alone.", tell)
     unlearned: set[str] = set()
     for job in {job.label: job for job in jobs if not job.folder.finished}.values():
         with warnings.catch_warnings():
@@ -221,7 +230,8 @@ def write_results(config: CompareConfig, jobs: Sequence[RunJob], common: Mapping
             record["state"] = "outdated"
             record["error"] = "it was measured in another way; the command without --page-only does it anew"
     labels = list(dict.fromkeys(job.label for job in jobs))
-    tables = ComparisonTables(records, labels, config.targets)
+    targets = list(dict.fromkeys(job.config.target_name for job in jobs))
+    tables = ComparisonTables(records, labels, targets)
     for what, table in (("runs", tables.runs), ("summary", tables.summary), ("wins", tables.wins)):
         write_bytes(config.out / FILES[what], csv_text(table).encode())
     write_pages(config, jobs, tables, common)

@@ -114,7 +114,7 @@ class RunJob:
             "schema": SCHEMA,
             "label": self.label,
             "method": config.method,
-            "target": config.target,
+            "target": config.target_name,
             "group": group_of(config.target, self.world()),
             "seed": config.run.seed,
             "state": "failed",
@@ -235,4 +235,4 @@ class Eta:
 
 
 def _identity(job: RunJob) -> dict[str, Any]:
-    return {"label": job.label, "target": job.config.target, "seed": job.config.run.seed}
+    return {"label": job.label, "target": job.config.target_name, "seed": job.config.run.seed}

@@ -17,6 +17,7 @@ from zeroshift.comparison.strips import TargetStrips, target_strips
 from zeroshift.comparison.tables import GROUPS, ComparisonTables, Scores
 from zeroshift.comparison.voting import preferences, read_votes, write_vote_page
 from zeroshift.config.measuring import CompareConfig
+from zeroshift.config.methods import METHODS
 from zeroshift.config.schema import to_dict
 from zeroshift.files.writing import write_bytes
 from zeroshift.measure.evaluate import metric_named
@@ -49,8 +50,8 @@ def write_pages(
     config: CompareConfig, jobs: Sequence[RunJob], tables: ComparisonTables, shared: Mapping[str, Any]
 ) -> None:
     """Writes compare.html and, where two methods have pictures, vote.html, from the runs that there are."""
-    strips = target_strips(jobs, config.pictures, config.out / "pictures")
-    write_vote_page(strips, config.pictures, config.out)
+    strips = target_strips(jobs, config.people, config.out / "pictures")
+    write_vote_page(strips, config.people, config.out)
     votes = read_votes(config.votes, config.out)
     shown = _tables(config, jobs, tables) | {
         "pictures": [_pictures(each) for each in strips],
@@ -69,12 +70,11 @@ def _tables(config: CompareConfig, jobs: Sequence[RunJob], tables: ComparisonTab
     pairs = [(second, one) for one, second in combinations(tables.labels, 2)]
     methods = _listed(asked) if len(asked) < 4 else f"{len(asked)} methods"
     return {
-        "title": f"{methods} on {_count_text(len(config.targets), 'target')}",
-        "subtitle": f"{', '.join(asked)}. {first.generator}, from {first.source}, guided by "
-        f"{' and '.join(first.clip)}.",
+        "title": f"{methods} on {_count_text(len(tables.asked_targets), 'target')}",
+        "subtitle": f"{', '.join(asked)}. {first.generator}, from {first.source}{_guides(jobs)}.",
         "headline": _headline(jobs, tables),
         "labels": tables.labels,
-        "count": config.pictures,
+        "count": config.people,
         "groups": [_group_tables(tables, group, metrics) for group in tables.groups()],
         "pairs": [_pairwise_table(tables, one, other, metrics) for one, other in pairs],
         "level": f"{100 * LEVEL:g} %",
@@ -88,6 +88,16 @@ def _tables(config: CompareConfig, jobs: Sequence[RunJob], tables: ComparisonTab
         "provenance": _provenance(tables),
         "version": __version__,
     }
+
+
+def _guides(jobs: Sequence[RunJob]) -> str:
+    """By which CLIPs methods are guided; those that need pictures of the target are guided by none."""
+    rows = {job.config.method: METHODS[job.config.method] for job in jobs}
+    guided = [name for name, row in rows.items() if row.shots != "needed"]
+    if not guided:
+        return ""
+    whom = "" if len(guided) == len(rows) else f"{', '.join(guided)} "
+    return f", {whom}guided by {' and '.join(jobs[0].config.clip)}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -275,7 +285,7 @@ def _unmeasured(jobs: Sequence[RunJob]) -> list[tuple[str, str]]:
     for job in jobs:
         record = job.record
         if record is None or record["state"] != "done":
-            name = f"{job.label}, {job.config.target}, seed {job.config.run.seed}"
+            name = f"{job.label}, {job.config.target_name}, seed {job.config.run.seed}"
             rows.append((name, record["error"] if record else "not begun, or stopped before its end"))
     return rows
 
@@ -315,7 +325,8 @@ def _provenance(tables: ComparisonTables) -> list[tuple[str, str]]:
 
 def command(config: CompareConfig, shared: Mapping[str, Any]) -> str:
     """The command that makes this comparison."""
-    words = ["zeroshift", "compare", "--methods", *config.methods, "--targets", *config.targets]
+    words = ["zeroshift", "compare", "--methods", *config.methods]
+    words += ["--targets", *config.targets] if config.targets else []
     words += ["--seeds", *map(str, config.seeds), "--out", str(config.out)]
     default = flat(to_dict(CompareConfig(methods=config.methods)))
     for name, value in flat(to_dict(config)).items():
@@ -323,7 +334,7 @@ def command(config: CompareConfig, shared: Mapping[str, Any]) -> str:
             words += _option_words(name.removeprefix("networks."), value)
     for name, value in flat(shared).items():
         if value not in ("", "corrected", None) and (name, value) != ("generator", "portraits"):
-            words += _option_words(name.removeprefix("run."), value)
+            words += _option_words(name.removeprefix("run.").removeprefix("own."), value)
     return shlex.join(words)
 
 

@@ -43,10 +43,10 @@ def target_strips(jobs: Sequence[RunJob], count: int, folder: Path) -> list[Targ
     method shows its first finished run. What was drawn before from the same generators is kept.
     """
     found = []
-    for target in dict.fromkeys(job.config.target for job in jobs):
+    for target in dict.fromkeys(job.config.target_name for job in jobs):
         firsts: dict[str, RunJob] = {}
         for job in jobs:
-            if job.config.target == target and job.folder.finished:
+            if job.config.target_name == target and job.folder.finished:
                 firsts.setdefault(job.label, job)
         runs = {label: Run(job.folder) for label, job in firsts.items()}
         if any(map(_is_readable, runs.values())):
@@ -70,7 +70,7 @@ def _strips_of(
     example = next(filter(_is_readable, runs.values()))
     truth = None
     if world is not None:
-        truth = _truth_strip(world, target, seeds, example.generator.image_size, folder)
+        truth = _truth_strip(world, example.config.target, seeds, example.generator.image_size, folder)
     if world is None or truth is None:
         world = None
         truncation = example.config.run.truncation

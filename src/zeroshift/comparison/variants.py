@@ -18,13 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from zeroshift.config.methods import METHODS
-from zeroshift.config.overrides import find, from_texts
+from zeroshift.config.overrides import chosen, find, from_texts
 from zeroshift.config.recipes import resolve
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.errors import InputError
 
 FIXED = (("target",), ("source",), ("generator",), ("method",), ("run", "out"), ("run", "seed"))
 """What the runs of a comparison share, or what it sets itself."""
+
+SHOTS = ("own", "shots", "folder")
+"""The option with the folder of pictures of the target."""
+
+PLACE = "{target}"
+"""What stands in that folder for the name of the target, as file names have it."""
 
 LONGEST = 48
 """Letters of a label or target in a file name; what is longer ends in a part of its hash."""
@@ -103,16 +109,44 @@ def variant_config(
 ) -> AdaptConfig:
     """The complete config of one run: recipe, then the shared options, then those of the variant.
 
-    `shared` holds options as `config.overrides.override` takes them, and `recipe`. InputError names the
-    variant where its options are wrong.
+    `shared` holds options as `config.overrides.override` takes them, and `recipe`. Pictures of the target go
+    to every method that takes some. InputError names the variant where its options are wrong.
     """
     own = from_texts(AdaptConfig, dict(variant.options))
     asked = {"method": variant.method, "target": target, "run.seed": seed, "out": out}
+    given: dict[str, Any] = {}
+    if (folder := shots_folder(shared)) is not None:
+        taken = METHODS[variant.method].shots != "none"
+        given[".".join(SHOTS)] = str(folder).replace(PLACE, slug(target)) if taken else None
     try:
-        return resolve(None, shared, own, asked)
+        return resolve(None, shared, given, own, asked)
     except InputError as error:
-        resolve(None, shared, asked)  # what is wrong without the variant's options is not the variant's fault
+        # What is wrong without the variant's options is not the variant's fault.
+        resolve(None, shared, given, asked)
         raise InputError(f"method {variant.label!r}: {error}") from None
+
+
+def shots_folder(shared: Mapping[str, Any]) -> Any:
+    """Folder of pictures of the target among the options of all runs, with PLACE where a target's name
+    stands; None where there is none."""
+    return chosen(AdaptConfig, (shared,), SHOTS)
+
+
+def target_names(targets: Sequence[str], shared: Mapping[str, Any]) -> dict[str, str]:
+    """Every target -> what its runs are called; without words of a target the only one is "", called as the
+    folder of its pictures. InputError where it is not known which pictures are of which target."""
+    folder = shots_folder(shared)
+    by_target = PLACE in str(folder)
+    if folder is None or (targets and by_target) or len(targets) == 1:
+        return {target: target for target in targets}
+    if targets:
+        raise InputError(
+            f"the pictures in {folder} are of one target, and {len(targets)} are named; give a folder for "
+            f'each, such as --pictures "shots/{PLACE}" for shots/{slug(targets[0])}.'
+        )
+    if by_target:
+        raise InputError(f"--pictures {folder} stands for a folder per target; give --targets.")
+    return {"": Path(folder).absolute().name}
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,10 @@ from pydantic import Field
 from zeroshift.config.options import ModelName, config_class
 from zeroshift.config.targets import canonical_target
 
+SHOT_SEEDS = "4000-4009"
+"""People of a world whose pictures are there to learn from: no evaluation, page or sample grid shows them
+unless it is asked to."""
+
 
 @config_class(section="networks")
 class NetworksConfig:
@@ -76,7 +80,8 @@ class CompareConfig:
     """Methods, each METHOD, METHOD:FIELD=VALUE,FIELD=VALUE or NAME=METHOD:FIELD=VALUE, such as
     ipl:lambda_domain=10."""
     targets: tuple[Annotated[str, pydantic.BeforeValidator(canonical_target)], ...] = ()
-    """Labels of the domains to move to; a hybrid is one text, "pencil sketch:0.6 + zombie:0.4"."""
+    """Labels of the domains to move to; a hybrid is one text, "pencil sketch:0.6 + zombie:0.4". With pictures
+    of the target (--pictures FOLDER; of several targets --pictures "shots/{target}") it may be empty."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
     """Seeds of the runs: every method is run on every target once per seed."""
     out: Path = Path("runs/compare")
@@ -89,7 +94,7 @@ class CompareConfig:
     """Metrics to compute, as for `zeroshift evaluate`; empty: all for which there is what they need."""
     eval_seeds: str = "2000-2255"
     """Seeds of the pictures that are measured: numbers and ranges."""
-    pictures: Annotated[int, Field(ge=1)] = 6
+    people: Annotated[int, Field(ge=1)] = 6
     """People shown on the page, of the seeds 0, 1, 2, ..."""
     page_only: bool = False
     """Write tables and page from the runs that are there, and run nothing."""

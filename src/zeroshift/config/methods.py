@@ -48,6 +48,16 @@ class Method:
     """File of `methods/` that carries it out: `open_run` and `train`."""
     recipe: str
     """Recipe that supplies the defaults where the generator has no home recipe: the published settings."""
+    shots: Literal["none", "beside", "instead", "needed"] = "none"
+    """What pictures of the target are to it: refused; taken beside the words of the target; taken beside them
+    or instead of them; needed, and words are but a name."""
+    least_shots: int = 1
+    """From how few pictures of the target it can learn."""
+    adversarial: bool = False
+    """Whether it learns from pictures against a discriminator: it needs pictures, and neither words nor
+    CLIPs."""
+    augmented: bool = True
+    """Whether what its discriminator sees is augmented where nothing else is asked for."""
 
     @property
     def learns_words(self) -> bool:
@@ -70,6 +80,7 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure(), "diffusion": _LOG},
         file="ipl",
         recipe="ipl-paper",
+        shots="beside",
     ),
     "coop": Method(
         title="CoOp",
@@ -78,6 +89,7 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure(), "diffusion": _LOG},
         file="ipl",
         recipe="ipl-paper",
+        shots="beside",
     ),
     "nada": Method(
         title="StyleGAN-NADA",
@@ -86,6 +98,7 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure(), "diffusion": Procedure()},
         file="ipl",
         recipe="ipl-paper",
+        shots="instead",
     ),
     "diffusionclip": Method(
         title="DiffusionCLIP",
@@ -94,6 +107,7 @@ METHODS: dict[str, Method] = {
         on={"diffusion": _LOG},
         file="ipl",
         recipe="diffusionclip",
+        shots="instead",
     ),
     "air": Method(
         title="AIR",
@@ -119,6 +133,109 @@ METHODS: dict[str, Method] = {
         on={"styles": Procedure()},
         file="captions",
         recipe="ipl-paper",
+    ),
+    "tgan": Method(
+        title="TGAN",
+        summary="plain training on a few pictures against a discriminator, the control that collapses",
+        words="none",
+        on={"styles": Procedure()},
+        file="tgan",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+        augmented=False,
+    ),
+    "freezed": Method(
+        title="FreezeD",
+        summary="the same, with the discriminator's blocks near the picture frozen",
+        words="none",
+        on={"styles": Procedure()},
+        file="tgan",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "ewc": Method(
+        title="EWC",
+        summary="tgan with those weights held that matter to the source",
+        words="none",
+        on={"styles": Procedure()},
+        file="ewc",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "cr": Method(
+        title="CR",
+        summary="a discriminator that judges real pictures alike when they are moved",
+        words="none",
+        on={"styles": Procedure()},
+        file="consistency",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "bcr": Method(
+        title="bCR",
+        summary="the same for real and made pictures",
+        words="none",
+        on={"styles": Procedure()},
+        file="consistency",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "zcr": Method(
+        title="zCR",
+        summary="a discriminator that judges pictures of neighbouring latents alike, which the generator "
+        "holds apart",
+        words="none",
+        on={"styles": Procedure()},
+        file="consistency",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "dag": Method(
+        title="DAG",
+        summary="a discriminator that judges pictures under several transforms, with a head for each",
+        words="none",
+        on={"styles": Procedure()},
+        file="dag",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "cdc": Method(
+        title="CDC",
+        summary="patches are judged, whole pictures only around a few latents, and pictures keep their "
+        "distances to each other",
+        words="none",
+        on={"styles": Procedure()},
+        file="cdc",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "rssa": Method(
+        title="RSSA",
+        summary="judged as in cdc, and what belongs together within and between pictures stays together",
+        words="none",
+        on={"styles": Procedure()},
+        file="rssa",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
+    ),
+    "adam": Method(
+        title="AdAM",
+        summary="filters that matter to the target are kept and modulated, all others move",
+        words="none",
+        on={"styles": Procedure()},
+        file="adam",
+        recipe="few-shot",
+        shots="needed",
+        adversarial=True,
     ),
 }
 """Name -> method, in the order in which they are explained."""

@@ -28,6 +28,9 @@ from zeroshift.errors import InputError
 HUB_CLIP = "openai/clip-vit-base-patch32"
 DIFFUSION_CLIP = "openai/clip-vit-base-patch16"
 
+UNGIVEN = "unset"
+"""Stands for a target that is still to be given."""
+
 
 # With the published weights the angle to the target does not settle in this world (docs/log.md).
 WORLD_SVL = SvlConfig(steps=500, lr=0.01, covariance=0.3, elastic=1e4, consistency=1.0)
@@ -40,6 +43,7 @@ _PORTRAIT_WORDS = MapperConfig(
     prompt_init="tokens",
     lambda_domain=0.1,
     mean="label",
+    individual=0.5,
 )
 """Words that tell the built-in people apart, about the direction of the labels (ADR 0017)."""
 
@@ -155,6 +159,20 @@ def svl_paper(target: str) -> AdaptConfig:
     )
 
 
+PUBLISHED_FEW_SHOT: Mapping[str, Any] = {
+    "train": {
+        "steps": 1000,
+        "batch": 4,
+        "lr": 0.002,
+        "layers": "all",
+        # 0.5 ** (32 / 10000), per step of 4 pictures
+        "ema": 0.99778,
+    }
+}
+"""What trainers against a discriminator share at 256 px. Near domains take about 1000 steps, artistic ones
+4000 to 5000 (CDC)."""
+
+
 @dataclass(frozen=True)
 class Home:
     """What the recipes need to know of the world that a generator is from."""
@@ -163,19 +181,30 @@ class Home:
     """Recipe with the settings that suit the generator as it is."""
     identity_source: str = "human"
     """Source label of recipe `identity`."""
+    identity_steps: float = 2 / 3
+    """Steps of recipe `identity`, as a share of those that suit the generator."""
     in_domain_source: str = "human"
     """Source label of recipe `in-domain`."""
     far: Mapping[str, Any] = field(default_factory=lambda: {"train": {"steps": 500, "layers": "all"}})
     """What recipe `far` changes."""
+    few_shot: Mapping[str, Any] = field(default_factory=lambda: PUBLISHED_FEW_SHOT)
+    """What recipe `few-shot` changes."""
 
 
 _PORTRAITS = Home(
     # The CLIPs of the built-in world know no word for people as opposed to other beings; from "person", 0.23
     # of the zombies were seen.
     identity_source="photo",
+    # Where the length of the way is known, going on does not overshoot.
+    identity_steps=1.0,
     in_domain_source="person",
     # Moving every layer ruins these pictures (docs/results.md).
     far={},
+    few_shot={
+        "train": {"steps": 300, "batch": 4, "lr": 0.002, "layers": "all", "ema": 0.98},
+        # Turns and places of ADA show in pictures of 64 px (ADR 0038).
+        "own": {"adversarial": {"augment": {"parts": ("color",)}}},
+    },
 )
 
 HOMES: dict[str, Home] = {
@@ -194,10 +223,11 @@ def style(target: str, generator: str) -> AdaptConfig:
 
 
 def identity(target: str, generator: str) -> AdaptConfig:
-    """Other beings in the same pose, in fewer steps. The source label names who is there, not what kind of
-    picture it is."""
+    """Other beings in the same pose, in fewer steps where the way has no end of its own. The source label
+    names who is there, not what kind of picture it is."""
     base, home = _base(target, generator)
-    return configure(base, source=home.identity_source, train={"steps": 2 * base.train.steps // 3})
+    steps = int(base.train.steps * home.identity_steps)
+    return configure(base, source=home.identity_source, train={"steps": steps})
 
 
 def in_domain(target: str, generator: str) -> AdaptConfig:
@@ -212,6 +242,12 @@ def far(target: str, generator: str) -> AdaptConfig:
     every layer may move, and for longer, or what the generator's own world wants in its place."""
     base, home = _base(target, generator)
     return configure(base, home.far)
+
+
+def few_shot(target: str, generator: str) -> AdaptConfig:
+    """A few pictures as the target, by methods that train against a discriminator: every layer moves."""
+    base, home = _base(target, generator)
+    return configure(base, home.few_shot)
 
 
 def _base(target: str, generator: str) -> tuple[AdaptConfig, Home]:
@@ -231,6 +267,7 @@ RECIPES: dict[str, Callable[[str, str], AdaptConfig]] = {
     "identity": identity,
     "in-domain": in_domain,
     "far": far,
+    "few-shot": few_shot,
 }
 """Every recipe by the name that `--recipe` takes: a config from the target label and the name of the
 generator."""
@@ -243,13 +280,15 @@ def recipe(name: str, target: str, *layers: Mapping[str, Any], **overrides: Any)
     layers = (*layers, overrides)
     generator = str(chosen(AdaptConfig, layers, ("generator",)) or "portraits")
     # The target is laid over too, so that an empty one is told together with all that is wrong besides.
-    start = configure(RECIPES[name]("unset", generator), run={"recipe": name})
+    start = configure(RECIPES[name](UNGIVEN, generator), run={"recipe": name})
     return override(start, {"target": target}, *layers, origin=f"recipe {name}")
 
 
 def recipe_for(generator: str, method: str = "") -> str:
     """Name of the recipe that suits a generator and method: the built-in world's own, else the published
-    settings."""
+    settings. Methods that train against a discriminator have one that looks after the world itself."""
+    if method in METHODS and METHODS[method].adversarial:
+        return METHODS[method].recipe
     if generator in HOMES:
         return HOMES[generator].recipe
     return METHODS[method].recipe if method in METHODS else ELSEWHERE.recipe

@@ -11,18 +11,35 @@ import pydantic
 import tyro
 from pydantic import Field
 
+from zeroshift.config.few_shot import ShotsConfig
 from zeroshift.config.methods import METHODS
 from zeroshift.config.options import ModelName
 from zeroshift.config.options import config_class as _config
 from zeroshift.config.options import differences as differences
 from zeroshift.config.options import to_dict as to_dict
 from zeroshift.config.overrides import OptionPath, override, sections
+from zeroshift.config.own import AdversarialConfig as AdversarialConfig
+from zeroshift.config.own import AirConfig as AirConfig
+from zeroshift.config.own import CdcConfig as CdcConfig
+from zeroshift.config.own import OwnConfig as OwnConfig
+from zeroshift.config.own import RssaConfig as RssaConfig
+from zeroshift.config.own import SvlConfig as SvlConfig
 from zeroshift.config.targets import Target, target_parts
 
 if TYPE_CHECKING:
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]
+
+
+@_config(section="mapper.network")
+class MapperNetworkConfig:
+    """The mapper: layers of one width."""
+
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the mapper's hidden layers; 0 takes the style width."""
+    depth: Annotated[int, Field(ge=1)] = 4
+    """Layers of the mapper."""
 
 
 @_config(section="mapper")
@@ -57,10 +74,11 @@ class MapperConfig:
     """Mean direction over all pictures (ipl only): that of the learned words, as published, or that of the
     labels, about which the words then only tell the pictures apart. Words drift in ways that have nothing to
     do with the target."""
-    hidden: Annotated[int, Field(ge=0)] = 0
-    """Width of the mapper's hidden layers; 0 takes the style width."""
-    depth: Annotated[int, Field(ge=1)] = 4
-    """Layers of the mapper."""
+    individual: Annotated[float, Field(ge=0)] = 1.0
+    """Mean `label`: share of what is a picture's own in the direction of its words. Not all of it is about
+    the domain; 0 leaves NADA's one direction."""
+    network: MapperNetworkConfig = MapperNetworkConfig()
+    """Size of the mapper."""
 
 
 @_config(section="train.monitor")
@@ -75,6 +93,10 @@ class MonitorConfig:
     least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of the source's diversity below which a warning is given and a record cannot be the best. In the
     built-in world the true pictures of the plainest domains have 0.2, those of colourful ones 0.8 to 1."""
+    least_nearest: Annotated[float, Field(ge=0)] = 0.5
+    """Methods that learn from pictures against a discriminator: how far pictures must lie from the nearest
+    shot, as a share of the distance from shot to shot, else a warning is given and a record cannot be the
+    best. In the built-in world new true pictures have 0.8 to 1; repeated shots have 0."""
     patience: Annotated[int, Field(ge=1)] = 4
     """Records in a row, none the best so far, after which the score has stopped rising."""
     least_gain: Annotated[float, Field(ge=0)] = 0.01
@@ -229,62 +251,6 @@ class LossConfig:
     """Face network of the identity loss: model_ir_se50.pth; empty: the built-in world's own, on portraits."""
 
 
-@_config(section="own.air")
-class AirConfig:
-    """AIR: anchors on the way, from which the direction is estimated anew."""
-
-    start: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the steps of stage 2 after which the first anchor is made; before, it is NADA."""
-    interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the steps from one anchor to the next."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the direction from the anchor, beside that of the direction from the source."""
-    offset_pictures: Annotated[int, Field(ge=1)] = 256
-    """Pictures over which the offset between two anchors is averaged; published: 1000."""
-    offset_truncation: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Truncation of these pictures, of generators with styles."""
-    prompt_steps: Annotated[int, Field(ge=1)] = 200
-    """Steps in which the words of an anchor are learned."""
-    prompt_lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of these words (Adam, betas 0.9 and 0.999)."""
-
-
-@_config(section="own.svl")
-class SvlConfig:
-    """SVL: semantic variations of the target text, whose spread the directions of pictures are to have."""
-
-    variations: Annotated[int, Field(ge=2)] = 6
-    """Variations of the target text."""
-    steps: Annotated[int, Field(ge=1)] = 2000
-    """Steps of stage 1, which finds them."""
-    lr: Annotated[float, Field(gt=0)] = 0.002
-    """Learning rate of stage 1 (Adam, betas 0 and 0.99)."""
-    apart: Annotated[float, Field(ge=0)] = 1.0
-    """Weight in stage 1 of holding variations apart, beside staying near the target text."""
-    covariance: Annotated[float, Field(ge=0)] = 1e3
-    """Weight of the second moments of directions, beside their mean."""
-    centred: bool = False
-    """Takes the mean off before second moments; published: not."""
-    elastic: Annotated[float, Field(ge=0)] = 1e7
-    """Weight of holding those weights that matter to the source's pictures."""
-    elastic_pictures: Annotated[int, Field(ge=1)] = 64
-    """Pictures by which it is known how much a weight matters."""
-    consistency: Annotated[float, Field(ge=0)] = 1e2
-    """Weight of keeping the similarities between pictures of a batch."""
-
-
-@_config(section="own")
-class OwnConfig:
-    """What only one method needs."""
-
-    air: AirConfig = AirConfig()
-    """Method `air`: anchors on the way, from which the direction is estimated anew. Defaults as published,
-    but for `offset_pictures`."""
-    svl: SvlConfig = SvlConfig()
-    """Method `svl`: semantic variations of the target text, whose spread the directions of pictures are to
-    have. Defaults as published."""
-
-
 @_config(section="quirks")
 class QuirkConfig:
     """Choices in which the authors' code differs from what is correct; the defaults are correct."""
@@ -369,9 +335,9 @@ class RunConfig:
 class AdaptConfig:
     """One adaptation: a source generator, two labels, a method, and how to run it."""
 
-    target: Target
+    target: Target = ""
     """Label of the domain to move to, such as "pencil sketch"; or several with weights, whose directions are
-    mixed: "pencil sketch:0.6" zombie:0.4."""
+    mixed: "pencil sketch:0.6" zombie:0.4. Where pictures say it (--pictures), some methods need no words."""
     source: str = "photo"
     """Label of what the source generator makes: "photo" for changes of style, "human" for changes of
     identity."""
@@ -381,7 +347,15 @@ class AdaptConfig:
     direction by the published training procedure for diffusion models. `air`: NADA's direction, and from half
     of the steps on that from anchors on the way. `svl`: a spread of directions, from variations of the target
     text. `captions`: the bound of ipl: each person's true captions in place of learned words, in worlds that
-    have them."""
+    have them. `tgan`: plain training on a few pictures against a discriminator, the control that collapses.
+    `freezed`: the same, with the discriminator's blocks near the picture frozen. `ewc`: tgan with those
+    weights held that matter to the source. `cr`: a discriminator that judges real pictures alike when they
+    are moved. `bcr`: the same for real and made pictures. `zcr`: a discriminator that judges pictures of
+    neighbouring latents alike, which the generator holds apart. `dag`: a discriminator that judges pictures
+    under several transforms, with a head for each. `cdc`: patches are judged, whole pictures only around a
+    few latents, and pictures keep their distances to each other. `rssa`: judged as in cdc, and what belongs
+    together within and between pictures stays together. `adam`: filters that matter to the target are kept
+    and modulated, all others move."""
     generator: ModelName = "portraits"
     """Source generator: a built-in name, a file, or a hub id."""
     clip: tuple[ModelName, ...] = ("portraits-clip-a", "portraits-clip-b")
@@ -396,13 +370,18 @@ class AdaptConfig:
     losses: LossConfig = LossConfig()
     """Weights of the losses of stage 2."""
     own: Annotated[OwnConfig, tyro.conf.arg(name="")] = OwnConfig()
-    """What only one method needs."""
+    """What only some methods need."""
     quirks: QuirkConfig = QuirkConfig()
     """Correct or as published, one by one."""
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = RunConfig()
     """How the run is carried out."""
 
-    BUNDLES = {"compat": {"corrected": {}, "official": {"quirks": OFFICIAL_QUIRKS}}}
+    BUNDLES = {
+        "compat": {
+            "corrected": {},
+            "official": {"quirks": OFFICIAL_QUIRKS, "own": {"adam": {"scrambled": True}}},
+        }
+    }
     """Values that one override chooses together: its name -> each choice -> what it overrides."""
 
     @pydantic.model_validator(mode="after")
@@ -414,9 +393,22 @@ class AdaptConfig:
     @property
     def folder(self) -> Path:
         """Run folder: `run.out`, or a name made of method, target and seed."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.target.lower()).strip("-") or "target"
+        slug = re.sub(r"[^a-z0-9]+", "-", self.target_name.lower()).strip("-") or "target"
         usual = Path("runs") / f"{self.method}-{slug}-seed{self.run.seed}"
         return usual if self.run.out is None else self.run.out
+
+    @property
+    def shots(self) -> ShotsConfig:
+        """Pictures of the target."""
+        return self.own.shots
+
+    @property
+    def target_name(self) -> str:
+        """What people call the target: its label, or where it has none the name of the folder of its
+        pictures."""
+        if self.target.strip() or self.shots.folder is None:
+            return self.target
+        return self.shots.folder.absolute().name
 
     @property
     def learns_words(self) -> bool:
@@ -446,6 +438,8 @@ def from_dict(tree: Mapping[str, Any]) -> AdaptConfig:
 
 MOVED: dict[OptionPath, OptionPath] = {
     ("out",): ("run", "out"),
+    ("mapper", "hidden"): ("mapper", "network", "hidden"),
+    ("mapper", "depth"): ("mapper", "network", "depth"),
     ("train", "top_k"): ("train", "adaptive", "top_k"),
     ("train", "select_every"): ("train", "adaptive", "every"),
     ("train", "select_batch"): ("train", "adaptive", "batch"),
@@ -492,12 +486,36 @@ def _unseen(config: AdaptConfig) -> list[str]:
     return problems
 
 
+def _targetless(config: AdaptConfig) -> list[str]:
+    """What is wrong with what names the target, or with what the method makes of it."""
+    method, shots = config.method, METHODS[config.method].shots
+    alone = ", ".join(name for name, each in METHODS.items() if each.shots in ("instead", "needed"))
+    if config.shots.folder is None:
+        if shots == "needed":
+            return [
+                f"method {method} learns from pictures of the target; give a folder of them (--pictures)."
+            ]
+        or_pictures = ", or pictures of it (--pictures FOLDER)" if shots == "instead" else ""
+        words = f"target is empty; give the domain in words, such as 'pencil sketch'{or_pictures}."
+        return [] if config.target.strip() else [words]
+    if shots == "none":
+        beside = ", ".join(name for name, each in METHODS.items() if each.shots != "none")
+        return [f"method {method} takes no pictures of the target; leave --pictures out, or use {beside}."]
+    if shots == "beside" and not config.target.strip():
+        return [
+            f"method {method} takes pictures beside words of the target; give --target too, or use {alone}."
+        ]
+    textual = [name for name in ("manifold", "patch") if getattr(config.losses, name)]
+    if textual and not config.target.strip():
+        return [f"losses.{textual[0]} compares with words of the target; give --target, or set it to 0."]
+    return []
+
+
 def _conflicts(config: AdaptConfig) -> list[str]:
     """What is wrong with the values taken together, one sentence each."""
-    problems = _unseen(config)
-    for name in ("source", "target"):
-        if not getattr(config, name).strip():
-            problems.append(f"{name} is empty; give the domain in words, such as 'photo' or 'pencil sketch'.")
+    problems = _unseen(config) + _targetless(config)
+    if not config.source.strip():
+        problems.append("source is empty; give the domain in words, such as 'photo' or 'person'.")
     labels = [part.label for part in target_parts(config.target)]
     if same := [each for each in labels if each.strip().lower() == config.source.strip().lower() != ""]:
         problems.append(

@@ -15,7 +15,15 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from zeroshift.clip.model import OPENAI_MEAN, OPENAI_STD, ClipModel, Resize, SiglipClip, own_randomness
+from zeroshift.clip.model import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    ClipModel,
+    Lengths,
+    Resize,
+    SiglipClip,
+    own_randomness,
+)
 from zeroshift.clip.text import (
     IMAGENET,
     BytePairTokenizer,
@@ -98,7 +106,7 @@ def save_clip(clip: ClipModel, folder: str | Path) -> None:
         "image_std": list(clip.std),
     }
     ours = {"name": clip.name, "templates": list(clip.templates.templates), "context": clip.context}
-    ours |= {"length_scale": clip.length_scale}
+    ours |= {"length_scale": clip.lengths.scale, "length_power": clip.lengths.power}
     for file_name, content in (("preprocessor_config.json", processor), ("zeroshift.json", ours)):
         (folder / file_name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -205,15 +213,18 @@ def _three(path: Path, numbers: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _length_scale(path: Path, ours: Mapping[str, Any]) -> float:
-    """What a CLIP's folder says of the scale of its lengths, or 1."""
-    scale = ours.get("length_scale", 1.0)
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
-        raise InputError(
-            f"length_scale in {path / 'zeroshift.json'} must be a number above 0, got {scale!r}; leave it "
-            "out for 1."
-        )
-    return float(scale)
+def _lengths(path: Path, ours: Mapping[str, Any]) -> Lengths:
+    """What a CLIP's folder says of its lengths; numbers that it does not name are 1."""
+    numbers: list[float] = []
+    for name in ("length_scale", "length_power"):
+        number = ours.get(name, 1.0)
+        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < math.inf:
+            raise InputError(
+                f"{name} in {path / 'zeroshift.json'} must be a number above 0, got {number!r}; leave it "
+                "out for 1."
+            )
+        numbers.append(float(number))
+    return Lengths(*numbers)
 
 
 def _from_transformers(path: Path, kind: str, resize: Resize, name: str | None) -> ClipModel:
@@ -233,7 +244,7 @@ def _from_transformers(path: Path, kind: str, resize: Resize, name: str | None) 
         if "templates" in ours
         else IMAGENET,
         context=ours.get("context", "a photo of a"),
-        length_scale=_length_scale(path, ours),
+        lengths=_lengths(path, ours),
         resize=resize,
     )
 

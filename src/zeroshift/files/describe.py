@@ -58,6 +58,7 @@ from zeroshift.models.parameters import MOVES
 from zeroshift.models.stylegan2 import StyleGAN2Config
 
 NOT_PARAMETERS = ("latent_avg", "noises.")
+COMPRESSION = "compression."
 LONGEST = 300
 """Characters of a metadata value that are shown."""
 
@@ -264,7 +265,13 @@ def _generator(
         usable=usable,
         use="Use it with --generator." if usable else "",
         architecture={**architecture, "channels": _channels(config), "noise_maps": noise},
-        parameters=sum(value.numel() for name, value in state.items() if not name.startswith(NOT_PARAMETERS)),
+        parameters=_num_parameters(
+            {
+                name: value
+                for name, value in state.items()
+                if not name.startswith((*NOT_PARAMETERS, COMPRESSION))
+            }
+        ),
         average_style={"present": average is not None, "norm": norm},
         parts=parts,
         problems=problems,

@@ -32,7 +32,7 @@ from zeroshift.files.checkpoints import (
     weights_file,
     write_torch,
 )
-from zeroshift.files.layouts import to_nvidia
+from zeroshift.files.layouts import LayoutError, to_nvidia
 from zeroshift.files.registry import locate
 from zeroshift.files.writing import atomic_path, file_sha256
 from zeroshift.models.diffusion import DiffusionGenerator
@@ -183,7 +183,11 @@ def write_layout(out: Path, generator: StyleGAN2Generator, to: Literal["rosinali
     if to == "rosinality":
         export_pt(out, usual)
     else:
-        write_torch(out, {name: tensor.contiguous() for name, tensor in to_nvidia(usual.state()).items()})
+        try:
+            state = to_nvidia(usual.state())
+        except LayoutError as error:
+            raise InputError(f"this generator {error}.") from error
+        write_torch(out, {name: tensor.contiguous() for name, tensor in state.items()})
     if (bound := generator.config.conv_clamp) is not None:
         warnings.warn(
             f"the layout {to} does not say that activations are bounded at {bound:g} (conv_clamp); a "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,20 @@ from torch.nn import functional as F
 from zeroshift.errors import InputError
 from zeroshift.files.writing import write_bytes
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+"""Formats of pictures that are read. Others are not even tried, whatever a file is called: Pillow would start
+Ghostscript for PostScript."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+
+SHEETS = ("grid.png", "before_after.png")
+"""Sheets of several pictures, as `zeroshift sample` and `translate` call them."""
+
+MOST_PIXELS = 10**8
+"""Pixels of the largest picture that is decoded: 1.2 GB in memory, and all that cameras make."""
+
+MOST_BYTES = 2**29
+"""Bytes of the largest picture file that is read."""
 
 
 def eight_bit(pictures: Tensor) -> Tensor:
@@ -23,11 +37,17 @@ def eight_bit(pictures: Tensor) -> Tensor:
     return ((pictures.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def fitted(pictures: Tensor, size: int) -> Tensor:
-    """The middle square of pictures BCHW, at `size`; the same pictures where they fit already."""
+def fitted(pictures: Tensor, size: int, crop: Literal["centre", "top", "pad"] = "centre") -> Tensor:
+    """A square of pictures BCHW, at `size`; the same pictures where they fit already. The middle square, the
+    upper one of tall pictures, or the whole on white."""
     height, width = pictures.shape[-2:]
+    if crop == "pad":
+        across, down = max(0, height - width), max(0, width - height)
+        sides = (across // 2, across - across // 2, down // 2, down - down // 2)
+        pictures = F.pad(pictures, sides, value=1.0)
+        height = width = max(height, width)
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    top, left = (0 if crop == "top" else (height - side) // 2), (width - side) // 2
     pictures = pictures[..., top : top + side, left : left + side]
     if side == size:
         return pictures
@@ -37,9 +57,44 @@ def fitted(pictures: Tensor, size: int) -> Tensor:
 
 
 def picture_files(folder: Path) -> tuple[Path, ...]:
-    """Pictures of a folder by name; sheets of `zeroshift sample` and `translate` are passed over."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return tuple(sorted(path for path in found if path.name not in ("grid.png", "before_after.png")))
+    """Pictures of a folder by name; hidden files and sheets of `zeroshift sample` and `translate` are passed
+    over."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    return tuple(sorted(path for path in found if path.name not in SHEETS and not path.name.startswith(".")))
+
+
+def folder_of_pictures(folder: str | Path) -> tuple[Path, ...]:
+    """Pictures of a folder as `picture_files`; InputError where it is none, cannot be read, or has none."""
+    folder = Path(folder)
+    kinds = "PNG, JPEG or WebP files"
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no folder"
+        raise InputError(f"{folder} is {what} of pictures; give a folder with {kinds}.")
+    try:
+        found = picture_files(folder)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read ({error.strerror}).") from error
+    if not found:
+        inside = (
+            "; folders in it are not looked into" if any(each.is_dir() for each in folder.iterdir()) else ""
+        )
+        raise InputError(f"{folder} holds no pictures{inside}; give a folder with {kinds}.")
+    return found
+
+
+def _eight_bit_grey(picture: Any, is_png: bool) -> Any:
+    """A picture of Pillow's with 16 bits of grey in 8, transparent pixels white; others as they are. Pillow
+    itself would cut off all that is brighter than 255."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode in ("I", "F") and not is_png:  # Pillow before 11 calls 16 bits of a PNG "I"
+        raise ValueError("its numbers have 32 bits, and no known range")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.uint32)
+    values = np.where(values == picture.info.get("transparency", -1), 2**16 - 1, values)
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def _opaque(picture: Any) -> Any:
@@ -52,22 +107,53 @@ def _opaque(picture: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
-def read_picture(path: Path) -> Tensor:
-    """Picture CHW in [-1, 1] of a file, turned upright, what is transparent laid on white; InputError where
-    it is none."""
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+def picture_bytes(path: Path) -> bytes:
+    """What a picture file holds; InputError where it is not there, cannot be read, or is too large."""
     try:
-        with Image.open(path) as file:
-            pixels = np.array(_opaque(ImageOps.exif_transpose(file)))
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file; give a picture.")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise InputError(
+                f"{path} has {size / 2**20:.0f} MiB, more than the {MOST_BYTES // 2**20} of a picture; leave "
+                "it out or make it smaller."
+            )
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no picture {path}.") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a picture ({error.strerror}).") from error
+
+
+def decode_picture(content: bytes, name: str | Path) -> Tensor:
+    """Picture CHW in [-1, 1] of what a file of that name holds, the first of several, turned upright, what is
+    transparent laid on white; InputError where it is none, or has more than MOST_PIXELS."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # Its limits of pixels are not ours, and what is odd but readable needs no word.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+                if file.width * file.height > MOST_PIXELS:
+                    raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS}")
+                turned = ImageOps.exif_transpose(file)
+                pixels = np.array(_opaque(_eight_bit_grey(turned, file.format == "PNG")))
+    except Exception as error:  # Pillow raises nearly anything where a file is damaged
+        why = (
+            "no PNG, JPEG, WebP, TIFF, BMP or GIF"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else error
+        )
         raise InputError(
-            f"{path} cannot be read as a picture ({error}); leave it out or replace it."
+            f"{name} cannot be read as a picture ({why}); leave it out or replace it."
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def read_picture(path: Path) -> Tensor:
+    """Picture CHW in [-1, 1] of a file, as `decode_picture`; InputError where there is none."""
+    return decode_picture(picture_bytes(path), path)
 
 
 GAP = 4

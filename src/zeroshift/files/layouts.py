@@ -102,6 +102,7 @@ def from_nvidia(state: Mapping[str, Tensor]) -> State:
 
 def to_nvidia(state: Mapping[str, Tensor]) -> State:
     """A generator's weights, ours, as the state dict that NVIDIA's PyTorch programs load."""
+    _refuse_compression(state)
     levels, depth = _shape_of(state)
     names = nvidia_names(levels, depth, "embed.weight" in state)
     result = {theirs: _narrowed(name, state[name]).clone() for name, theirs in names.items()}
@@ -145,6 +146,7 @@ def to_rosinality(state: Mapping[str, Tensor]) -> State:
             "has classes, which the rosinality layout cannot hold; choose one with for_class() and convert "
             "that"
         )
+    _refuse_compression(state)
     result = {name: value for name, value in state.items() if name != "latent_avg"}
     kernel = ops.fir_kernel(gain=4.0)
     for level in range(_shape_of(state)[0]):
@@ -153,6 +155,14 @@ def to_rosinality(state: Mapping[str, Tensor]) -> State:
             f"to_rgbs.{level}.upsample.kernel": kernel.clone(),
         }
     return result
+
+
+def _refuse_compression(state: Mapping[str, Tensor]) -> None:
+    if "compression.basis" in state:
+        raise LayoutError(
+            "draws through a latent compression (RSSA), which layouts of other programs cannot hold; convert "
+            "it to safetensors, onnx or torchscript, or adapt without (--rssa.compression 0)"
+        )
 
 
 def from_tensorflow(variables: Mapping[str, Tensor]) -> State:
@@ -334,6 +344,9 @@ def generator_shapes(config: StyleGAN2Config) -> dict[str, tuple[int, ...]]:
         shapes |= rgb if "rgb" in name else plain
     for index in range(2 * levels + 1):
         shapes[f"noises.noise_{index}"] = (1, 1, 4 << (index + 1) // 2, 4 << (index + 1) // 2)
+    if count := config.compression_codes:
+        latents = 2 * levels + 2
+        shapes |= {"compression.basis": (latents, width, count), "compression.alpha": (latents,)}
     return shapes
 
 

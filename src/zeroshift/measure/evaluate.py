@@ -34,7 +34,7 @@ from zeroshift.files.writing import write_json
 from zeroshift.measure import metrics
 from zeroshift.measure.features import REQUIREMENTS, FeatureStore, Progress, extract_features, role_of
 from zeroshift.measure.networks import HOW_TO_GET, Networks, open_networks
-from zeroshift.measure.picture_sets import RESIZE, EvalInputs, TruePictures, open_inputs
+from zeroshift.measure.picture_sets import RESIZE, EvalInputs, Files, TruePictures, open_inputs
 from zeroshift.measure.report import evaluation_rows, evaluation_settings, write_report
 from zeroshift.models.protocol import Generator
 from zeroshift.pictures.runs import Adapted
@@ -133,6 +133,13 @@ def _clusters(found: FeatureStore) -> metrics.Clusters:
 
 def _within(intra: metrics.Intra) -> Number:
     return Number(intra.mean, intra.deviation, f"over {intra.clusters} clusters")
+
+
+def _memorised(found: FeatureStore) -> Number:
+    made, true = found["shots"], found["reference shots"]
+    distances = [float(each.amin(dim=1).mean()) for each in (made, true)]
+    note = f"distance to the nearest of {made.shape[1]} shots {distances[0]:.3f}, of true pictures"
+    return Number(float(metrics.memorised(made, true).mean()), None, f"{note} {distances[1]:.3f}")
 
 
 def _all_pairs(found: FeatureStore) -> Number:
@@ -263,6 +270,12 @@ METRICS: dict[str, Metric] = {
     ),
     "identity": Metric(
         "identity similarity (ID)", "higher", ("identity",), lambda found: _over_pictures(found["identity"])
+    ),
+    "memorised": Metric(
+        "memorised: nearer to a shot than 99 % of true pictures",
+        "lower",
+        ("shots", "reference shots"),
+        _memorised,
     ),
     "intra_lpips_few_shot": Metric(
         "Intra-LPIPS, few-shot (pairs around each shot)",
@@ -441,7 +454,7 @@ def evaluate(
     # 4. numbers
     numbers = _numbers(possible, found, missing, strict=bool(config.metrics))
     # 5. record
-    told = filter(None, (_flattering(inputs, networks), _further_than_source(found)))
+    told = filter(None, (_flattering(inputs, networks), _measured_shots(inputs), _further_than_source(found)))
     record = _record(inputs, networks, config, numbers, missing) | {"warnings": list(told)}
     for text in record["warnings"]:
         warnings.warn(text, stacklevel=2)
@@ -518,6 +531,21 @@ def _flattering(inputs: EvalInputs, networks: Networks) -> str:
     return (
         f"the judge {judge.record.name} guided this run, so its numbers flatter it; give another one with "
         "--judge."
+    )
+
+
+def _measured_shots(inputs: EvalInputs) -> str:
+    """A warning where people of the few-shot pictures, whose files are named after their seeds, are among
+    those that are measured against the truth; else empty."""
+    shots = inputs.sets.get("shots")
+    if not isinstance(shots, Files) or "truth" not in inputs.sets or inputs.seeds is None:
+        return ""
+    both = sorted(set(shots.seeds or ()).intersection(inputs.seeds))
+    if not both:
+        return ""
+    return (
+        f"{len(both)} of the people measured, first seed {both[0]}, are those of the few-shot pictures, "
+        "which flatters what learned from them; measure others with --seeds."
     )
 
 

@@ -63,6 +63,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "identity": Requirement("identity", ("source",)),
     "matrix": Requirement("perceptual"),
     "shots": Requirement("perceptual", ("shots",)),
+    "reference shots": Requirement("perceptual", ("reference", "shots")),
     "perceptual": Requirement("perceptual", ("truth",)),
     "pixels": Requirement("", ("truth",)),
     "source pixels": Requirement("", ("source", "truth")),
@@ -76,10 +77,10 @@ REQUIREMENTS: dict[str, Requirement] = {
 target, source, truth: the judge's features. label: of the target label; change: direction from the source
 label to it. made, real: features, classes and early maps of the target's pictures and of the reference's.
 edges, identity: agreement of each pair of source and target. matrix, shots: perceptual distances among the
-target's pictures, and to the few-shot ones. perceptual, pixels: distances of each picture to its true one;
-source pixels: of the source's picture. oracle: share of the source's distance that training on the truth
-leaves. detail: energies of 1-px detail. attributes: shares that are read right, and where the truth is known,
-on the true pictures too.
+target's pictures, and to the few-shot ones; reference shots: of the reference's pictures to these.
+perceptual, pixels: distances of each picture to its true one; source pixels: of the source's picture. oracle:
+share of the source's distance that training on the truth leaves. detail: energies of 1-px detail. attributes:
+shares that are read right, and where the truth is known, on the true pictures too.
 """
 
 
@@ -129,11 +130,14 @@ def extract_features(
         progress("looking at pictures", min(start + batch, total), total)
     store = FeatureStore({name: torch.cat(values) for name, values in rows_of.items()})
     if networks.perceptual is not None:
-        for name, other in (("matrix", None), ("shots", sets.get("shots"))):
+        compared = {
+            "matrix": (inputs.target, None),
+            "shots": (inputs.target, sets.get("shots")),
+            "reference shots": (sets.get("reference", inputs.target), sets.get("shots")),
+        }
+        for name, (first, second) in compared.items():
             if name in needs:
-                store[name] = perceptual_matrix(
-                    networks.perceptual, inputs.target, other, batch, device, progress
-                )
+                store[name] = perceptual_matrix(networks.perceptual, first, second, batch, device, progress)
     if "oracle" in needs:
         store["oracle"] = inputs.oracle
     _add_attributes(store, inputs, networks, needs)

@@ -354,6 +354,22 @@ def medoid_distance(distances: Tensor, medoids: Tensor, labels: Tensor) -> Intra
     return Intra(*_spread(torch.stack(values)), len(values))
 
 
+def memorised(made: Tensor, true: Tensor, share: float = 0.99) -> Tensor:
+    """1 for every picture that is nearer to a shot than `share` of the true pictures are, else 0: B, in
+    float64; about 1 - `share` of them where the pictures are as the true ones. `made` BN and `true` MN are
+    the distances of both to N shots.
+
+    Eq. mean_k [ min_j d(x_i, s_j) < min_j d(t_k, s_j) ] >= share.
+
+    Note. Of fewer true pictures than 1 / (1 - share) all must be further away. Shots that are among the true
+    pictures are at distance 0 from themselves, which counts as near. Not published.
+    """
+    nearest = [each.double().amin(dim=1) for each in (made, true)]
+    nearer = (nearest[0][:, None] < nearest[1][None, :]).double().mean(dim=1)
+    # A mean of ones over a set may lie a rounding below the share that it is.
+    return (nearer >= share - 1e-9).double()
+
+
 class Clusters(NamedTuple):
     """Index of every cluster's medoid K, and the cluster B of every picture."""
 

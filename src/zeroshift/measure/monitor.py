@@ -7,8 +7,9 @@ record is made of them. Nothing here touches what is trained.
 
 The rule. The score of a record is what the judge says, where there is one (that of the source generator's
 world, in one of its domains, unless it guides): the mean probability that it gives the target among all
-domains. Elsewhere it is the agreement of directions. A record with less than `least_diversity` of the
-source's diversity has no score. A record becomes the best if its score is more than `least_gain` above that
+domains. Elsewhere it is the agreement of directions, or the way to the shots. A record with less than
+`least_diversity` of the source's diversity has no score, and none with pictures nearer to shots than
+`least_nearest`. A record becomes the best if its score is more than `least_gain` above that
 of the best so far: a late gain too small to see does not outweigh the diversity that it costs. With
 `train.until converged`, stage 2 ends when `patience` records in a row have not become the best.
 """
@@ -27,21 +28,37 @@ import torch
 from zeroshift.clip.features import normalize, template_features
 from zeroshift.config.schema import AdaptConfig, MonitorConfig
 from zeroshift.files.checkpoints import AnyGenerator, load_generator_file
-from zeroshift.measure.metrics import diversity_ratio, pairwise_diversity
+from zeroshift.measure.metrics import diversity_ratio
 from zeroshift.measure.networks import Judge
-from zeroshift.shapes import Feature, Picture, UnitFeature
+from zeroshift.shapes import Picture, UnitFeature
 from zeroshift.training.run_folder import RunFolder
 from zeroshift.worlds.world import World
 
 Record = Mapping[str, Any]
-"""A line of monitor.jsonl: step, agreement, alike, diversity, judge (where there is one), score, best (a
-step), seconds."""
+"""A line of monitor.jsonl: step, what the watcher saw (see `watching`), diversity among it, judge (where
+there is one), score, best (a step), seconds."""
+
+
+def flaw(record: Record, config: MonitorConfig) -> str:
+    """What is wrong with the pictures of a record, in words; empty where nothing is."""
+    diversity, nearest = record["diversity"], record.get("nearest")
+    if diversity is not None and diversity < config.least_diversity:
+        return (
+            f"the pictures grow alike: at step {record['step']} they have {diversity:.2f} of the source's "
+            f"diversity, less than train.monitor.least_diversity {config.least_diversity:g}"
+        )
+    if nearest is not None and nearest < config.least_nearest:
+        return (
+            f"the pictures repeat the shots: at step {record['step']} they lie {nearest:.2f} times as far "
+            "from the nearest shot as shots from each other, less than train.monitor.least_nearest "
+            f"{config.least_nearest:g}"
+        )
+    return ""
 
 
 def rating(record: Record, config: MonitorConfig) -> float:
-    """Score of a record; minus infinity where the pictures are too much alike."""
-    collapsed = record["diversity"] is not None and record["diversity"] < config.least_diversity
-    return -math.inf if collapsed else record["score"]
+    """Score of a record; minus infinity where the pictures are too much alike, or repeat the shots."""
+    return -math.inf if flaw(record, config) else record["score"]
 
 
 def best_record(records: Sequence[Record], config: MonitorConfig) -> Record | None:
@@ -66,16 +83,17 @@ def converged(records: Sequence[Record], config: MonitorConfig) -> bool:
     return all(record is not best for record in recent)
 
 
-class Encoder(Protocol):
-    """A guiding CLIP, as the monitor sees it."""
+class Watcher(Protocol):
+    """What looks at watched pictures, beside the judge."""
 
     @property
-    def weight(self) -> float:
-        """Its weight among the others."""
+    def remedy(self) -> str:
+        """What to try where pictures grow alike."""
         ...
 
-    def encode_image(self, pictures: Picture) -> Feature:
-        """Features BE of pictures BCHW in [-1, 1]."""
+    def numbers(self, pictures: Picture) -> dict[str, float]:
+        """Numbers of watched pictures BCHW by name, `diversity` (NaN where the source has none) and `score`
+        among them."""
         ...
 
 
@@ -83,11 +101,6 @@ class Watched(Protocol):
     """What a run shows its monitor."""
 
     source: Any
-
-    @property
-    def clips(self) -> Sequence[Encoder]:
-        """The guiding CLIPs."""
-        ...
 
     def monitor_codes(self, count: int) -> Any:
         """Codes of as many pictures, the same whenever it is asked."""
@@ -97,8 +110,9 @@ class Watched(Protocol):
         """Pictures of the codes by a generator; by the source those that the others are compared with."""
         ...
 
-    def text_directions(self, codes: Any) -> list[UnitFeature]:
-        """For every CLIP the text directions BE of the codes, or 1,E for all."""
+    def watcher(self, codes: Any, pictures: Picture, judge: Callable[[], Judge | None]) -> Watcher:
+        """What looks at watched pictures of the codes, of which the source has made these; once it is asked,
+        the judge of the source's world, if there is one that does not guide."""
         ...
 
 
@@ -107,11 +121,9 @@ class _Reference:
     """What does not change over stage 2."""
 
     codes: Any
-    features: list[UnitFeature]
-    """For every CLIP its unit features of the source's pictures."""
-    text_directions: list[UnitFeature]
+    watcher: Watcher
     judge_features: UnitFeature | None
-    """The judge's unit features of the source's pictures."""
+    """The judge's unit features of the source's pictures; None where it is not asked."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,7 @@ class Monitor:
         self.save = save
         self.progress = progress
         self.records: list[Record] = []
+        self.judge: Judge | None = None
         self.question: _Question | None = None
         self.reference: _Reference | None = None
 
@@ -227,61 +240,44 @@ class Monitor:
 
     @torch.no_grad()
     def measure(self, generator: Any) -> dict[str, Any]:
-        """Numbers of a generator on the watched pictures.
-
-        agreement: mean cosine of the pictures' directions and the texts', over CLIPs by their weights, in
-        [-1, 1]. alike: mean cosine of all pairs of picture directions, 1 where every picture changes in the
-        same way. diversity: `diversity_ratio` to the source, in the judge's features or else as the mean over
-        the guiding CLIPs; None where the source has none.
-        """
+        """Numbers of a generator on the watched pictures: those of the run's watcher, and where the judge
+        knows the target, `judge` and the diversity in its features. What is not defined is None."""
         if self.reference is None:
             self.reference = self._reference()
         reference = self.reference
         pictures = self.watched.monitor_pictures(generator, reference.codes)
-        clips = self.watched.clips
-        total = sum(clip.weight for clip in clips)
-        agreement = alike = diversity = 0.0
-        for clip, source, text in zip(clips, reference.features, reference.text_directions, strict=True):
-            target = normalize(clip.encode_image(pictures))
-            change = normalize(target.double() - source.double())
-            share = clip.weight / total
-            agreement += share * float((change * text.double()).sum(dim=1).mean())
-            alike += share * (1 - pairwise_diversity(change))
-            diversity += diversity_ratio(target, source) / len(clips)
-        judged: dict[str, float] = {}
+        numbers: dict[str, Any] = reference.watcher.numbers(pictures)
+        score = numbers.pop("score")
         if self.question is not None and reference.judge_features is not None:
             features = self.question.judge.features(pictures.float())
-            diversity = diversity_ratio(features, reference.judge_features)
-            judged["judge"] = self.question.probability(features)
-        return {
-            "agreement": agreement,
-            "alike": alike,
-            "diversity": None if math.isnan(diversity) else diversity,
-            **judged,
-            "score": judged.get("judge", agreement),
-        }
+            numbers["diversity"] = diversity_ratio(features, reference.judge_features)
+            numbers["judge"] = score = self.question.probability(features)
+        known = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        return known | {"score": score}
 
     def _reference(self) -> _Reference:
         """Draws the source's pictures once; the words of stage 1 are final by now."""
         codes = self.watched.monitor_codes(self.config.train.monitor.count)
         pictures = self.watched.monitor_pictures(self.watched.source, codes)
         self.question = self._question(pictures.device)
-        return _Reference(
-            codes=codes,
-            features=[normalize(clip.encode_image(pictures)) for clip in self.watched.clips],
-            text_directions=self.watched.text_directions(codes),
-            judge_features=None if self.question is None else self.question.judge.features(pictures.float()),
-        )
+        watcher = self.watched.watcher(codes, pictures, lambda: self._open_judge(pictures.device))
+        asked = self.question
+        return _Reference(codes, watcher, None if asked is None else asked.judge.features(pictures.float()))
+
+    def _open_judge(self, device: torch.device) -> Judge | None:
+        """The judge of the source's world, unless it guides."""
+        if self.judge is None and self.world is not None:
+            clip = self.world.open_judge(device)
+            self.judge = None if clip is None else Judge(clip)
+        guides = self.judge is not None and self.judge.record.sha256 in self.guiding
+        return None if guides else self.judge
 
     def _question(self, device: torch.device) -> _Question | None:
         """What the world's judge is asked, where it knows the target and does not guide."""
         world = self.world
         domain = None if world is None else world.domain_of(self.config.target)
-        clip = None if world is None else world.open_judge(device)
-        if world is None or domain is None or clip is None:
-            return None
-        judge = Judge(clip)
-        if judge.record.sha256 in self.guiding:
+        judge = None if domain is None else self._open_judge(device)
+        if world is None or domain is None or judge is None:
             return None
         means = [template_features(judge.clip, each).mean(dim=0) for each in world.domains]
         texts = judge.clip.logit_scale * normalize(torch.stack(means))
@@ -289,11 +285,6 @@ class Monitor:
 
     def _warning(self, record: Record) -> str:
         kept = "; best.safetensors is from before" if self.best else ""
-        least = self.config.train.monitor.least_diversity
-        return (
-            f"the pictures grow alike: at step {record['step']} they have {record['diversity']:.2f} of the "
-            "source's "
-            f"diversity, less than train.monitor.least_diversity {least:g}{kept}. Try method ipl, fewer "
-            "steps, a "
-            "lower train.lr, or fewer layers."
-        )
+        assert self.reference is not None
+        remedy = self.reference.watcher.remedy
+        return f"{flaw(record, self.config.train.monitor)}{kept}. Try {remedy}."

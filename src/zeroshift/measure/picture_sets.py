@@ -20,7 +20,7 @@ from zeroshift.config.measuring import EvaluateConfig
 from zeroshift.config.targets import is_hybrid
 from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
-from zeroshift.files.images import SUFFIXES, eight_bit, fitted, picture_files, read_picture
+from zeroshift.files.images import eight_bit, fitted, folder_of_pictures, picture_files, read_picture
 from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
@@ -34,6 +34,8 @@ from zeroshift.worlds.world import World
 
 RESIZE = "bicubic, antialiased, centre square"
 """How a set whose pictures have another size is brought to the size of the evaluation."""
+COPIES = "shots"
+"""Folder within that of a run with the pictures of the target that it learned from (`shots.copy`)."""
 
 
 class PictureSet(Protocol):
@@ -134,19 +136,21 @@ class TruePictures:
 
 @dataclass(frozen=True)
 class Files:
-    """PNG and JPEG files of a folder, in the order of their names."""
+    """Picture files of a folder, in the order of their names."""
 
     paths: tuple[Path, ...]
     size: int
     name: str
+    crop: Literal["centre", "top", "pad"] = "centre"
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def part(self, rows: slice) -> Tensor:
-        """Pictures of the files of some rows, their middle squares brought to the size of the evaluation."""
+        """Pictures of the files of some rows, by default their middle squares, brought to the size of the
+        evaluation."""
         return eight_bit(
-            torch.cat([fitted(read_picture(path)[None], self.size) for path in self.paths[rows]])
+            torch.cat([fitted(read_picture(path)[None], self.size, self.crop) for path in self.paths[rows]])
         )
 
     @property
@@ -159,17 +163,10 @@ class Files:
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
     """The pictures of a folder; `size` None takes that of the first. InputError where there are none, or they
     cannot be read."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of pictures. Give a folder with PNG or JPEG files.")
-    paths = picture_files(folder)
-    if not paths:
-        raise InputError(
-            f"{folder} holds no pictures ({', '.join(SUFFIXES)}). Give a folder with PNG or JPEG files."
-        )
+    paths = folder_of_pictures(folder)
     if size is None:
         size = min(read_picture(paths[0]).shape[-2:])
-    return Files(paths, size, folder.name)
+    return Files(paths, size, Path(folder).name)
 
 
 def paired(target: Files, source: Files) -> Files:
@@ -328,7 +325,7 @@ def _add_facts(inputs: EvalInputs, folder: RunFolder) -> None:
     config = folder.config
     inputs.name = folder.path.name
     inputs.folder = folder
-    inputs.labels = (config.source, config.target)
+    inputs.labels = (config.source, config.target) if config.target else None
     inputs.world = world_of(made["source"])
     inputs.world_name = world_name(made["source"])
     inputs.hashes = {"generator": file_sha256(folder.generator_file), "source": made["source"]["sha256"]}
@@ -359,7 +356,7 @@ def _of_file(spec: str, config: EvaluateConfig, device: str | torch.device) -> E
     inputs.world_name = world_name(metadata)
     adapted = "source" in metadata and "target" in metadata
     if adapted:
-        inputs.labels = (metadata["source"], metadata["target"])
+        inputs.labels = (metadata["source"], metadata["target"]) if metadata["target"] else None
     elif inputs.world is not None:
         inputs.labels = (inputs.world.source, inputs.world.source)
     # A built-in source is found by its name; others have to be given.
@@ -467,16 +464,38 @@ def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
         inputs.sets["reference"] = read_folder(config.reference, size)
     elif "truth" in inputs.sets:
         inputs.sets["reference"] = inputs.sets["truth"]
-    if config.shots is not None:
-        inputs.sets["shots"] = read_folder(config.shots, size)
+    no_labels = "the labels are not known: --labels SOURCE TARGET"
     inputs.missing_reasons |= {
         "reference": "there are no real pictures of the target domain: --reference FOLDER",
         "shots": "there are no few-shot pictures: --shots FOLDER",
-        "labels": "the labels are not known: --labels SOURCE TARGET",
+        "labels": no_labels,
         "change": "source and target label are the same, so there is no direction"
         if inputs.labels
-        else "the labels are not known: --labels SOURCE TARGET",
+        else no_labels,
     }
     inputs.missing_reasons.setdefault(
         "source", "there are no pictures before the change: --source GENERATOR or FOLDER"
     )
+    if config.shots is not None:
+        inputs.sets["shots"] = read_folder(config.shots, size)
+    elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+        try:
+            inputs.sets["shots"] = _shots_of(inputs.folder, size)
+        except InputError as error:
+            inputs.missing_reasons["shots"] = f"{error}; give them with --shots FOLDER"
+
+
+def _shots_of(folder: RunFolder, size: int) -> Files:
+    """The pictures of the target that a run learned from: its own copies, or those of the folder that it
+    names. InputError where these are gone, or others."""
+    copies = folder.path / COPIES
+    if copies.is_dir() and picture_files(copies):
+        return read_folder(copies, size)
+    options, recorded = folder.config.shots, folder.environment["shots"]
+    assert options.folder is not None, "a run that learned from pictures names their folder"
+    paths = tuple(options.folder / each["name"] for each in recorded)
+    if not all(path.is_file() for path in paths):
+        raise InputError(f"the pictures that the run learned from were not found in {options.folder}")
+    if [file_sha256(path) for path in paths] != [each["sha256"] for each in recorded]:
+        raise InputError(f"the pictures in {options.folder} are not those that the run learned from")
+    return Files(paths, size, options.folder.name, options.crop)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeroshift import __version__
+from zeroshift.config.methods import METHODS
 from zeroshift.config.schema import SECTIONS, to_dict
 from zeroshift.files.images import write_png
 from zeroshift.files.writing import write_bytes
@@ -46,6 +47,11 @@ CURVES = {
     "pixel": "Pixel loss",
     "raster": "Raster",
     "identity": "Identity loss",
+    "generator": "Loss of the generator",
+    "discriminator": "Loss of the discriminator",
+    "r1": "Gradient penalty R1",
+    "path": "Path length regularisation",
+    "overfitting": "How sure the discriminator is of the shots, r_t",
 }
 """Series that are drawn, by their name in metrics.jsonl."""
 
@@ -54,6 +60,9 @@ WATCHED = {
     "alike": "How alike the changes of different pictures are",
     "diversity": "Diversity, as a share of the source's",
     "judge": "Probability that the judge gives the target",
+    "approach": "Way to the shots",
+    "nearest": "Distance to the nearest shot, as a share of that between shots",
+    "overfitting": "How sure the discriminator is of the shots, r_t",
 }
 """Series of monitor.jsonl, by their name there."""
 
@@ -67,16 +76,16 @@ def write_report_files(folder: RunFolder, source: Any, target: Any) -> tuple[Pat
         rows = before_after(
             source,
             target,
-            (config.source, config.target),
+            (config.source, config.target_name),
             range(config.run.samples),
             config.run.truncation,
-            world_of(folder.environment["source"]),
+            truth_of_run(folder),
             config.train.diffusion,
         )
         told = {
             "seeds": f"0-{config.run.samples - 1}",
             "source": config.source,
-            "target": config.target,
+            "target": config.target_name,
         }
         write_png(picture, rows, told)
     report = folder.path / "report.html"
@@ -115,8 +124,8 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
     picture = folder.path / "before_after.png"
     layers = layer_shares(lines)
     return {
-        "title": f"{config.source} to {config.target}",
-        "subtitle": f"{config.method.upper()} on {config.generator}, guided by {' and '.join(config.clip)}",
+        "title": f"{config.source} to {config.target_name}",
+        "subtitle": f"{METHODS[config.method].title} on {config.generator}, {_teachers(folder)}",
         "numbers": _key_figures(folder, lines),
         "before_after": data_uri(picture) if picture.is_file() else "",
         "before_after_text": _before_after_text(folder),
@@ -137,14 +146,31 @@ def _contents(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def _teachers(folder: RunFolder) -> str:
+    """What guided a run, in words."""
+    made = folder.environment
+    shots = len(made.get("shots", []))
+    pictures = f"{shots} picture{'s' * (shots != 1)}" if shots else ""
+    if METHODS[folder.config.method].adversarial:
+        return f"from {pictures}, against a discriminator"
+    guided = f"guided by {' and '.join(folder.config.clip)}"
+    return f"{guided} and {pictures}" if shots else guided
+
+
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row per CLIP: its name, and mean cosines with the true directions of the labels' direction, the
-    learned words', the captions', and the best that one direction for all could be."""
-    names = ("label", "words", "captions", "best")
-    return [
-        [row["clip"], *(f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names)]
-        for row in rows
-    ]
+    """A row of headings and one per CLIP: its name, and mean cosines with the true directions of the labels'
+    direction, the learned words', that to pictures of the target where there are some, the captions', and the
+    best that one direction for all could be. Empty where nothing is known."""
+    if not rows:
+        return []
+    names = {"label": "labels", "words": "learned words", "pictures": "pictures of the target"}
+    names |= {"captions": "true captions", "best": "best for all"}
+    if not any("pictures" in row["cosines"] for row in rows):
+        del names["pictures"]
+    cells = (
+        [f"{row['cosines'][name][0]:.2f}" if name in row["cosines"] else "" for name in names] for row in rows
+    )
+    return [["CLIP", *names.values()], *([row["clip"], *each] for row, each in zip(rows, cells, strict=True))]
 
 
 def _key_figures(folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -278,10 +304,13 @@ def _monitor_text(folder: RunFolder) -> str:
     watch = folder.config.train.monitor
     if not records:
         return ""
-    score = (
-        "probability that the judge gives the target" if "judge" in records[-1] else "agreement of directions"
-    )
-    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity, gains up to "
+    names = ("judge", "approach", "agreement")
+    scores = ("probability that the judge gives the target", "way to the shots", "agreement of directions")
+    score = next(words for name, words in zip(names, scores, strict=True) if name in records[-1])
+    rule = f"by the {score}, with at least {watch.least_diversity:g} of the source's diversity"
+    if "nearest" in records[-1]:
+        rule += f" and {watch.least_nearest:g} of the distance from shot to shot"
+    rule += ", gains up to "
     rule += f"{watch.least_gain:g} not counted"
     found = [each for each in records if each["step"] == records[-1]["best"]]
     best = (
@@ -346,7 +375,7 @@ def _before_after_text(folder: RunFolder) -> str:
     else:
         first = f"Seeds {seeds} as {config.source}"
         how = "by the adapted generator"
-    return f"{first}, and as {config.target} {how}" + ("; the third row is the truth." if world else ".")
+    return f"{first}, and as {config.target_name} {how}" + ("; the third row is the truth." if world else ".")
 
 
 def _commands(folder: RunFolder) -> str:
@@ -360,7 +389,10 @@ def _tables(folder: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
     tree = to_dict(folder.config)
     plain = {name: value for name, value in tree.items() if name not in SECTIONS}
     tables = [("What was asked", plain), *((f"Section {name}", tree[name]) for name in SECTIONS)]
-    tables.append(("Where it ran", folder.environment))
+    made = folder.environment
+    if shots := made.get("shots"):
+        made["shots"] = f"{len(shots)} pictures of the target; environment.json has names and hashes"
+    tables.append(("Where it ran", made))
     return [(heading, [(name, _text(value)) for name, value in values.items()]) for heading, values in tables]
 
 

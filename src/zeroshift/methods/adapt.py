@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
-
 from zeroshift.config.methods import METHODS
 from zeroshift.config.recipes import resolve
 from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import resolve_device
 from zeroshift.files.checkpoints import load_generator_file
+from zeroshift.files.shots import changed_shot
 from zeroshift.measure.report import write_report_files
+from zeroshift.methods.adaptation import AdaptationRun
 from zeroshift.methods.agreement import write_agreement
 from zeroshift.methods.backend import Given
+from zeroshift.methods.costs import cost_of
 from zeroshift.methods.prompts import PromptMapper, load_mapper
-from zeroshift.methods.views import draw_views, seen
 from zeroshift.methods.zero_shot import MAPPER_FILE, ZeroShotRun
 from zeroshift.models import layers
 from zeroshift.training.loop import Hook, Progress
@@ -63,12 +63,16 @@ def adapt(
     """
     resolved = resolve(config, **overrides)
     given = state or Given()
-    if RunFolder.check(resolved).finished:
+    folder = RunFolder.check(resolved)
+    if folder.finished:
+        if changed := changed_shot(resolved.shots, folder.environment.get("shots", [])):
+            raise folder.other_shots(changed)
         return _concluded(_reopened(resolved, given))
     run = open_run(resolved, given, hook, progress)
     with run.loop.recorded():
         _method(resolved).train(run)
-        write_agreement(run)
+        if isinstance(run, ZeroShotRun):
+            write_agreement(run)
     return _concluded(
         AdaptRun(
             folder=run.loop.folder,
@@ -84,7 +88,7 @@ def adapt(
 
 def open_run(
     config: AdaptConfig, given: Given, hook: Hook | None = None, progress: Progress | None = None
-) -> ZeroShotRun:
+) -> AdaptationRun:
     """A run of the method that a config names: models loaded, everything checked, nothing written."""
     return _method(config).open_run(config, given, hook, progress)
 
@@ -118,14 +122,13 @@ class Plan:
 
     config: AdaptConfig
     parameters: dict[str, int]
-    """Number of weights: generator, movable at most, mapper, and each CLIP."""
+    """Number of weights: generator, movable at most, and every network that a run has besides."""
     layers: tuple[str, ...]
     """Layers that may move at some step."""
     select: int | None
     """Latents that adaptive selection frees at a time; None where the layers are fixed."""
     memory_bytes: int
-    """Estimate of the peak: weights, optimiser, and the activations of the larger stage, measured on one
-    picture."""
+    """Estimate of the peak, see `costs.Cost`."""
     resumes_at: tuple[int, int] | None
     """Stage and step of the checkpoint that the run would go on from."""
 
@@ -134,62 +137,17 @@ def plan(config: AdaptConfig | None = None, *, state: Given | None = None, **ove
     """What `adapt` would do with the same arguments; loads the models, checks everything, writes nothing."""
     run = open_run(resolve(config, **overrides), state or Given())
     saved = run.loop.folder.load_checkpoint()
-    movable = run.backend.movable
-    named = dict(run.target.named_parameters())
     train = run.config.train
-    counts = {
-        "generator": _parameters(run.source),
-        "movable": sum(named[name].numel() for name in movable),
-        "mapper": 0 if run.mapper is None else _parameters(run.mapper),
-    }
-    clips = {clip.name: _parameters(clip) for clip in run.all_clips}
-    # Source, target and average; gradients and two moments of what moves, or of the mapper.
-    numbers = 3 * counts["generator"] + 3 * max(counts["movable"], counts["mapper"]) + counts["mapper"]
+    cost = cost_of(run)
     select = (
         (train.adaptive.top_k or layers.default_top_k(run.target)) if train.layers == "adaptive" else None
     )
+    moving = run.loop.stages[2].trains["target"].weights
     return Plan(
         config=run.config,
-        parameters=counts | clips,
-        layers=layers.moving_layers(run.target, movable),
+        parameters=cost.parameters,
+        layers=layers.moving_layers(run.target, moving),
         select=select,
-        memory_bytes=(numbers + sum(clips.values())) * run.dtype.itemsize + _activations(run),
+        memory_bytes=cost.memory_bytes,
         resumes_at=(saved[1]["stage"], saved[1]["step"]) if saved else None,
     )
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters())
-
-
-def _activations(run: ZeroShotRun) -> int:
-    """Bytes that autograd keeps for the larger stage: measured on one picture, times the batch."""
-    networks = [run.target, *(clip.clip for clip in run.clips), *([run.mapper] if run.mapper else [])]
-    owned = {each.untyped_storage().data_ptr() for network in networks for each in network.parameters()}
-    code = run.backend.probe(run.clips)
-    sizes = [0]
-    for stage in run.loop.stages:
-        if stage == 1 and run.mapper is None:
-            continue  # a first stage without pictures and without words keeps next to nothing
-        kept: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        layers.free(run.target, run.backend.movable)
-        # Held until the sizes are read: freed storage would be reused and counted once.
-        held: list[Any] = []
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            if stage == 1:
-                for clip, words in zip(run.clips, run.words(code), strict=True):
-                    held += [clip.prompt_features(words, label, 1) for label in (clip.source, *clip.targets)]
-                batch = run.config.mapper.batch
-            else:
-                picture = run.backend.pictures(run.target, code, 1)
-                shown = seen(picture, draw_views(run.config.train.views, picture, 0, "probe", 0))
-                held += [shown, *(clip.encode_image(shown) for clip in run.clips)]
-                batch = run.backend.most_at_once()
-        sizes.append(batch * sum(size for place, size in kept.items() if place not in owned))
-        held.clear()
-    return max(sizes)

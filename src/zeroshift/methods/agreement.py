@@ -69,7 +69,8 @@ def caption_directions(
 @torch.no_grad()
 def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
     """For every CLIP of a run the agreement, whole and individual, of the labels' direction, the learned
-    words', the captions', and of the best that one direction for all could be (`best`).
+    words', that to pictures of the target, the captions', and of the best that one direction for all could be
+    (`best`).
 
     Empty where the world of the source generator does not know the target or has latents of another width,
     and for diffusion models, whose pictures have no latent in a world.
@@ -91,6 +92,7 @@ def direction_agreement(run: ZeroShotRun) -> list[dict[str, Any]]:
         found: dict[str, Tensor | None] = {
             "label": clip.label_direction,
             "words": None if words is None else clip.text_direction(words),
+            "pictures": None if clip.way is None else clip.way.direction,
             "captions": caption_directions(clip, world, z, (config.source, config.target)),
             "best": normalize(true.mean(dim=0, keepdim=True)),
         }

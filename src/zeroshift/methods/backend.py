@@ -15,6 +15,7 @@ from zeroshift.config.schema import AdaptConfig
 from zeroshift.devices import Precision
 from zeroshift.errors import InputError
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.models.discriminator import StyleGAN2Discriminator
 from zeroshift.models.parameters import reparametrise
 from zeroshift.shapes import Feature, Latent, Picture, UnitFeature
 from zeroshift.training.loop import Progress, StepLog
@@ -25,12 +26,13 @@ class Given:
     """What a caller gives instead of having it drawn or loaded; every part is optional.
 
     Latents are (steps, B, Z); `pictures` are those that a diffusion model learns from. Weights are state
-    dicts. Given CLIPs are moved to the device and type of the run. `world` names the world that a given
-    generator belongs to.
+    dicts. Given CLIPs are moved to the device and type of the run. `world` names the world
+    that a given generator belongs to.
     """
 
     generator: Any = None
     clips: Sequence[ClipModel] | None = None
+    discriminator: StyleGAN2Discriminator | None = None
     stage1_z: Tensor | None = None
     stage2_z: Tensor | None = None
     select_z: Tensor | None = None
@@ -182,6 +184,20 @@ class Backend(ABC):
         """Pictures BCHW, in parts, of `count` codes that are the same whenever and of whatever generator they
         are asked: with gradient one by one, where gradients are on. A diffusion model has no more than it
         learns from, and no truncation."""
+
+    @property
+    @abstractmethod
+    def mean_count(self) -> int:
+        """Over how many pictures means over the source's pictures are taken, where nobody asks for others."""
+
+    @abstractmethod
+    def mean_pictures(self, count: int) -> Iterator[tuple[Picture, Tensor | None]]:
+        """As many pictures BCHW of the source, in parts, for means over its pictures, and their styles BS
+        where it has some."""
+
+    def mean_code(self) -> Tensor:
+        """Mean style S of the source over many more than these, where it has styles."""
+        raise NotImplementedError(f"a generator of kind {self.source.kind} has no styles")
 
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> Any:
         """Codes of about as many pictures, for means over pictures."""

@@ -113,7 +113,7 @@ class DiffusionBackend(Backend):
 
     def code_width(self, clip: ClipObjective) -> int:
         """Width of a CLIP's features."""
-        return clip.label_direction.shape[-1]
+        return clip.width
 
     def optimiser(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam as published; fused where torch has that, a third of the time on a CPU."""
@@ -128,10 +128,13 @@ class DiffusionBackend(Backend):
 
     def _made_set(self, label: str, count: int, clips: Sequence[ClipObjective]) -> InvertedSet:
         """Pictures that the source makes of seeds of the run's own."""
+        return self._inverted_set(self._made(label, count).to(self.device, self.dtype), clips)
+
+    def _made(self, label: str, count: int) -> Picture:
+        """As many pictures that the source makes, on the CPU."""
         draw = rng("pictures", self.config.run.seed, label)
         seeds = torch.randint(2**31, (count,), generator=draw).tolist()
-        made = sampled(self.source, seeds, self.tuning.sample_steps, self._tell)
-        return self._inverted_set(made.to(self.device, self.dtype), clips)
+        return sampled(self.source, seeds, self.tuning.sample_steps, self._tell)
 
     @torch.no_grad()
     def _inverted_set(self, pictures: Picture, clips: Sequence[ClipObjective]) -> InvertedSet:
@@ -278,6 +281,19 @@ class DiffusionBackend(Backend):
             with self.precision.autocast():
                 made = generator.generate(x, self.tuning.t0, self.tuning.train_steps)
             yield made
+
+    @property
+    def mean_count(self) -> int:
+        """As many as are learned from: making others takes long."""
+        return len(self.learned.pictures)
+
+    def mean_pictures(self, count: int) -> Iterator[tuple[Picture, Tensor | None]]:
+        """The pictures that are learned from, or where the source makes those, as many others as are asked
+        for."""
+        own = count == self.mean_count or self.found is not None
+        pictures = self.learned.pictures if own else self._made("source mean", count)
+        for part in pictures.split(PART.get(self.device.type, 16)):
+            yield part.to(self.device, self.dtype), None
 
     def many_codes(self, count: int, clips: Sequence[ClipObjective]) -> list[Tensor]:
         """Codes of the pictures that are learned from; more would have to be made."""

@@ -59,14 +59,14 @@ def prompt_direction(source: UnitFeature, target: UnitFeature) -> UnitFeature:
     return normalize(target - source)
 
 
-def recentred(found: UnitFeature, mean: Feature, label: UnitFeature) -> UnitFeature:
-    """n(label + found - mean), shape B,E: directions of pictures whose mean 1,E is replaced by the label's
-    1,E.
+def recentred(found: UnitFeature, mean: Feature, label: UnitFeature, individual: float = 1.0) -> UnitFeature:
+    """n(label + individual (found - mean)), shape B,E: directions of pictures whose mean 1,E is replaced by
+    the label's 1,E, with a share of what is each picture's own.
 
     Not published. A learned prompt moves all directions alike, away from the label's, besides telling the
-    pictures apart; only the second is wanted (docs/adr/0017).
+    pictures apart; only the second is wanted (docs/adr/0017), and not all of it is about the domain.
     """
-    return normalize(label + found - mean)
+    return normalize(label + individual * (found - mean))
 
 
 def image_direction(source: Feature, target: Feature, floor: float = 0.05) -> Feature:

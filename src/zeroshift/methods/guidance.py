@@ -14,10 +14,11 @@ from zeroshift.clip.features import mixed, normalize, template_features, text_di
 from zeroshift.clip.model import ClipModel
 from zeroshift.clip.text import PARTS, sentence
 from zeroshift.config.schema import AdaptConfig
-from zeroshift.config.targets import target_parts
+from zeroshift.config.targets import TargetPart, target_parts
 from zeroshift.devices import Precision
 from zeroshift.errors import InputError
 from zeroshift.methods import directions, losses
+from zeroshift.methods.picture_way import PictureWay
 from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature, Words
 
 
@@ -57,21 +58,23 @@ class ClipObjective:
     """Their number of tokens."""
     source: Label
     targets: tuple[Label, ...]
-    """The target label; of a hybrid target several, whose shares sum to 1."""
-    label_direction: UnitFeature
+    """The target label; of a hybrid target several, whose shares sum to 1. Empty where pictures alone say the
+    target, as is all else that labels say."""
+    label_direction: UnitFeature | None
     """NADA's text direction 1,E, from the source label to the target label; this and all below of a hybrid
     mixed by shares."""
-    target_feature: UnitFeature
-    """Of the bare target label, 1,E: what selects layers."""
-    target_sentence_feature: UnitFeature
-    """Of "a {target}", 1,E: what the global loss compares with."""
-    length: float
-    """How far pictures are to go: distance of the two labels' mean template features, by the scale of the
-    CLIP."""
+    label_feature: UnitFeature | None
+    """Of the bare target label, 1,E."""
+    sentence_feature: UnitFeature | None
+    """Of "a {target}", 1,E."""
+    label_length: float
+    """Distance of the two labels' mean template features, by the scale of the CLIP."""
     part_directions: Tensor | None
     """Directions of the parts of a picture, one per row, for the patch loss."""
+    way: PictureWay | None = None
+    """The way to pictures of the target, where there are any, once the run has begun."""
     words_mean: Feature | None = None
-    """Mean direction 1,E of the learned words, where the labels' takes its place (`mapper.mean` "label")."""
+    """Mean direction 1,E of the learned words, where `direction` takes its place (`mapper.mean` "label")."""
 
     @property
     def name(self) -> str:
@@ -93,6 +96,49 @@ class ClipObjective:
     def global_scale(self) -> float:
         """Factor on the cosine of the global loss."""
         return self.clip.logit_scale / 100 if self.config.quirks.logit_scale_over_100 else 1.0
+
+    @property
+    def width(self) -> int:
+        """Width E of features."""
+        return len(self.source.template_mean)
+
+    def with_pictures(
+        self, words: UnitFeature | None, pictures: Callable[[PictureWay], Tensor]
+    ) -> UnitFeature:
+        """What words say, B,E or 1,E, mixed with what the way to pictures says by `shots.share`; either alone
+        where the other is not there."""
+        if words is None:
+            assert self.way is not None, "a run without words knows its way once it has begun"
+            return pictures(self.way)
+        if self.way is None:
+            return words
+        share = self.config.shots.share
+        return mixed([words, pictures(self.way)], [1 - share, share])
+
+    @property
+    def direction(self) -> UnitFeature:
+        """The one direction 1,E for all pictures: of the labels, of the pictures of the target, or both
+        mixed."""
+        return self.with_pictures(self.label_direction, lambda way: way.direction)
+
+    @property
+    def length(self) -> float:
+        """How far pictures are to go: as far as the labels or the pictures of the target lie apart from the
+        source, or between both by share."""
+        if self.way is None:
+            return self.label_length
+        share = self.config.shots.share if self.targets else 1.0
+        return (1 - share) * self.label_length + share * self.way.length
+
+    @property
+    def target_feature(self) -> UnitFeature:
+        """Of the target, 1,E: what selects layers."""
+        return self.with_pictures(self.label_feature, lambda way: way.target)
+
+    @property
+    def target_sentence_feature(self) -> UnitFeature:
+        """Of the target, 1,E: what the global loss compares with."""
+        return self.with_pictures(self.sentence_feature, lambda way: way.target)
 
     @property
     def target_mean(self) -> Tensor:
@@ -128,9 +174,9 @@ class ClipObjective:
     @torch.no_grad()
     def text_direction(self, words: Words | Captions | None) -> UnitFeature:
         """Text directions: B,E of each picture's words or captions, or 1,E of the labels where there are
-        none."""
+        none; mixed with the direction of pictures of the target where there are any."""
         if words is None:
-            return self.label_direction
+            return self.direction
         if isinstance(words, Captions):
             before_BE = self.caption_features(words.source)
             return self.mixed(
@@ -147,13 +193,14 @@ class ClipObjective:
             ]
         )
         if self.words_mean is None:
-            return found_BE
-        return directions.recentred(found_BE, self.words_mean, self.label_direction)
+            return self.with_pictures(found_BE, lambda way: way.direction)
+        individual = self.config.mapper.individual
+        return directions.recentred(found_BE, self.words_mean, self.direction, individual)
 
     def about_label(self, words: Words) -> ClipObjective:
-        """The same objective with directions that lie about the labels': `words` are those of many pictures,
+        """The same objective with directions that lie about `direction`: `words` are those of many pictures,
         whose mean direction is taken off."""
-        plain = replace(self, words_mean=None)
+        plain = replace(self, way=None, words_mean=None)
         return replace(self, words_mean=plain.text_direction(words).mean(dim=0, keepdim=True))
 
     def selection_loss(self, pictures: Picture) -> Scalar:
@@ -178,27 +225,16 @@ def clip_objective(
         mean = template_features(clip, text).mean(dim=0)
         return Label(text, mean, (residuals[0], residuals[1]), share)
 
-    parts = target_parts(config.target)
+    parts = target_parts(config.target) if config.target.strip() else ()
     shares = [part.share for part in parts]
 
-    def of_parts(feature: Callable[[str], Tensor]) -> UnitFeature:
-        """A unit feature of the target: of each label of it, mixed by shares."""
-        return mixed([feature(part.label) for part in parts], shares)
+    def of_parts(feature: Callable[[str], Tensor]) -> UnitFeature | None:
+        """A unit feature of the target: of each label of it, mixed by shares; None without words."""
+        return mixed([feature(part.label) for part in parts], shares) if parts else None
 
-    def way(text: str) -> Tensor:
-        """Difference E of a label's mean template feature to the source's."""
-        return (template_features(clip, text) - template_features(clip, config.source)).mean(dim=0)
-
-    def sentence_feature(template: str) -> UnitFeature:
+    def sentence_feature(template: str) -> UnitFeature | None:
         return of_parts(lambda text: normalize(clip.encode_text([sentence(template, text)])))
 
-    way_E = torch.stack([part.share * way(part.label) for part in parts]).sum(dim=0)
-    apart = float(torch.linalg.vector_norm(way_E))
-    if not apart and config.quirks.length != "floor":
-        raise InputError(
-            f"{config.source!r} and {config.target!r} are the same to the CLIP {clip.name}, so there is no "
-            'distance to go; give other labels, or quirks.length "floor".'
-        )
     return ClipObjective(
         clip=clip,
         weight=weight,
@@ -209,13 +245,33 @@ def clip_objective(
         source=label(config.source),
         targets=tuple(label(part.label, part.share) for part in parts),
         label_direction=of_parts(lambda text: text_direction(clip, config.source, text)),
-        target_feature=sentence_feature("{}"),
-        target_sentence_feature=sentence_feature("a {}"),
-        length=clip.length_scale * apart,
+        label_feature=sentence_feature("{}"),
+        sentence_feature=sentence_feature("a {}"),
+        label_length=_label_length(clip, config, parts),
         part_directions=of_parts(lambda text: _part_directions(clip, config.source, text))
         if config.losses.patch
         else None,
     )
+
+
+def _label_length(clip: ClipModel, config: AdaptConfig, parts: Sequence[TargetPart]) -> float:
+    """How far pictures are to go by the labels; 0 without words of the target. InputError where the labels
+    must have a distance and have none."""
+    if not parts:
+        return 0.0
+
+    def way(text: str) -> Tensor:
+        """Difference E of a label's mean template feature to the source's."""
+        return (template_features(clip, text) - template_features(clip, config.source)).mean(dim=0)
+
+    way_E = torch.stack([part.share * way(part.label) for part in parts]).sum(dim=0)
+    apart = float(torch.linalg.vector_norm(way_E))
+    if not apart and config.quirks.length != "floor":
+        raise InputError(
+            f"{config.source!r} and {config.target!r} are the same to the CLIP {clip.name}, so there is no "
+            'distance to go; give other labels, or quirks.length "floor".'
+        )
+    return clip.lengths.of(apart)
 
 
 def _part_directions(clip: ClipModel, source: str, target: str) -> Tensor:

@@ -17,13 +17,23 @@ from zeroshift.methods.guidance import ClipObjective
 from zeroshift.methods.views import draw_views, mean_feature
 from zeroshift.models import layers
 from zeroshift.models.protocol import Generator, Noise, noise_of
-from zeroshift.models.seeds import draw_noise, draw_z, rng, truncate
+from zeroshift.models.seeds import average_style, draw_noise, draw_z, rng, truncate
 from zeroshift.pictures.sample import draw
 from zeroshift.shapes import Latent, Picture, Style, UnitFeature
 
 PART_PIXELS = {"cpu": 4 * 256**2}
 """Pixels drawn at a time without gradient, by kind of device: activations stay small, and in a CPU's
 cache."""
+
+MEAN_PICTURES = 4096
+"""Pictures over which the mean of what a CLIP sees in the source's is taken. With so many, told by their
+styles, another seed changes the direction to ten pictures by less than a degree (docs/log.md)."""
+
+MEAN_AT_ONCE = 16
+"""How many of them are drawn together; their draws depend on it."""
+
+MEAN_STYLES = 2**17
+"""Styles over which their mean is taken."""
 
 LEGACY = 4 / 5
 """The published optimiser keeps a factor of lazy regularisation that it does not use: rate * 4/5, betas (0,
@@ -114,7 +124,7 @@ class StyleBackend(Backend):
         if step in self.pages:
             return self.pages[step]
         w_BS = self._styles(self.given.stage1_z, self.config.mapper.batch, "stage1", step)
-        pictures = self._draw(self.source, w_BS, "stage1", step)
+        pictures = self.draw(self.source, w_BS, "stage1", step)
         views = draw_views(self.config.train.views, pictures, self.config.run.seed, "stage1", step)
         page = w_BS, [mean_feature(clip.encode_image, pictures, views) for clip in clips]
         if self.config.mapper.pictures:
@@ -142,19 +152,30 @@ class StyleBackend(Backend):
 
     def pictures(self, generator: Generator, codes: Tensor, step: int) -> Picture:
         """Pictures of styles BS or BKS, with the noise of a step of stage 2."""
-        return self._draw(generator, codes, "stage2", step)
+        return self.draw(generator, codes, "stage2", step)
 
-    def _draw(self, generator: Generator, w: Tensor, label: str, step: int) -> Picture:
-        if self.config.quirks.noise == "independent" and generator is self.target:
-            label += " target"
-        noise = self._noise(label, step, len(w))
+    def draw(self, generator: Generator, w: Tensor, label: str, step: int) -> Picture:
+        """Pictures BCHW of styles BS or BKS with the noise of a step and label."""
+        noise = self.noise(self._label_of(generator, label), step, len(w))
         size = len(w) if torch.is_grad_enabled() else self._part()
         parts = [slice(first, first + size) for first in range(0, len(w), size)]
         with self.precision.autocast():
             drawn = [generator.synthesize(w[part], noise_of(noise, part)).to(self.dtype) for part in parts]
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
-    def _noise(self, label: str, step: int, batch: int) -> Noise:
+    def activations(self, generator: Any, w: Tensor, label: str, step: int) -> list[Tensor]:
+        """Outputs of the styled convolutions of such pictures, all at once."""
+        noise = self.noise(self._label_of(generator, label), step, len(w))
+        with self.precision.autocast():
+            return [each.to(self.dtype) for each in generator.synthesize(w, noise, features=True)[1]]
+
+    def _label_of(self, generator: Any, label: str) -> str:
+        """What the noise of a generator's pictures is keyed by: the target may have its own."""
+        own = self.config.quirks.noise == "independent" and generator is self.target
+        return f"{label} target" if own else label
+
+    def noise(self, label: str, step: int, batch: int) -> Noise:
+        """The noise of a step and label, drawn or as `quirks.noise` wants it."""
         kind = self.config.quirks.noise
         if kind == "buffers" or kind == "off":
             return kind
@@ -189,7 +210,7 @@ class StyleBackend(Backend):
             pictures = pictures.to(self.dtype)
             return torch.stack([clip.weight * clip.selection_loss(pictures) for clip in clips]).sum()
 
-        noise = self._noise("select", step, len(w_BS))
+        noise = self.noise("select", step, len(w_BS))
         with self.precision.autocast():
             scores, value = layers.score_layers(
                 self.target, w_BS, loss, noise=noise, part=self.most_at_once()
@@ -236,6 +257,24 @@ class StyleBackend(Backend):
             with self.precision.autocast():
                 pictures = generator.synthesize(part, "buffers").to(self.dtype)
             yield pictures
+
+    @property
+    def mean_count(self) -> int:
+        """Enough for a degree, see MEAN_PICTURES."""
+        return MEAN_PICTURES
+
+    @torch.no_grad()
+    def mean_pictures(self, count: int) -> Iterator[tuple[Picture, Tensor | None]]:
+        """Pictures of latents that belong to the seed of the run, with noise as in stage 2, and their
+        styles."""
+        for number, first in enumerate(range(0, count, MEAN_AT_ONCE)):
+            w_BS = self._styles(None, min(MEAN_AT_ONCE, count - first), "source mean", number)
+            yield self.draw(self.source, w_BS, "source mean", number), w_BS
+
+    @torch.no_grad()
+    def mean_code(self) -> Tensor:
+        """Mean style over MEAN_STYLES latents, by the seed of the run."""
+        return average_style(self.source, MEAN_STYLES, self.config.run.seed)
 
     def monitor_pictures(self, generator: Any, codes: Tensor) -> Picture:
         """Pictures of styles with the generator's own noise maps."""

@@ -8,7 +8,7 @@ held. Where the paper leaves a choice: docs/adr/0033.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from zeroshift.clip.features import normalize
 from zeroshift.methods import directions
 from zeroshift.methods.backend import Given
 from zeroshift.methods.guidance import ClipObjective
+from zeroshift.methods.importance import elastic_loss, fisher
 from zeroshift.methods.steps import Look, looks, move_target, other_clip_terms, source_and_target
 from zeroshift.methods.zero_shot import ZeroShotRun
 from zeroshift.models.seeds import rng
-from zeroshift.shapes import Feature, Scalar, UnitFeature
+from zeroshift.shapes import Feature, Picture, Scalar, UnitFeature
 from zeroshift.training.loop import Hook, Progress, Stage, Trained
 from zeroshift.training.terms import Group, Terms
 
@@ -76,14 +77,6 @@ def covariance_loss(image: Tensor, text: UnitFeature, centred: bool) -> Scalar:
     return torch.linalg.matrix_norm(difference).mean()
 
 
-def elastic_loss(
-    weights: Mapping[str, Tensor], start: Mapping[str, Tensor], importance: Mapping[str, Tensor]
-) -> Scalar:
-    """sum_l F_l (theta_l - theta_l,s)^2 over all weights: Elastic Weight Consolidation."""
-    parts = [(importance[name] * (weights[name] - start[name]).square()).sum() for name in importance]
-    return torch.stack(parts).sum()
-
-
 def consistency_loss(source: UnitFeature, target: UnitFeature) -> Scalar:
     """KL( softmax(S S^T) || softmax(T T^T) ), the mean over rows, of unit features ...,B,E of the pictures of
     a batch."""
@@ -118,15 +111,15 @@ class SvlRun(ZeroShotRun):
         self.start = {name: named[name].detach().clone() for name in self.backend.movable}
         """Weights before anything has moved."""
 
-    def _stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """A stage of the variations before the generator's."""
         options = self.config.own.svl
-        widths = [clip.label_direction.shape[-1] for clip in self.clips]
+        widths = [clip.width for clip in self.clips]
         made = Variations(widths, options.variations, self.config.run.seed)
         self.variations = made.to(self.device, self.dtype)
         learned = dict(self.variations.named_parameters())
         adam = torch.optim.Adam(list(learned.values()), lr=options.lr, betas=(0.0, 0.99))
-        (moving,) = super()._stages()
+        (moving,) = super().stages()
         models = {"variations": self.variations}
         first = Stage(1, options.steps, {"variations": Trained(learned, adam)}, models, "own.svl", 1)
         return first, replace(moving, models={**models, **moving.models})
@@ -150,19 +143,15 @@ def importance(run: SvlRun) -> dict[str, Tensor]:
     source.load_state_dict(run.start, strict=False)
     named = dict(source.named_parameters())
     weights = {name: named[name].requires_grad_(True) for name in run.start}
-    found = {name: torch.zeros_like(each) for name, each in weights.items()}
-    count = 0
-    for picture in run.backend.fixed_pictures(source, run.config.own.svl.elastic_pictures):
-        count += len(picture)
-        for clip in run.clips:
-            similarity = (normalize(clip.encode_image(picture)) * texts_of(clip)[0]).sum()
-            gradients = torch.autograd.grad(
-                similarity, list(weights.values()), retain_graph=clip is not run.clips[-1], allow_unused=True
-            )
-            for each, gradient in zip(found.values(), gradients, strict=True):
-                if gradient is not None:
-                    each += clip.weight * gradient.square()
-    return {name: each / count for name, each in found.items()}
+
+    def similarities(picture: Picture) -> list[tuple[float, Scalar]]:
+        return [
+            (clip.weight, (normalize(clip.encode_image(picture)) * texts_of(clip)[0]).sum())
+            for clip in run.clips
+        ]
+
+    pictures = run.backend.fixed_pictures(source, run.config.own.svl.elastic_pictures)
+    return fisher(map(similarities, pictures), weights)
 
 
 # 3. The training.

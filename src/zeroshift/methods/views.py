@@ -45,8 +45,13 @@ def draw_views(
     Those of row i depend on (seed, stage, step, first_sample + i) only. More views leave the first ones as
     they are, and no kind of change depends on the strength of another.
     """
-    if options.count == 1:
-        return None
+    return None if options.count == 1 else drawn_views(options, pictures, seed, stage, step, first_sample)
+
+
+def drawn_views(
+    options: ViewsConfig, pictures: Picture, seed: int, stage: str, step: int, first_sample: int = 0
+) -> Views:
+    """As `draw_views`, one view too."""
     samples = range(first_sample, first_sample + len(pictures))
     theta = torch.stack([_places(options, rng("views", seed, stage, step, i)) for i in samples], dim=1)
     amount = options.grain * options.strength

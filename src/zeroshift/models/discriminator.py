@@ -6,9 +6,8 @@ architecture is that of the generator's `StyleGAN2Config`.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import ClassVar, Literal, overload
 
 import torch
@@ -95,17 +94,22 @@ class StyleGAN2Discriminator(nn.Module):
         self.final_linear = nn.Sequential(EqualLinear(last * 16, last, activate=True), EqualLinear(last, 1))
         initialise(self, torch.Generator().manual_seed(seed))
 
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """Full names of the parameters of every block, from the picture's side: colours into features, then
+        one block per halving of the side, then what judges 4 x 4 positions."""
+        names = [name for name, _ in self.named_parameters()]
+        first = [
+            tuple(each for each in names if each.startswith(f"convs.{n}.")) for n in range(len(self.convs))
+        ]
+        return (*first, tuple(each for each in names if each.startswith("final_")))
+
     def config_text(self) -> str:
         """The `StyleGAN2Config` as JSON, as files of ours state it."""
-        return json.dumps(asdict(self.config))
+        return self.config.as_text()
 
-    @overload
-    def forward(self, image: Tensor, *, features: Literal[False] = ...) -> Tensor: ...
-    @overload
-    def forward(self, image: Tensor, *, features: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
-    def forward(self, image: Tensor, *, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits (B, 1) of pictures in [-1, 1]; with `features` also the outputs of both convolutions of
-        every residual block, in order."""
+    def block_outputs(self, image: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What every residual block gives, one after the other, each computed when it is asked for: its
+        output, and the outputs of both convolutions of its branch."""
         size = self.config.size
         if image.dim() != 4 or image.shape[1:] != (3, size, size):
             raise InputError(
@@ -114,10 +118,32 @@ class StyleGAN2Discriminator(nn.Module):
         # Channels last is the faster layout for the filters on CPUs (15 to 25 % of a step).
         x = image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
         x = self.convs[0](x)
-        maps: list[Tensor] = []
         for block in list(self.convs)[1:]:
             x, first, second = block(x)
+            yield x, first, second
+
+    @overload
+    def forward(self, image: Tensor, *, features: Literal[False] = ...) -> Tensor: ...
+    @overload
+    def forward(self, image: Tensor, *, features: Literal[True]) -> tuple[Tensor, list[Tensor]]: ...
+    def forward(self, image: Tensor, *, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits (B, 1) of pictures in [-1, 1]; with `features` also the outputs of both convolutions of
+        every residual block, in order."""
+        x = image
+        maps: list[Tensor] = []
+        for block in self.block_outputs(image):
+            x, first, second = block
             maps += [first, second]
-        x = self.final_conv(ops.minibatch_std(x))
-        logits = self.final_linear(x.flatten(1))
+        logits = self.final_linear[-1](self._last_features(x))
         return (logits, maps) if features else logits
+
+    def last_features(self, image: Tensor) -> Tensor:
+        """What the last layer makes the logits of, (B, F)."""
+        x = image
+        for block in self.block_outputs(image):
+            x = block[0]
+        return self._last_features(x)
+
+    def _last_features(self, x: Tensor) -> Tensor:
+        x = self.final_conv(ops.minibatch_std(x))
+        return self.final_linear[0](x.flatten(1))

@@ -1,4 +1,4 @@
-"""What moves in a generator: its weights, or a few numbers that fold into them exactly (ADR 0031).
+"""What moves in a network: its weights, or a few numbers that fold into them exactly (ADR 0031, 0040).
 
 A kind other than "weights" leaves every weight W of the source as it is and puts W' in its place, computed
 from W and from small parameters that start where W' equals W in every bit. Folding writes W' down as an
@@ -27,6 +27,9 @@ MOVES = {
     "domain": "the scale of every style",
 }
 """What each kind with small parameters moves, in words."""
+
+MODULATION_START = 1e-7
+"""Deviation of v and u of a kernel modulation where it starts, as published: W' rounds to W in float32."""
 
 
 class Offset(nn.Module):
@@ -91,6 +94,32 @@ class ScaledToo(nn.Module):
         return self.__dict__["scaled"](weight)
 
 
+class Modulated(nn.Module):
+    """W' = W (1 + v u^T), entry by entry over (out, in k k), in the filters that are kept, W in all others.
+
+    Kernel modulation (Zhao et al., AdAM, NeurIPS 2022): v has a number per filter, u one per entry of a
+    filter. The weights of a kept filter stay what they are: no gradient reaches them. At first all are kept.
+    Note. `scrambled` is the published code's factor: u v^T, of shape (in k k, out), read in the order of its
+    numbers as if it were (out, in k k), so that v is no longer a number per filter.
+    """
+
+    kept: Tensor
+
+    def __init__(self, weight: Tensor, draw: torch.Generator, *, scrambled: bool = False) -> None:
+        super().__init__()
+        rows, columns = _matrix(weight).shape
+        self.scrambled = scrambled
+        self.v = nn.Parameter((MODULATION_START * torch.randn(rows, generator=draw)).to(weight))
+        self.u = nn.Parameter((MODULATION_START * torch.randn(columns, generator=draw)).to(weight))
+        self.register_buffer("kept", torch.ones(rows, dtype=torch.bool, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        factor = self.u[:, None] * self.v if self.scrambled else self.v[:, None] * self.u
+        modulated = weight.detach() * (1 + factor.reshape(weight.shape))
+        per_filter = self.kept.view(-1, *[1] * (min(weight.dim(), 4) - 1))
+        return torch.where(per_filter, modulated, weight)
+
+
 def reparametrise(
     generator: Any, kind: Kind, names: Iterable[str], *, rank: int = 4, seed: int = 0
 ) -> list[str]:
@@ -125,6 +154,38 @@ def reparametrise(
         place = f"{name.removesuffix(attribute)}parametrizations.{attribute}.0"
         moving += [f"{place}.{small}" for small, _ in computed.named_parameters()]
     return moving
+
+
+def modulate(network: nn.Module, names: Iterable[str], seed: int, *, scrambled: bool = False) -> None:
+    """Computes the named weights, of a generator or a discriminator, as `Modulated` from now on, in place.
+    `seed` and name draw where v and u start."""
+    for name in names:
+        place, _, attribute = name.rpartition(".")
+        module = network.get_submodule(place)
+        weight = getattr(module, attribute).detach()
+        computed = Modulated(weight, rng("modulation", seed, name), scrambled=scrambled)
+        parametrize.register_parametrization(module, attribute, computed)
+
+
+def modulation_of(name: str) -> tuple[str, str]:
+    """Full names of v and u of a modulated weight."""
+    place, _, attribute = name.rpartition(".")
+    return f"{place}.parametrizations.{attribute}.0.v", f"{place}.parametrizations.{attribute}.0.u"
+
+
+def original_name(name: str) -> str:
+    """Full name under which a reparametrised weight itself goes on: "convs.0.conv.weight" ->
+    "convs.0.conv.parametrizations.weight.original"."""
+    place, _, attribute = name.rpartition(".")
+    return f"{place}.parametrizations.{attribute}.original"
+
+
+def keep_filters(network: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Says for modulated weights, by full name, which of their filters (out,) are kept; the others are plain
+    weights from then on."""
+    for name, mask in kept.items():
+        place, _, attribute = name.rpartition(".")
+        network.get_buffer(f"{place}.parametrizations.{attribute}.0.kept").copy_(mask)
 
 
 def small_parameters(generator: Any) -> dict[str, nn.Parameter]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from zeroshift.errors import InputError
 from zeroshift.models import ops
+from zeroshift.models.compression import LatentCompression
 from zeroshift.models.mixing import blend
 from zeroshift.models.protocol import Layer, LayerKind, Noise, Progress
 from zeroshift.models.seeds import check_truncation, truncate, z_from_seeds
@@ -38,7 +39,8 @@ class StyleGAN2Config:
     Channels at side r are min(channel_max, channel_base / r) where `channel_base` is given. Otherwise they
     follow the published table: 512 up to 32 px, then 256, 128, 64, 32, 16 times `channel_multiplier`, each at
     most `channel_max`. `num_classes` above 0 makes the mapping conditional. `conv_clamp` bounds every layer's
-    output, as half-precision layers need.
+    output, as half-precision layers need. `compression_codes` counts the codes of a latent compression, 0 for
+    none.
     """
 
     size: int
@@ -51,6 +53,7 @@ class StyleGAN2Config:
     lr_mlp: float = 0.01
     num_classes: int = 0
     conv_clamp: float | None = None
+    compression_codes: int = 0
 
     def __post_init__(self) -> None:
         if self.size not in (16, 32, 64, 128, 256, 512, 1024):
@@ -64,6 +67,8 @@ class StyleGAN2Config:
             raise InputError(f"lr_mlp must be positive, got {self.lr_mlp}. The published value is 0.01.")
         if self.num_classes < 0:
             raise InputError(f"num_classes must be at least 0, got {self.num_classes}.")
+        if self.compression_codes < 0:
+            raise InputError(f"compression_codes must be at least 0, got {self.compression_codes}.")
         if self.conv_clamp is not None and not self.conv_clamp > 0:
             raise InputError(
                 f"conv_clamp must be positive, got {self.conv_clamp}. Leave it out for no bound."
@@ -75,6 +80,14 @@ class StyleGAN2Config:
             return min(self.channel_max, max(1, self.channel_base // side))
         published = 512 if side <= 32 else 16384 // side * self.channel_multiplier
         return min(self.channel_max, published)
+
+    def as_text(self) -> str:
+        """The architecture as JSON, as files of ours state it. Where there is no latent compression it is not
+        named, so that earlier versions read the file."""
+        values = asdict(self)
+        if not self.compression_codes:
+            del values["compression_codes"]
+        return json.dumps(values)
 
 
 def resolve_modulation(modulation: Modulation, device: torch.device) -> ops.ModulationPath:
@@ -231,7 +244,8 @@ class StyleGAN2Generator(nn.Module):
     """Noise z -> style w -> picture; weights drawn from `seed` alone.
 
     Order of computation: constant, conv1 (latent 0), to_rgb1 (latent 1), then per side convs.(2j) enlarging
-    (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3).
+    (latent 2j+1), convs.(2j+1) (latent 2j+2), to_rgbs.j (latent 2j+3). Where it has a `compression`, every
+    style goes through that first.
     """
 
     kind: Literal["styles"] = "styles"
@@ -271,6 +285,8 @@ class StyleGAN2Generator(nn.Module):
             self.to_rgbs.append(ToRGB(channels, width, clamp=clamp))
             below = channels
         self.register_buffer("latent_avg", torch.zeros(width))
+        count = config.compression_codes
+        self.compression = LatentCompression(self.num_latents, width, count) if count else None
         rng = torch.Generator().manual_seed(seed)
         initialise(self, rng)
         for index, shape in enumerate(self.noise_shapes()):
@@ -342,6 +358,17 @@ class StyleGAN2Generator(nn.Module):
         rgb = rgb.contiguous()
         return (rgb, activations) if features else rgb
 
+    def compressed(self, w: Tensor) -> Tensor:
+        """Styles BKS by which pictures of styles BS or BKS are made: the same ones, or near to the codes of a
+        latent compression."""
+        return torch.stack(tuple(self._rows(w)), dim=1)
+
+    def compress(self, codes: Tensor, alpha: Tensor) -> None:
+        """Makes every style go through the latent compression by codes NKS with shares alpha (K,), in place
+        of one it had."""
+        self.compression = LatentCompression.of(codes, alpha).to(self.latent_avg)
+        self.config = replace(self.config, compression_codes=len(codes))
+
     def forward(self, z: Tensor, noise: Noise = "buffers") -> Tensor:
         """Pictures of noise BZ, un-truncated."""
         return self.synthesize(self.map(z), noise)
@@ -385,6 +412,10 @@ class StyleGAN2Generator(nn.Module):
     ) -> Tensor:
         """Pictures as `sample` gives them, of the weights between the source's (`strength` 0) and these (1)
         or beyond (up to 2). `t0` means nothing here."""
+        if self.compression is not None and source.compression is None:
+            # The same pictures as ever, in the shape of this one: no share of the compressed style.
+            source = source.clone()
+            source.compression = self.compression.with_shares(torch.zeros_like(self.compression.alpha))
         between = blend(source, self, strength)
         return between.sample(seeds, truncation, steps=steps, eta=eta, progress=progress)
 
@@ -428,7 +459,7 @@ class StyleGAN2Generator(nn.Module):
 
     def config_text(self) -> str:
         """The `StyleGAN2Config` as JSON."""
-        return json.dumps(asdict(self.config))
+        return self.config.as_text()
 
     def _label_rows(self, labels: Tensor | None, z: Tensor) -> Tensor:
         """Labels as rows of weights (B, classes)."""
@@ -451,12 +482,14 @@ class StyleGAN2Generator(nn.Module):
         return F.one_hot(labels.long(), count).to(z)
 
     def _rows(self, w: Tensor) -> Sequence[Tensor]:
-        if w.dim() == 2 and w.shape[1] == self.style_dim:
-            return [w] * self.num_latents
-        if w.dim() == 3 and w.shape[1:] == (self.num_latents, self.style_dim):
-            return w.unbind(dim=1)
-        expected = f"(batch, {self.style_dim}) or (batch, {self.num_latents}, {self.style_dim})"
-        raise InputError(f"w must have shape {expected}, got {tuple(w.shape)}.")
+        """Styles BS of every latent."""
+        single = w.dim() == 2 and w.shape[1] == self.style_dim
+        if not single and (w.dim() != 3 or w.shape[1:] != (self.num_latents, self.style_dim)):
+            expected = f"(batch, {self.style_dim}) or (batch, {self.num_latents}, {self.style_dim})"
+            raise InputError(f"w must have shape {expected}, got {tuple(w.shape)}.")
+        if self.compression is not None:
+            return self.compression(w).unbind(dim=1)
+        return [w] * self.num_latents if single else w.unbind(dim=1)
 
     def _noise_maps(self, noise: Noise, batch: int) -> Sequence[Tensor | None]:
         shapes = self.noise_shapes()

@@ -108,7 +108,7 @@ def metadata_of(
         metadata = {
             "method": run.config.method,
             "source": run.config.source,
-            "target": run.config.target,
+            "target": run.config.target_name,
             "strength": f"{strength:g}",
             "source_sha256": str(run.folder.environment["source"]["sha256"]),
         }

@@ -116,7 +116,7 @@ def save_translated(
     metadata."""
     given, names = read_pictures(pictures, made.shape[-1])
     config = runs[0].config
-    targets = " + ".join(run.config.target for run in runs)
+    targets = " + ".join(run.config.target_name for run in runs)
     metadata = {"method": config.method, "source": config.source, "target": targets}
     metadata |= {
         name: value if isinstance(value, str) else f"{value:g}"

@@ -31,6 +31,7 @@ from zeroshift.portraits.scene import LATENT_DIM, sample_scene
 from zeroshift.portraits.shading import DOMAINS, TUNING, render
 from zeroshift.pretrain import clips, dataset, ddpm, guides, identity, mistakes, oracle, reader
 from zeroshift.pretrain.generator import GENERATOR_RECIPE, distil, finish, polish, regress
+from zeroshift.pretrain.lengths import calibrate
 from zeroshift.worlds.portraits import Portraits
 
 ASSETS = Path(__file__).parents[1] / "portraits" / "assets"
@@ -51,6 +52,7 @@ def make_clip(name: str, data: Path, work: Path, out: Path) -> dict:
     """Trains, measures and saves a CLIP that learns from clean pictures; returns its card."""
     clip, seconds = clips.train(name, data, work)
     clip.name = f"portraits-{name}"
+    calibrate(clip, dataset.load(data, 8, 8))
     recipe = clips.RECIPES[name]
     facts = {"pictures_seen": 2 * recipe.people * recipe.steps, "steps": recipe.steps}
     return _save_clip(clip, recipe, facts, seconds, clips.measure(clip, *_test_people()), out / name)
@@ -64,6 +66,8 @@ def _save_clip(
         "model": clip.name,
         "data": "renders of 8000 people in 14 domains",
         **facts,
+        "length_scale": clip.lengths.scale,
+        "length_power": clip.lengths.power,
         "minutes": round(seconds / 60, 1),
         "attack_radius": recipe.attack,
         "seed": recipe.seed,
@@ -97,7 +101,6 @@ def make_guides(data: Path, work: Path, out: Path, jobs: int) -> dict[str, dict]
             "steps": recipe.steps,
             "rounds": rounds.rounds,
             "steps_per_round": rounds.tune,
-            "length_scale": clip.length_scale,
             "truth_above": {"mean": round(sum(above.values()) / len(above), 3), **above},
         }
         seconds = torch.load(last / f"{name}.pt", weights_only=True)["seconds"]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroshift.clip.features import normalize, template_features
+from zeroshift.clip.features import normalize
 from zeroshift.clip.model import ClipModel
 from zeroshift.config.recipes import recipe
 from zeroshift.config.schema import AdaptConfig, configure
@@ -31,13 +31,13 @@ from zeroshift.files.clips import load_clip_folder, save_clip
 from zeroshift.files.registry import load_generator
 from zeroshift.measure.metrics import grain
 from zeroshift.methods import ipl
-from zeroshift.methods.adapt import open_run
 from zeroshift.methods.backend import Given
 from zeroshift.methods.directions import image_direction
 from zeroshift.portraits.scene import sample_scene
 from zeroshift.portraits.shading import DOMAINS, TUNING
 from zeroshift.pretrain import dataset, guides
 from zeroshift.pretrain.guides import Examples, Guide
+from zeroshift.pretrain.lengths import calibrate, label_step
 from zeroshift.pretrain.resumable import save_atomically
 from zeroshift.shapes import Picture
 
@@ -121,19 +121,12 @@ def drawn(source: Any, generator: Any, z: Tensor) -> Picture:
 
 
 @torch.no_grad()
-def label_step(clip: ClipModel, domain: str) -> Tensor:
-    """The step (E,) from the mean template feature of the photo's label to that of a domain's."""
-    source, target = (template_features(clip, each).mean(dim=0) for each in ("photo", domain))
-    return target - source
-
-
-@torch.no_grad()
 def above(clip: ClipModel, domain: str, source: Picture, made: Picture, truth: Picture) -> float:
     """The share of people whose true picture a guide scores above the adapted one: by the step along the
     labels' direction over the larger of its length and that of the labels. It is no measure of the loss that
     a run followed, see benchmarks/guides.py."""
     apart = label_step(clip, domain)
-    floor = clip.length_scale * float(apart.norm())
+    floor = clip.lengths.of(float(apart.norm()))
     seen = [clip.encode_image(each) for each in (source, made, truth)]
     scores = [(image_direction(seen[0], each, floor) * normalize(apart)).sum(dim=1) for each in seen[1:]]
     return float((scores[1] > scores[0]).float().mean())
@@ -165,7 +158,7 @@ def collect(folder: Path, known: Known, number: int, domain: str) -> dict[str, A
             if event["stage"] == 2 and event["step"] in ROUNDS.snapshots:
                 keep(run.target)
 
-        run = open_run(config, Given(clips=clips, target=state, ema=state), hook)
+        run = ipl.open_run(config, Given(clips=clips, target=state, ema=state), hook)
         with run.loop.recorded():
             ipl.train(run)
         keep(run.average)
@@ -194,19 +187,6 @@ def collect(folder: Path, known: Known, number: int, domain: str) -> dict[str, A
     begun.unlink(missing_ok=True)
     print(json.dumps(record), flush=True)
     return record
-
-
-@torch.no_grad()
-def calibrate(clip: ClipModel, known: Known) -> None:
-    """Sets the length scale of a CLIP: how far its features of true pictures lie from those of the photos,
-    over the distance of the labels; the mean of the domains that are not held out, of 48 people."""
-    rows = torch.arange(48)
-    photo = normalize(clip.encode_image(dataset.to_float(known.people.photo[rows])))
-    ratios = []
-    for domain in TUNING:
-        truth = normalize(clip.encode_image(known.truth(rows, DOMAINS.index(domain))))
-        ratios.append(float((truth - photo).norm(dim=1).mean() / label_step(clip, domain).norm()))
-    clip.length_scale = sum(ratios) / len(ratios)
 
 
 def examples(known: Known, pool: dict[str, Tensor], n: int, draw: torch.Generator) -> Examples:
@@ -295,7 +275,7 @@ def _lay_down(name: str, guide: Guide, known: Known, folder: Path, seconds: floa
     """Writes a guide as its CLIP, calibrated, and as what training goes on from, which is written last."""
     clip = guide.finished()
     clip.name = f"portraits-{name}"
-    calibrate(clip, known)
+    calibrate(clip, known.people)
     save_clip(clip, folder / name)
     state = {"student": guide.student.state_dict(), "optimizer": guide.optimizer.state_dict()}
     state |= {"reach": guide.reach}

@@ -27,8 +27,8 @@ from zeroshift.files.registry import load_generator
 from zeroshift.files.writing import write_json
 from zeroshift.measure import metrics
 from zeroshift.measure.picture_sets import Drawn, PictureSet, Translated, TruePictures
+from zeroshift.methods.adaptation import BACKENDS
 from zeroshift.methods.backend import Given, Surroundings
-from zeroshift.methods.zero_shot import BACKENDS
 from zeroshift.pictures.inversion import Route
 from zeroshift.pictures.sample import parse_seeds
 from zeroshift.pretrain import dataset

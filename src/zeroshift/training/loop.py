@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,29 +204,46 @@ class Loop:
                 self.checkpoint()
         self.task.end_stage(number)
 
-    def update(self, part: str, terms: Terms, lr: float | None = None) -> None:
-        """One step of a part's optimiser on the weighted sum of terms, at the rate `lr` where one is
-        given."""
+    def update(self, part: str, terms: Terms | Iterable[Terms], lr: float | None = None) -> None:
+        """One step of a part's optimiser on the weighted sum of terms, at the rate `lr` where one is given.
+
+        Of several terms, computed one after the other as they are asked for, each goes its way back before
+        the next: the sum is the same, and the memory is that of the largest. The first update of a part in a
+        step is told as its loss; of further ones, on penalties, only the terms are.
+        """
         trained = self.stage.trains[part]
-        loss = terms.total()
-        self.require_finite(loss)
         if lr is not None:
             for group in trained.optimiser.param_groups:
                 group["lr"] = lr
         trained.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, named = self._way_back([terms] if isinstance(terms, Terms) else terms)
+        first = part == next(iter(self.stage.trains))
         if getattr(self.hook, "wants_gradients", False):
             norms = {
-                name: each.grad.norm() for name, each in trained.weights.items() if each.grad is not None
+                name if first else f"{part}/{name}": each.grad.norm()
+                for name, each in trained.weights.items()
+                if each.grad is not None
             }
             self.step_log.setdefault("gradients", {}).update(norms)
         if trained.zero_frozen:
             for each in trained.weights.values():
                 each.grad = torch.zeros_like(each) if each.grad is None else each.grad
         trained.optimiser.step()
-        first = part == next(iter(self.stage.trains))
-        told = {"loss" if first else f"{part}_loss": loss.detach(), **terms.named()}
-        self.step_log.setdefault("losses", {}).update(told)
+        told = self.step_log.setdefault("losses", {})
+        told.setdefault("loss" if first else f"{part}_loss", loss)
+        told.update(named)
+
+    def _way_back(self, several: Iterable[Terms]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradients of terms; gives their sum and every one by name, without gradient."""
+        losses: list[Tensor] = []
+        named: dict[str, Tensor] = {}
+        for terms in several:
+            loss = terms.total()
+            self.require_finite(loss)
+            loss.backward()
+            losses.append(loss.detach())
+            named |= terms.named()
+        return torch.stack(losses).sum(), named
 
     def average(self) -> None:
         """Moves the running averages of the stage."""

@@ -288,6 +288,13 @@ class RunFolder:
             self.close()
             raise
 
+    def other_shots(self, name: str) -> InputError:
+        """What is told where a picture of the target is not as it was when the run began."""
+        return InputError(
+            f"the pictures of the target are not those that {self.path} began with ({name} differs); put "
+            "them back, or choose another --out."
+        )
+
     def open_metrics(self, stage: int, step: int, tensorboard: bool) -> None:
         """Opens the logs behind the lines of `step` of `stage`; lines of later steps, which will be done
         again, are dropped."""
@@ -376,6 +383,11 @@ class RunFolder:
                 f"the pictures to learn from are not those that {self.path} began with; put them back, or "
                 "choose another --out."
             )
+        old_shots, new_shots = (
+            {each["name"]: each["sha256"] for each in made.get("shots", [])} for made in (before, environment)
+        )
+        if old_shots != new_shots:
+            raise self.other_shots(min(name for name, _ in old_shots.items() ^ new_shots.items()))
         names = [name for name in ("torch", "device", "threads") if before.get(name) != environment.get(name)]
         if names:
             what = ", ".join(f"{name} {before.get(name)} -> {environment.get(name)}" for name in names)
