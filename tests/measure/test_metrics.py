@@ -312,7 +312,7 @@ def test_a_picture_is_memorised_where_99_of_100_true_ones_are_further_from_the_s
     for row in distances[0].tolist():
         further = sum(min(row) < min(other) for other in distances[1].tolist())
         slow.append(100 * further >= 99 * count)
-    found = metrics.memorised(*distances)
+    found = metrics.memorised(distances[0], distances[1])
     assert [bool(each) for each in found] == slow and 0 < sum(slow) < 300
     of_the_truth = metrics.memorised(distances[1], distances[1])
     assert float(of_the_truth.sum()) == count // 100, "a hundredth of the truth itself"

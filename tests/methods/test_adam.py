@@ -26,7 +26,7 @@ KERNEL, AFFINE, JUDGED = "convs.1.conv.weight", "convs.0.conv.modulation.weight"
 
 def config(out: Path, own: Mapping[str, Any] | None = None, **overrides: Any) -> AdaptConfig:
     train = {"batch": 2, "steps": 3} | overrides.pop("train", {})
-    lazy = {"r1_every": 2, "mixing": 0.5}
+    lazy = {"r1_every": 2, "mixing": 0.5, "augment": {"kind": "none"}}
     adam_options = {"adam": OWN | dict(own or {})}
     watch = {"every": 0} | overrides.pop("monitor", {})
     return tiny.learn(

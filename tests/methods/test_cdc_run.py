@@ -76,7 +76,8 @@ class Plain:
         if step % 2 == 1:
             return self.d(pictures)
         # The only map of 16 px: the first convolution of the first block.
-        return self.head.heads[0](self.d(pictures, features=True)[1][0])  # pyright: ignore[reportCallIssue]
+        first: Any = next(self.head.heads.children())
+        return first(self.d(pictures, features=True)[1][0])
 
     def update(self, adam: torch.optim.Optimizer, loss: Tensor) -> None:
         for each in (self.adam_g, self.adam_d):

@@ -20,7 +20,12 @@ from zeroshift.methods.few_shot import made_pictures, random_latents
 def config(out: Path, method: str = "ewc", own: Mapping[str, Any] | None = None) -> AdaptConfig:
     train = {"batch": 2, "steps": 6, "ema": 0.0}
     return tiny.learn(
-        out, method, train=train, own={"ewc": {"pictures": 3} | dict(own or {})}, monitor={"every": 0}
+        out,
+        method,
+        train=train,
+        own={"ewc": {"pictures": 3} | dict(own or {})},
+        monitor={"every": 0},
+        adversarial={"augment": {"kind": "none"}},
     )
 
 

@@ -50,7 +50,8 @@ def is_stage_2(meta: Json) -> bool:
 def sizes(shared: Group) -> Json:
     """Context and sizes of the mapper."""
     biases = [value for name, value in shared.mapper.items() if name.endswith("bias")]
-    return {"context": shared.words["context"], "hidden": len(biases[0]), "depth": len(biases)}
+    network = {"hidden": len(biases[0]), "depth": len(biases)}
+    return {"context": shared.words["context"], "network": network}
 
 
 @lru_cache(maxsize=3)

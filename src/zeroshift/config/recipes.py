@@ -200,7 +200,11 @@ _PORTRAITS = Home(
     in_domain_source="person",
     # Moving every layer ruins these pictures (docs/results.md).
     far={},
-    few_shot={"train": {"steps": 300, "batch": 4, "lr": 0.002, "layers": "all", "ema": 0.98}},
+    few_shot={
+        "train": {"steps": 300, "batch": 4, "lr": 0.002, "layers": "all", "ema": 0.98},
+        # Turns and places of ADA show in pictures of 64 px (ADR 0038).
+        "own": {"adversarial": {"augment": {"parts": ("color",)}}},
+    },
 )
 
 HOMES: dict[str, Home] = {

@@ -22,7 +22,6 @@ from zeroshift.errors import InputError
 from zeroshift.files.checkpoints import load_generator_file, weights_file
 from zeroshift.files.images import eight_bit, fitted, folder_of_pictures, picture_files, read_picture
 from zeroshift.files.registry import is_built_in, load_generator, locate, world_name
-from zeroshift.files.shots import read_shots
 from zeroshift.files.writing import file_sha256, fingerprint
 from zeroshift.models.diffusion import DiffusionGenerator
 from zeroshift.models.protocol import PictureGenerator
@@ -159,26 +158,6 @@ class Files:
         """Seeds that the files are named after (seed00012.png), where all are."""
         found = [re.fullmatch(r"seed(\d+)", path.stem) for path in self.paths]
         return [int(match[1]) for match in found if match] if all(found) else None
-
-
-@dataclass(frozen=True)
-class Held:
-    """Pictures NCHW in [-1, 1] that are held in memory."""
-
-    pictures: Tensor
-    name: str
-
-    @property
-    def size(self) -> int:
-        """Their side in pixels."""
-        return self.pictures.shape[-1]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def part(self, rows: slice) -> Tensor:
-        """The pictures of some rows."""
-        return eight_bit(self.pictures[rows])
 
 
 def read_folder(folder: str | Path, size: int | None = None) -> Files:
@@ -497,15 +476,13 @@ def _add_references(inputs: EvalInputs, config: EvaluateConfig) -> None:
     inputs.missing_reasons.setdefault(
         "source", "there are no pictures before the change: --source GENERATOR or FOLDER"
     )
-    try:
-        if config.shots is not None:
-            inputs.sets["shots"] = read_folder(config.shots, size)
-        elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+    if config.shots is not None:
+        inputs.sets["shots"] = read_folder(config.shots, size)
+    elif inputs.folder is not None and inputs.folder.environment.get("shots"):
+        try:
             inputs.sets["shots"] = _shots_of(inputs.folder, size)
-    except InputError as error:
-        if config.shots is not None:
-            raise
-        inputs.missing_reasons["shots"] = f"{str(error).rstrip('.')}; give them with --shots FOLDER"
+        except InputError as error:
+            inputs.missing_reasons["shots"] = f"{error}; give them with --shots FOLDER"
 
 
 def _shots_of(folder: RunFolder, size: int) -> Files:
@@ -514,13 +491,11 @@ def _shots_of(folder: RunFolder, size: int) -> Files:
     copies = folder.path / COPIES
     if copies.is_dir() and picture_files(copies):
         return read_folder(copies, size)
-    options = folder.config.shots
+    options, recorded = folder.config.shots, folder.environment["shots"]
     assert options.folder is not None, "a run that learned from pictures names their folder"
-    try:
-        found = read_shots(options, size)
-    except InputError as error:
-        raise InputError(f"the pictures that the run learned from were not found ({error})") from error
-    if found.record() != folder.environment["shots"]:
+    paths = tuple(options.folder / each["name"] for each in recorded)
+    if not all(path.is_file() for path in paths):
+        raise InputError(f"the pictures that the run learned from were not found in {options.folder}")
+    if [file_sha256(path) for path in paths] != [each["sha256"] for each in recorded]:
         raise InputError(f"the pictures in {options.folder} are not those that the run learned from")
-    name = f"the {len(found)} pictures that the run learned from"
-    return Files(tuple(options.folder / each for each in found.names), size, name, options.crop)
+    return Files(paths, size, options.folder.name, options.crop)
