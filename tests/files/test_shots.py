@@ -164,6 +164,10 @@ def test_the_square_of_a_picture_is_the_middle_the_top_or_all_of_it_on_white() -
     whole = fitted(tall, 10, "pad")
     assert torch.equal(whole[..., 3:7], tall)
     assert bool((whole[..., :3] == 1).all()) and bool((whole[..., 7:] == 1).all())
+    strip = torch.full((1, 3, 2, 60_000), -1.0)
+    thin = fitted(strip, 9, "pad")
+    torch.testing.assert_close(thin[..., 4, :], strip[..., 0, :9])
+    assert float(thin.sum()) == pytest.approx(3 * (72 - 9))
     wide = tall.mT
     assert torch.equal(fitted(wide, 4, "top"), wide[..., 3:7])
 

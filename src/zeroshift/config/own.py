@@ -235,7 +235,7 @@ class AdamConfig:
 class EwcConfig:
     """EWC: weights that matter to the source are held where they are."""
 
-    weight: Annotated[float, Field(ge=0)] = 1e3
+    weight: Annotated[float, Field(ge=0)] = 1e4
     """Weight of the mean, over all weights that may move, of their squared change, each by how much it
     matters, on average 1."""
     pictures: Annotated[int, Field(ge=1)] = 64

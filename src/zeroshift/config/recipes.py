@@ -202,8 +202,12 @@ _PORTRAITS = Home(
     far={},
     few_shot={
         "train": {"steps": 300, "batch": 4, "lr": 0.002, "layers": "all", "ema": 0.98},
-        # Turns and places of ADA show in pictures of 64 px (ADR 0038).
-        "own": {"adversarial": {"augment": {"parts": ("color",)}}},
+        # Turns and places of ADA show in pictures of 64 px (ADR 0038); more batches of AdAM choose the same
+        # filters (docs/log.md).
+        "own": {
+            "adversarial": {"augment": {"parts": ("color",)}},
+            "adam": {"steps": 60, "batches": 25},
+        },
     },
 )
 

@@ -42,17 +42,23 @@ def fitted(pictures: Tensor, size: int, crop: Literal["centre", "top", "pad"] = 
     upper one of tall pictures, or the whole on white."""
     height, width = pictures.shape[-2:]
     if crop == "pad":
-        across, down = max(0, height - width), max(0, width - height)
+        # Resized before it is padded: the square of a long strip might not fit into memory.
+        longer = max(height, width)
+        height, width = (max(1, round(size * side / longer)) for side in (height, width))
+        across, down = size - width, size - height
         sides = (across // 2, across - across // 2, down // 2, down - down // 2)
-        pictures = F.pad(pictures, sides, value=1.0)
-        height = width = max(height, width)
+        return F.pad(_resized(pictures, height, width), sides, value=1.0)
     side = min(height, width)
     top, left = (0 if crop == "top" else (height - side) // 2), (width - side) // 2
-    pictures = pictures[..., top : top + side, left : left + side]
-    if side == size:
+    return _resized(pictures[..., top : top + side, left : left + side], size, size)
+
+
+def _resized(pictures: Tensor, height: int, width: int) -> Tensor:
+    """Pictures BCHW of that size, antialiased; the same pictures where they have it."""
+    if pictures.shape[-2:] == (height, width):
         return pictures
     return F.interpolate(
-        pictures, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+        pictures, size=(height, width), mode="bicubic", align_corners=False, antialias=True
     ).clamp(-1, 1)
 
 
@@ -143,7 +149,7 @@ def decode_picture(content: bytes, name: str | Path) -> Tensor:
         why = (
             "no PNG, JPEG, WebP, TIFF, BMP or GIF"
             if isinstance(error, Image.UnidentifiedImageError)
-            else error
+            else str(error) or type(error).__name__
         )
         raise InputError(
             f"{name} cannot be read as a picture ({why}); leave it out or replace it."

@@ -102,10 +102,13 @@ def read_shots(options: ShotsConfig, size: int, least: int = 1) -> Shots:
 
 def changed_shot(options: ShotsConfig, recorded: Sequence[Mapping[str, str]]) -> str:
     """Name of a picture in the folder that is not as a run recorded it, is gone or is new; empty where all
-    are, or the folder itself is gone."""
-    if options.folder is None or not options.folder.is_dir():
+    are, or the folder itself is gone or cannot be read."""
+    if options.folder is None:
         return ""
-    paths = {path.name: path for path in picture_files(options.folder)}
+    try:
+        paths = {path.name: path for path in picture_files(options.folder)}
+    except OSError:
+        return ""
     for each in recorded:
         path = paths.pop(each["name"], None)
         if path is None or not path.is_file() or file_sha256(path) != each["sha256"]:

@@ -248,16 +248,26 @@ def find_codes(run: RssaRun) -> None:
     if run.codes is None or run.loop.place.stage > 1:
         return
     options = run.config.own.rssa
-    shots, seen = run.shots[: len(run.codes.codes)], comparison(run)
-    with torch.no_grad():
-        wanted = seen(shots)
+    seen = comparison(run)
     for step in run.loop.steps(1):
-        pictures = run.source.synthesize(run.codes.codes)
-        added = (terms := Terms()).group()
+        quarters = 4 * (step - 1) // options.steps
+        run.loop.update("codes", differences(run, run.codes, seen), lr=options.lr / 2**quarters)
+
+
+def differences(run: RssaRun, codes: ShotCodes, seen: Callable[[Picture], Tensor]) -> Iterator[Terms]:
+    """How far the source's pictures of codes are from the shots, for a batch of them after the other; the sum
+    is the mean over all."""
+    count = len(codes.codes)
+    for first in range(0, count, run.config.train.batch):
+        rows = slice(first, first + run.config.train.batch)
+        shots, pictures = run.shots[:count][rows], run.source.synthesize(codes.codes[rows])
+        with torch.no_grad():
+            wanted = seen(shots)
+        terms = Terms()
+        added = terms.group(len(shots) / count)
         added.add("perceptual", (seen(pictures) - wanted).square().sum(dim=1).mean())
         added.add("pixel", (pictures - shots).square().mean())
-        quarters = 4 * (step - 1) // options.steps
-        run.loop.update("codes", terms, lr=options.lr / 2**quarters)
+        yield terms
 
 
 def comparison(run: RssaRun) -> Callable[[Picture], Tensor]:

@@ -234,7 +234,8 @@ class Loop:
         told.update(named)
 
     def _way_back(self, several: Iterable[Terms]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradients of terms; gives their sum and every one by name, without gradient."""
+        """Adds the gradients of terms; gives their sum and every one by name, or the sum of those of a name,
+        without gradient."""
         losses: list[Tensor] = []
         named: dict[str, Tensor] = {}
         for terms in several:
@@ -242,7 +243,8 @@ class Loop:
             self.require_finite(loss)
             loss.backward()
             losses.append(loss.detach())
-            named |= terms.named()
+            for name, value in terms.named().items():
+                named[name] = named[name] + value if name in named else value
         return torch.stack(losses).sum(), named
 
     def average(self) -> None:
