@@ -70,8 +70,8 @@ class AugmentConfig:
         "auto"
     )
     """diffaugment: every picture, always. ada: each transform with chance `p`. auto: ada, with a fixed chance
-    for fewer than 50 pictures, whose logits would drive an adaptive one up to where transforms show in what
-    is made, else an adaptive one; none for the control, `tgan`."""
+    for fewer than 50 pictures, of which an adaptive one would know too little, else an adaptive one; none for
+    the control, `tgan`."""
     p: Annotated[float, Field(ge=0, le=1)] = 0.4
     """ada: chance of every transform; where it is adaptive, at the start. Above 0.8 transforms are learned as
     if they were of the domain."""
@@ -83,7 +83,8 @@ class AugmentConfig:
         "color",
     )
     """ada: blit is flips, turns by quarters and whole pixels; geom sizes, any turns and places; color
-    brightness, contrast, luma, hue and saturation."""
+    brightness, contrast, luma, hue and saturation. Where things stand in one place, such as aligned faces,
+    color alone costs least."""
     policy: Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(min_length=1)] = (
         "color",
         "translation",

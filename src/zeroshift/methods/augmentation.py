@@ -16,8 +16,7 @@ from zeroshift.models.seeds import rng
 from zeroshift.shapes import Picture
 
 FEW = 50
-"""Pictures from which on the chance of kind auto is adaptive. Fewer are known one by one: r_t goes to 1
-whatever the chance, which then only rises."""
+"""Pictures from which on the chance of kind auto is adaptive. Of fewer, the signs of logits say little."""
 
 
 class Augmentation:
