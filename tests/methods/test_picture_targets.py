@@ -24,6 +24,7 @@ from zeroshift.files.clips import save_clip
 from zeroshift.files.images import eight_bit, fitted, read_picture, write_png
 from zeroshift.measure.evaluate import evaluate
 from zeroshift.measure.picture_sets import open_inputs
+from zeroshift.methods import shots as methods_shots
 from zeroshift.methods import style_backend
 from zeroshift.methods.adapt import AdaptRun, adapt, plan
 from zeroshift.methods.ipl import open_run
@@ -46,6 +47,13 @@ def folder_of(place: Path, count: int = 3, size: int = 16, seed: int = 0) -> Pat
         own = 0.1 * torch.randn(3, size, size, generator=draw)
         write_png(place / f"{number}.png", (0.4 * common + own).clamp(-1, 1))
     return place
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and few looks at pictures."""
+    monkeypatch.setenv("ZEROSHIFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(methods_shots, "LOOKS", 24)
 
 
 @pytest.fixture
@@ -107,7 +115,10 @@ def test_the_direction_to_pictures_is_that_of_mean_features(tmp_path: Path, fold
         assert clip.targets == () and clip.width == found.shape[1]
 
 
-def test_pictures_and_source_are_seen_in_views_as_in_training(tmp_path: Path, folder: Path) -> None:
+def test_pictures_and_source_are_seen_in_views_as_in_training(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods_shots, "LOOKS", 90)
     views = ViewsConfig(count=3)
     run = prepared(tmp_path / "run", folder, noise="off", views={"count": 3})
     shots = torch.stack([read_picture(folder / f"{number}.png") for number in range(3)])
@@ -117,14 +128,16 @@ def test_pictures_and_source_are_seen_in_views_as_in_training(tmp_path: Path, fo
         total = torch.zeros(clip.width)
         for number, picture in enumerate(pictures):
             for look in range(looks):
-                drawn = drawn_views(replace(views, count=1), picture[None], 0, stage, look, number)
+                keys = (0, stage, look // 2, number)
+                one = replace(views, count=1)
+                drawn = drawn_views(one, picture[None], *keys, opposite=look % 2 == 1)
                 total += normalize(clip.clip.encode_image(seen(picture[None], drawn)))[0]
         return total / len(pictures) / looks
 
     for clip in run.clips:
         assert clip.way is not None
-        target = mean(clip, shots, "shots", 86)  # 3 pictures, 256 looks and no fewer
-        source = mean(clip, source_pictures(run), "source mean", 13)
+        target = mean(clip, shots, "shots", 30)  # 3 pictures, 90 looks
+        source = mean(clip, source_pictures(run), "source mean", 6)  # 20 pictures, in pairs of looks
         torch.testing.assert_close(clip.direction[0], normalize(target - source), rtol=0, atol=2e-5)
 
 
@@ -151,6 +164,31 @@ def test_many_pictures_of_the_source_are_told_by_their_styles(
         target = set_mean(normalize(clip.clip.encode_image(shots)))
         torch.testing.assert_close(clip.direction, picture_set_direction(start.mean, target.mean))
         assert float((start.mean - features.mean(dim=0)).norm()) > 1e-3
+
+
+def test_the_start_of_the_way_is_kept_for_other_runs_of_the_same_source_views_and_seed(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared(tmp_path / "first", folder)
+    seen: list[str] = []
+    count = methods_shots.features_of
+
+    def counted(clips: Any, parts: Any, stage: str, number: int) -> Any:
+        seen.append(stage)
+        return count(clips, parts, stage, number)
+
+    monkeypatch.setattr(methods_shots, "features_of", counted)
+    others = folder_of(tmp_path / "more", seed=1)
+    again = prepared(tmp_path / "again", folder)
+    assert seen == ["shots"]
+    for ours, theirs in zip(first.clips, again.clips, strict=True):
+        assert torch.equal(ours.direction, theirs.direction) and ours.length == theirs.length
+    prepared(tmp_path / "others", others, target="zombie")
+    assert seen == ["shots"] * 2
+    prepared(tmp_path / "seed", folder, seed=1)
+    prepared(tmp_path / "views", folder, views={"count": 2})
+    prepared(tmp_path / "count", folder, shots={"source_pictures": 16})
+    assert seen == ["shots"] * 2 + ["shots", "source mean"] * 3
 
 
 def test_without_words_of_the_target_the_label_of_the_source_changes_nothing(

@@ -16,7 +16,7 @@ import tiny
 from zeroshift.clip.features import normalize
 from zeroshift.config.schema import ViewsConfig
 from zeroshift.methods.adapt import AdaptRun, adapt, open_run, plan
-from zeroshift.methods.views import Views, draw_views, for_every_view, mean_feature, seen
+from zeroshift.methods.views import Views, draw_views, drawn_views, for_every_view, mean_feature, seen
 from zeroshift.models.seeds import rng
 
 STILL: dict[str, Any] = {"zoom": 0.0, "shift": 0.0, "turn": 0.0, "flip": 0.0, "grain": 0.0}
@@ -302,3 +302,18 @@ def test_a_resumed_run_with_views_equals_an_uninterrupted_one(kind: str, tmp_pat
     states: list[Any] = [run.generator.state_dict() for run in (whole, again)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert whole.folder.metrics()[-1]["loss"] == again.folder.metrics()[-1]["loss"]
+
+
+def test_a_view_and_its_opposite_lie_around_the_picture() -> None:
+    keys = (pictures(3), 0, "shots", 1)
+    views, others = (drawn_views(ViewsConfig(count=4), *keys, opposite=each) for each in (False, True))
+    told = []
+    for each in (views, others):
+        areas = torch.linalg.det(each.theta[..., :2])
+        turns = torch.atan2(each.theta[..., 1, 0] * areas.sign(), each.theta[..., 1, 1])
+        told.append((areas.abs().sqrt(), turns, each.theta[..., 2], areas.sign()))
+    for ours, theirs, middle in zip(*told, (1, 0, 0, 0), strict=True):
+        torch.testing.assert_close((ours + theirs) / 2, torch.full_like(ours, middle))
+        assert float((ours - theirs).abs().min()) > 0
+    plain = draw_views(ViewsConfig(count=4), *keys)
+    assert plain is not None and torch.equal(plain.theta, views.theta)

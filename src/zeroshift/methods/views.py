@@ -49,11 +49,22 @@ def draw_views(
 
 
 def drawn_views(
-    options: ViewsConfig, pictures: Picture, seed: int, stage: str, step: int, first_sample: int = 0
+    options: ViewsConfig,
+    pictures: Picture,
+    seed: int,
+    stage: str,
+    step: int,
+    first_sample: int = 0,
+    *,
+    opposite: bool = False,
 ) -> Views:
-    """As `draw_views`, one view too."""
+    """As `draw_views`, one view too. With `opposite` the views that lie opposite to these: larger for
+    smaller, left for right, turned in the other sense. A view and its opposite together are nearer to the
+    mean of all views than two others are."""
     samples = range(first_sample, first_sample + len(pictures))
-    theta = torch.stack([_places(options, rng("views", seed, stage, step, i)) for i in samples], dim=1)
+    theta = torch.stack(
+        [_places(options, rng("views", seed, stage, step, i), opposite) for i in samples], dim=1
+    )
     amount = options.grain * options.strength
     noise = None
     if amount:
@@ -68,10 +79,11 @@ def drawn_views(
     return Views(theta.to(pictures), noise)
 
 
-def _places(options: ViewsConfig, draw: torch.Generator) -> Tensor:
-    """Matrices K,2,3 of the views of one picture."""
+def _places(options: ViewsConfig, draw: torch.Generator, opposite: bool) -> Tensor:
+    """Matrices K,2,3 of the views of one picture, or of those opposite to them."""
     # Five numbers of each view, whatever they are used for.
     uniform_K5 = torch.stack([torch.rand(5, generator=draw) for _ in range(options.count)])
+    uniform_K5 = 1 - uniform_K5 if opposite else uniform_K5
     size, across, down, angle = (2 * uniform_K5[:, :4] - 1).T
     zoom = 1 + options.strength * options.zoom * size
     x, y = options.strength * options.shift * across, options.strength * options.shift * down
